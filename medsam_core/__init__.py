@@ -1,0 +1,1 @@
+"""Model science: preprocessing, prompts, plan, models, losses, training, metrics, inference. No Dagster, MLflow, zarr."""

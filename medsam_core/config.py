@@ -1,0 +1,143 @@
+"""What a model, a stage and an evaluation are made of. What belongs here: frozen settings and their limits.
+
+Not here: paths, executors, anything of one machine. Sources: [P] stated by the paper, [C] only in its public code.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+MixKind = Literal["none", "mixpatch", "cutmix"]
+
+
+class Config(BaseModel):
+    """Base of all settings: frozen, and an unknown name is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StudentConfig(Config):
+    """The student's architecture."""
+
+    backbone: Literal["repvit_m0_9", "repvit_m1_1"] = "repvit_m1_1"
+    """timm name of the RepViT trunk; the paper uses M1.1 [P]."""
+    image_size: Annotated[int, Field(ge=64, multiple_of=64)] = 1024
+    """Side S of the square model frame in pixels; 1024 [P]."""
+
+
+class TeacherConfig(Config):
+    """The teacher's architecture."""
+
+    kind: Literal["stand_in", "medsam_vit_b"] = "medsam_vit_b"
+    """`medsam_vit_b` in earnest; `stand_in` is a small ViT with the same prompt encoder and mask decoder."""
+    image_size: Annotated[int, Field(ge=64, multiple_of=64)] = 1024
+    """Side of the teacher's square input frame; equal to the student's."""
+    embed_dim: Positive = 192
+    """Width of the stand-in's encoder; ignored by `medsam_vit_b`."""
+    depth: Positive = 6
+    """Blocks of the stand-in's encoder; ignored by `medsam_vit_b`."""
+    num_heads: Positive = 6
+    """Attention heads of the stand-in's encoder; ignored by `medsam_vit_b`."""
+
+
+class AugmentationConfig(Config):
+    """Geometric augmentation of a slot and mixing inside a group."""
+
+    horizontal_flip: Probability = 0.5
+    vertical_flip: Probability = 0.5
+    rotate_right_angles: bool = False
+    """Rotation by a random multiple of 90 degrees [C]; off by default."""
+    crop: Probability = 0.0
+    """Probability that a slot shows a random crop rather than the whole slice; 0.5 in distillation [C]."""
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    """Range of the crop's area as a fraction of the slice's [C]."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of the crop's aspect ratio in the square frame [C]."""
+    mixing: tuple[MixKind, ...] = ("none",)
+    """Each group draws one of these with equal probability [P, 1/3 each C]."""
+    mixpatch_grid: Positive = 4
+    """MixPatch divides the square frame into this many patches a side [C]."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name}: expected 0 < low <= high, found ({low}, {high})")
+        if self.crop_scale[1] > 1:
+            raise ValueError(f"crop_scale: expected at most 1, found {self.crop_scale[1]}")
+        if not self.mixing:
+            raise ValueError("mixing: expected at least one kind, found none; use ('none',) for no mixing")
+        return self
+
+
+class OptimiserConfig(Config):
+    """AdamW and its schedule, which is a function of the epoch alone."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.025
+    epsilon: Annotated[float, Field(gt=0)] = 1e-7
+    clip_norm: Annotated[float, Field(gt=0)] = 0.2
+    """L2 norm to which the gradient is clipped [C]."""
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs at the constant `warmup_learning_rate` [P: one in fine-tuning]."""
+    warmup_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    decay_epochs: tuple[int, ...] = ()
+    """The rate is multiplied by `decay_factor` from each of these epochs on."""
+    decay_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+    def rate(self, epoch: int) -> float:
+        """Return the learning rate of an epoch, counted from 0."""
+        if epoch < self.warmup_epochs:
+            return self.warmup_learning_rate
+        return self.learning_rate * self.decay_factor ** sum(epoch >= start for start in self.decay_epochs)
+
+
+class StageConfig(Config):
+    """One training stage: how much of what is drawn, how it is augmented, how it is learnt."""
+
+    epochs: Positive = 9
+    group_size: Positive = 10
+    """Slots of a group, B: what one device takes at a time [P: batch 10]."""
+    groups_per_step: Positive = 3
+    """Groups of an optimiser step [P: 3 GPUs]."""
+    epoch_slots: Positive | None = None
+    """Slots of an epoch before rounding up to whole steps; None means as many as drawable slices [C]."""
+    cached_epochs: Positive | None = None
+    """P: epoch e replays the plan of epoch e mod P; None means all epochs differ."""
+    prompts_per_slot: Positive = 1
+    """K: labels drawn for a slot, all decoded against one encoding [P: one]. Distillation draws none."""
+    box_jitter_px: Annotated[int, Field(ge=0)] = 5
+    """Each side of the tight box moves outward by 0 to this many native pixels [C]."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    mask_distillation: bool = True
+    """Fine-tuning only: also learn the teacher's mask probabilities; off in ablation 1 [P]."""
+
+    @property
+    def plan_epochs(self) -> int:
+        """Distinct epochs of the plan, P."""
+        return min(self.cached_epochs or self.epochs, self.epochs)
+
+
+PAPER_DISTILLATION = StageConfig(
+    augmentation=AugmentationConfig(crop=0.5, mixing=("mixpatch", "cutmix", "none")),
+    optimiser=OptimiserConfig(learning_rate=5e-4, weight_decay=0.025),
+)
+"""Table 3."""
+
+PAPER_FINETUNING = StageConfig(
+    augmentation=AugmentationConfig(),
+    optimiser=OptimiserConfig(
+        learning_rate=1e-3 * 10 * 3 / 256,
+        weight_decay=0.01,
+        warmup_epochs=1,
+        warmup_learning_rate=1e-4,
+        decay_epochs=(2,),
+        decay_factor=0.1,
+    ),
+)
+"""Table 2."""

@@ -1,0 +1,55 @@
+"""What the science sees of the data: a table of slices and a reader of their pixels.
+
+What belongs here: the small dataclasses and Protocols through which storage and science meet without importing each
+other. Not here: how slices are stored, or what is done with them.
+
+Legend: N slices, L labels over all slices, H W pixels of a slice at native resolution.
+Boxes are `xyxy_px`: x_min, y_min, x_max, y_max, half-open, in pixels of the named frame.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class SliceTable:
+    """The slices of one split of a release, in release order, as flat arrays.
+
+    Attributes:
+        modalities: Canonical modality names; `modality` holds indices into it.
+        modality: (N,) int8.
+        height: (N,) int32, native pixels.
+        width: (N,) int32, native pixels.
+        label_start: (N + 1,) int64; labels of slice i lie at `label_start[i]:label_start[i + 1]`.
+        label_id: (L,) int32, original ids, ascending within a slice.
+        label_area: (L,) int64, foreground pixels.
+        label_box: (L, 4) int32, tight `xyxy_px` of each label in the native slice, half-open.
+    """
+
+    modalities: tuple[str, ...]
+    modality: npt.NDArray[np.int8]
+    height: npt.NDArray[np.int32]
+    width: npt.NDArray[np.int32]
+    label_start: npt.NDArray[np.int64]
+    label_id: npt.NDArray[np.int32]
+    label_area: npt.NDArray[np.int64]
+    label_box: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.modality)
+
+    def drawable(self) -> npt.NDArray[np.int64]:
+        """Return the rows that hold at least one label; the others are stored but never drawn."""
+        return np.flatnonzero(np.diff(self.label_start) > 0)
+
+
+class SliceReader(Protocol):
+    """Reads slices by their row in a `SliceTable`."""
+
+    def read(self, row: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any] | None]:
+        """Return the image, (H, W) or (H, W, 3) uint8, and the label map, (H, W) unsigned, or None without one."""
+        ...

@@ -1,0 +1,1 @@
+"""The networks: RepViT student, SAM prompt encoder and mask decoder, ViT teachers, checkpoint loading."""

@@ -1,0 +1,1 @@
+"""The two training stages: losses, the step loop, checkpoints."""

@@ -1,0 +1,1 @@
+"""Orchestration and tracking: the only package that imports Dagster or MLflow."""

@@ -1,0 +1,98 @@
+"""Settings of one deployment: addresses, the chosen profile, the executor. What belongs here: what the environment says.
+
+Not here: any number that changes a result; those are in `pipelines.profile`.
+
+| variable | meaning | default |
+|---|---|---|
+| MEDSAM_HOME | folder of all state | `.medsam` |
+| MEDSAM_PROFILE | `sample`, `real`, `paper`, or the path of a YAML profile | `sample` |
+| MEDSAM_DATA | folder of npz files, for profiles whose source is a folder | none |
+| MEDSAM_GROUPS | CSV file,dataset,group: which files share a patient | `groups.csv` beside or in the data |
+| MEDSAM_TEACHER | path of the teacher's weights | the shipped stand-in |
+| MEDSAM_SEED | one number for both the plan's and the initialisation's seed | the profile's |
+| MEDSAM_EXECUTOR | `multiprocess` or `in_process` | `multiprocess` |
+| MLFLOW_TRACKING_URI | MLflow server or store | sqlite file under MEDSAM_HOME |
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.profile import Profile, ProfileError, load_profile
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment says, checked and made absolute."""
+
+    home: Path
+    profile: Profile
+    data: Path
+    groups_csv: Path | None
+    teacher: Path | None
+    executor: str
+    tracking_uri: str
+
+    @property
+    def state(self) -> Path:
+        """Folder of this profile's stores, caches, checkpoints and reports."""
+        return self.home / self.profile.name
+
+    @property
+    def mlflow_folder(self) -> Path:
+        """Folder of MLflow's sqlite file and artefacts."""
+        return self.home / "mlflow"
+
+
+def _path(environment: Mapping[str, str], name: str) -> Path | None:
+    value = environment.get(name)
+    return Path(value).expanduser().absolute() if value else None
+
+
+def _default_groups(data: Path) -> Path | None:
+    candidates = (data / "groups.csv", data.parent / "groups.csv")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _profile_changes(environment: Mapping[str, str]) -> dict[str, Any]:
+    seed = environment.get("MEDSAM_SEED")
+    if seed is None:
+        return {}
+    if not seed.isdigit():
+        raise ProfileError(f"MEDSAM_SEED: expected a whole number from 0 on, found {seed!r}")
+    return {"seeds": {"plan": int(seed), "init": int(seed)}}
+
+
+def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings from the environment.
+
+    Args:
+        environment: Variables; None means the process's own.
+
+    Raises:
+        ProfileError: If the profile or a variable is wrong.
+    """
+    env = os.environ if environment is None else environment
+    home = _path(env, "MEDSAM_HOME") or Path(".medsam").absolute()
+    profile = load_profile(env.get("MEDSAM_PROFILE") or "sample", _profile_changes(env))
+    data = _path(env, "MEDSAM_DATA")
+    if profile.source.kind == "synthetic":
+        data = home / profile.name / "raw"
+    if data is None:
+        raise ProfileError(
+            f"MEDSAM_DATA: profile {profile.name!r} reads a folder of npz files; expected its path, found nothing set"
+        )
+    executor = env.get("MEDSAM_EXECUTOR") or "multiprocess"
+    if executor not in {"multiprocess", "in_process"}:
+        raise ProfileError(f"MEDSAM_EXECUTOR: expected multiprocess or in_process, found {executor!r}")
+    return Settings(
+        home=home,
+        profile=profile,
+        data=data,
+        groups_csv=_path(env, "MEDSAM_GROUPS") or _default_groups(data),
+        teacher=_path(env, "MEDSAM_TEACHER"),
+        executor=executor,
+        tracking_uri=env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow' / 'mlflow.db'}",
+    )

@@ -1,0 +1,48 @@
+"""The workspace that every task receives: settings, profile and where each kind of state lies.
+
+What belongs here: one object that plain functions can be called with, without Dagster. Not here: the work itself.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pipelines.profile import Profile
+from pipelines.settings import Settings
+from storage.artefacts import Artefacts
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Settings plus the folders derived from them."""
+
+    settings: Settings
+
+    @property
+    def profile(self) -> Profile:
+        """The validated profile."""
+        return self.settings.profile
+
+    @cached_property
+    def artefacts(self) -> Artefacts:
+        """Fingerprinted results: index, release, plan, checkpoints, predictions, reports."""
+        return Artefacts(self.settings.state / "artefacts")
+
+    @property
+    def stores(self) -> Path:
+        """Root of the slice stores, one zarr group per modality."""
+        return self.settings.state / "stores"
+
+    @property
+    def scan_file(self) -> Path:
+        """The last scan of the source, kept so that unchanged files are not read again."""
+        return self.settings.state / "manifest" / "scan.parquet"
+
+    @property
+    def splits_file(self) -> Path:
+        """The recorded assignment of groups to splits; it only ever grows."""
+        return self.settings.state / "splits.json"
+
+    def cache_root(self, kind: str, fingerprint: str) -> Path:
+        """Folder of one teacher cache."""
+        return self.settings.state / "caches" / kind / fingerprint[:16]

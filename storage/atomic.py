@@ -1,0 +1,101 @@
+"""Atomic publication of files and exclusive locks. What belongs here: how bytes reach the disk. Not here: what they mean.
+
+A file appears under its name whole or not at all: written aside, flushed to the device, renamed, its folder flushed.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pandas as pd
+
+from storage.errors import BusyError
+
+PARTIAL_SUFFIX = ".partial"
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears at `path` only when the block ends without an error.
+
+    The temporary name is `path` + process id + `.partial`; a killed writer leaves at most that file behind,
+    and `remove_partials` clears it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Publish bytes under `path` atomically."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
+    """Publish a plain value as indented JSON with sorted keys, atomically."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401
+    """Read a JSON file."""
+    return json.loads(path.read_text())
+
+
+def write_parquet(path: Path, table: pd.DataFrame) -> None:
+    """Publish a table as parquet (zstd), atomically; the row index is not stored."""
+    with atomic_file(path) as file:
+        table.to_parquet(file, engine="pyarrow", compression="zstd", index=False)
+
+
+def remove_partials(folder: Path) -> int:
+    """Remove what killed writers left below `folder`; call only while holding its lock. Returns how many."""
+    count = 0
+    for path in folder.rglob(f"*{PARTIAL_SUFFIX}"):
+        path.unlink(missing_ok=True)
+        count += 1
+    return count
+
+
+@contextmanager
+def exclusive_lock(path: Path, *, what: str) -> Iterator[None]:
+    """Hold an exclusive advisory lock on `path` for the block; the kernel frees it when the process dies.
+
+    Raises:
+        BusyError: If another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            message = (
+                f"{what} is being written by process {holder}; wait for it to end, or stop it, then run again"
+            )
+            raise BusyError(message) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
