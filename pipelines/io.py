@@ -38,9 +38,7 @@ class JsonIOManager(dg.ConfigurableIOManager):
         path = self._path(upstream if upstream is not None else context)
         if not path.is_file():
             name = context.asset_key.to_user_string() if context.has_asset_key else context.name
-            raise FileNotFoundError(
-                f"expected the value of {name} in {path}, found none; materialise {name} first"
-            )
+            raise FileNotFoundError(f"expected the value of {name} in {path}, found none; materialise {name} first")
         try:
             return read_json(path)
         except json.JSONDecodeError as error:

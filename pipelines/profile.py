@@ -169,6 +169,4 @@ def load_profile(name: str, changes: dict[str, Any] | None = None) -> Profile:
             else str(item["msg"])
             for item in error.errors()
         ]
-        raise ProfileError(
-            f"profile {name!r} has {len(lines)} problem(s):\n  " + "\n  ".join(lines)
-        ) from error
+        raise ProfileError(f"profile {name!r} has {len(lines)} problem(s):\n  " + "\n  ".join(lines)) from error

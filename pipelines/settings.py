@@ -1,4 +1,4 @@
-"""Settings of one deployment: addresses, the chosen profile, the executor. What belongs here: what the environment says.
+"""Settings of one deployment: addresses, the profile, the executor. What belongs here: what the environment says.
 
 Not here: any number that changes a result; those are in `pipelines.profile`.
 
@@ -28,7 +28,9 @@ class Settings:
     """What the environment says, checked and made absolute."""
 
     home: Path
+    profile_name: str
     profile: Profile
+    seed: str | None
     data: Path
     groups_csv: Path | None
     teacher: Path | None
@@ -44,6 +46,18 @@ class Settings:
     def mlflow_folder(self) -> Path:
         """Folder of MLflow's sqlite file and artefacts."""
         return self.home / "mlflow"
+
+    def as_environment(self) -> dict[str, str]:
+        """Return the variables that give a child process these same settings."""
+        variables = {
+            "MEDSAM_HOME": str(self.home),
+            "MEDSAM_PROFILE": self.profile_name,
+            "MEDSAM_DATA": str(self.data),
+            "MEDSAM_EXECUTOR": self.executor,
+            "MLFLOW_TRACKING_URI": self.tracking_uri,
+        }
+        optional = {"MEDSAM_GROUPS": self.groups_csv, "MEDSAM_TEACHER": self.teacher, "MEDSAM_SEED": self.seed}
+        return variables | {name: str(value) for name, value in optional.items() if value is not None}
 
 
 def _path(environment: Mapping[str, str], name: str) -> Path | None:
@@ -76,7 +90,8 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     """
     env = os.environ if environment is None else environment
     home = _path(env, "MEDSAM_HOME") or Path(".medsam").absolute()
-    profile = load_profile(env.get("MEDSAM_PROFILE") or "sample", _profile_changes(env))
+    name = env.get("MEDSAM_PROFILE") or "sample"
+    profile = load_profile(name, _profile_changes(env))
     data = _path(env, "MEDSAM_DATA")
     if profile.source.kind == "synthetic":
         data = home / profile.name / "raw"
@@ -89,7 +104,9 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         raise ProfileError(f"MEDSAM_EXECUTOR: expected multiprocess or in_process, found {executor!r}")
     return Settings(
         home=home,
+        profile_name=name,
         profile=profile,
+        seed=env.get("MEDSAM_SEED"),
         data=data,
         groups_csv=_path(env, "MEDSAM_GROUPS") or _default_groups(data),
         teacher=_path(env, "MEDSAM_TEACHER"),

@@ -6,6 +6,7 @@ A file appears under its name whole or not at all: written aside, flushed to the
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO
 
 import pandas as pd
 
-from storage.errors import BusyError
+from storage.errors import BusyError, IntegrityError
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -30,11 +31,11 @@ def _sync_folder(folder: Path) -> None:
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that appears at `path` only when the block ends without an error.
 
-    The temporary name is `path` + process id + `.partial`; a killed writer leaves at most that file behind,
-    and `remove_partials` clears it.
+    The temporary name is `path` + process id + a random word + `.partial`, so that two threads never share one; a
+    killed writer leaves at most that file behind, and `remove_partials` clears it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -58,8 +59,15 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401
-    """Read a JSON file."""
-    return json.loads(path.read_text())
+    """Read a JSON file.
+
+    Raises:
+        IntegrityError: If its text is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise IntegrityError(f"{path}: expected JSON, found: {error}; remove it and make it again") from error
 
 
 def write_parquet(path: Path, table: pd.DataFrame) -> None:
@@ -91,11 +99,18 @@ def exclusive_lock(path: Path, *, what: str) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "unknown"
-            message = (
-                f"{what} is being written by process {holder}; wait for it to end, or stop it, then run again"
-            )
+            message = f"{what} is being written by process {holder}; wait for it to end, or stop it, then run again"
             raise BusyError(message) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        yield
+
+
+@contextmanager
+def waiting_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive advisory lock on `path` for the block, waiting for whoever holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -36,7 +36,7 @@ def array_hash(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
-        digest.update(memoryview(array.reshape(-1).view(np.uint8)))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -44,13 +44,18 @@ def combine(digests: Iterable[str]) -> str:
     """Return one digest of an ordered sequence of digests or other strings."""
     digest = hashlib.sha256()
     for item in digests:
-        digest.update(item.encode())
-        digest.update(b"\n")
+        data = item.encode()
+        digest.update(b"%d:" % len(data))  # so that no other cutting of the same text gives the same bytes
+        digest.update(data)
     return digest.hexdigest()
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """List every leaf in which two nested mappings differ, as `name: expected X, found Y` lines."""
+    """List every leaf in which two nested mappings differ, as `name: expected X, found Y` lines.
+
+    Leaves are compared as canonical JSON, as fingerprints are: a tuple equals the list it is read back as, and 1, 1.0
+    and True are three values. So the list is empty exactly when the fingerprints are equal.
+    """
     lines: list[str] = []
     for key in sorted({*expected, *found}):
         name = f"{prefix}{key}"
@@ -60,7 +65,7 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any], prefix: s
             lines.append(f"{name}: expected nothing, found {found[key]!r}")
         elif isinstance(expected[key], Mapping) and isinstance(found[key], Mapping):
             lines += differences(expected[key], found[key], f"{name}.")
-        elif expected[key] != found[key]:
+        elif canonical_json(expected[key]) != canonical_json(found[key]):
             lines.append(f"{name}: expected {expected[key]!r}, found {found[key]!r}")
     return lines
 

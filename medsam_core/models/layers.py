@@ -1,0 +1,59 @@
+"""Layers that several networks share. What belongs here: stateless shapes of layers. Not here: whole networks."""
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EMBEDDING_CHANNELS = 256
+"""Channels of every image embedding: what SAM's prompt encoder and mask decoder work with."""
+
+STRIDE = 16
+"""Pixels of the model frame a side of an embedding cell, for every encoder."""
+
+
+class LayerNorm2d(nn.Module):
+    """Layer normalisation over the channels of (B, C, H, W), at each position apart."""
+
+    def __init__(self, channels: int, epsilon: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H, W)."""
+        channels_last = x.permute(0, 2, 3, 1)
+        normalised = F.layer_norm(channels_last, self.weight.shape, self.weight, self.bias, self.epsilon)
+        return normalised.permute(0, 3, 1, 2)
+
+
+class Mlp(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, in_features: int, hidden_features: int, out_features: int, depth: int) -> None:
+        super().__init__()
+        widths = [in_features, *[hidden_features] * (depth - 1), out_features]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = F.relu(layer(x))
+        out: Tensor = last(x)
+        return out
+
+
+def embedding_neck(channels: int) -> nn.Sequential:
+    """Build the neck of SAM's encoders: 1x1 convolution, norm, 3x3 convolution, norm.
+
+    It maps (B, channels, h, w) to (B, 256, h, w).
+    """
+    return nn.Sequential(
+        nn.Conv2d(channels, EMBEDDING_CHANNELS, kernel_size=1, bias=False),
+        LayerNorm2d(EMBEDDING_CHANNELS),
+        nn.Conv2d(EMBEDDING_CHANNELS, EMBEDDING_CHANNELS, kernel_size=3, padding=1, bias=False),
+        LayerNorm2d(EMBEDDING_CHANNELS),
+    )

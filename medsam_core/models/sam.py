@@ -1,0 +1,238 @@
+"""SAM's prompt encoder and mask decoder. What belongs here: both modules, under the keys of published checkpoints.
+
+Not here: image encoders, or what frame a box was in before it reached the model frame. Facts: "Segment Anything"
+(arXiv 2304.02643), appendix A, and the keys, shapes and outputs of the public implementation.
+
+Legend: B images, K boxes an image, N = B * K prompts, T tokens, h w the embedding grid (S / 16), C = 256 channels.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medsam_core.models.layers import EMBEDDING_CHANNELS, LayerNorm2d, Mlp
+
+MASK_TOKENS = 4
+"""One token for the single-mask answer and three for the ambiguous, multi-mask one."""
+
+_CORNERS = (2, 3)
+"""Which `point_embeddings` mark a box's top left and bottom right corner; 0 and 1 mark background and foreground."""
+
+_PIXEL_CENTRE = 0.5
+"""Offset SAM adds to prompt coordinates and to grid indices."""
+
+
+class PositionEncoding(nn.Module):
+    """Random Fourier features of positions in the unit square."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        gaussian = torch.randn(2, EMBEDDING_CHANNELS // 2)
+        self.register_buffer("positional_encoding_gaussian_matrix", gaussian)
+        self.positional_encoding_gaussian_matrix: Tensor
+
+    def forward(self, xy: Tensor) -> Tensor:
+        """Map positions (..., 2), x then y as fractions of the frame, to encodings (..., 256).
+
+        Written without a matrix product, which automatic mixed precision would round to half: the phase needs float32.
+        """
+        x, y = (2 * xy - 1).unsqueeze(-1).unbind(-2)
+        frequencies = self.positional_encoding_gaussian_matrix
+        phase = 2 * math.pi * (x * frequencies[0] + y * frequencies[1])
+        return torch.cat([phase.sin(), phase.cos()], dim=-1)
+
+
+class PromptEncoder(nn.Module):
+    """Turns boxes into tokens.
+
+    The weights for points and mask prompts are part of published checkpoints and are carried along, so that those
+    load and save whole; no forward pass of this project uses them.
+
+    Args:
+        image_size: Side S of the square model frame in pixels.
+        grid: Side of the embedding grid, S / 16.
+    """
+
+    def __init__(self, image_size: int, grid: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.grid = grid
+        self.pe_layer = PositionEncoding()
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, EMBEDDING_CHANNELS) for _ in range(4))
+        self.not_a_point_embed = nn.Embedding(1, EMBEDDING_CHANNELS)
+        self.mask_downscaling = nn.Sequential(
+            nn.Conv2d(1, 4, kernel_size=2, stride=2),
+            LayerNorm2d(4),
+            nn.GELU(),
+            nn.Conv2d(4, 16, kernel_size=2, stride=2),
+            LayerNorm2d(16),
+            nn.GELU(),
+            nn.Conv2d(16, EMBEDDING_CHANNELS, kernel_size=1),
+        )
+        self.no_mask_embed = nn.Embedding(1, EMBEDDING_CHANNELS)
+
+    def forward(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode boxes.
+
+        Args:
+            boxes: (N, 4) float, xyxy_px in the model frame. SAM moves each corner by half a pixel; so does this.
+
+        Returns:
+            Sparse embeddings (N, 2, 256), one token a corner, and dense embeddings (N, 256, h, w), which say that
+            there is no mask prompt.
+        """
+        corners = (boxes.float().reshape(-1, 2, 2) + _PIXEL_CENTRE) / self.image_size
+        kinds = torch.cat([self.point_embeddings[row].get_parameter("weight") for row in _CORNERS])
+        sparse = self.pe_layer(corners) + kinds
+        dense = self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(len(boxes), -1, self.grid, self.grid)
+        return sparse, dense
+
+    def dense_positions(self) -> Tensor:
+        """Return the positional encoding of the embedding grid's cell centres, (1, 256, h, w)."""
+        device = self.no_mask_embed.weight.device
+        centres = (torch.arange(self.grid, device=device, dtype=torch.float32) + _PIXEL_CENTRE) / self.grid
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        encoding: Tensor = self.pe_layer(torch.stack([x, y], dim=-1))
+        return encoding.permute(2, 0, 1).unsqueeze(0)
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose inner width is the channels divided by `downsample_rate`."""
+
+    def __init__(self, channels: int, num_heads: int, downsample_rate: int = 1) -> None:
+        super().__init__()
+        inner = channels // downsample_rate
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(channels, inner)
+        self.k_proj = nn.Linear(channels, inner)
+        self.v_proj = nn.Linear(channels, inner)
+        self.out_proj = nn.Linear(inner, channels)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        N, T, inner = x.shape
+        return x.reshape(N, T, self.num_heads, inner // self.num_heads).transpose(1, 2)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend from `q` (N, Tq, C) to `k`, `v` (N, Tk, C); returns (N, Tq, C)."""
+        heads = F.scaled_dot_product_attention(
+            self._heads(self.q_proj(q)), self._heads(self.k_proj(k)), self._heads(self.v_proj(v))
+        )
+        out: Tensor = self.out_proj(heads.transpose(1, 2).flatten(2))
+        return out
+
+
+class TransformerMlp(nn.Module):
+    """The feed-forward part of a two-way block; apart from `Mlp` only because of its keys in published checkpoints."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(channels, hidden)
+        self.lin2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, T, C) to (N, T, C)."""
+        out: Tensor = self.lin2(F.relu(self.lin1(x)))
+        return out
+
+
+class TwoWayBlock(nn.Module):
+    """Self-attention of tokens, tokens to image, feed-forward, image to tokens; a residual and a norm follow each."""
+
+    def __init__(self, channels: int, num_heads: int, mlp_hidden: int, *, first: bool) -> None:
+        super().__init__()
+        self.first = first
+        self.self_attn = Attention(channels, num_heads)
+        self.norm1 = nn.LayerNorm(channels)
+        self.cross_attn_token_to_image = Attention(channels, num_heads, downsample_rate=2)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = TransformerMlp(channels, mlp_hidden)
+        self.norm3 = nn.LayerNorm(channels)
+        self.norm4 = nn.LayerNorm(channels)
+        self.cross_attn_image_to_token = Attention(channels, num_heads, downsample_rate=2)
+
+    def forward(self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
+        """Update tokens (N, T, C) and image (N, h * w, C) with each other's.
+
+        The first block's tokens still equal their own positional encoding: there SAM adds none and keeps no residual.
+        """
+        if self.first:
+            tokens = self.self_attn(tokens, tokens, tokens)
+        else:
+            q = tokens + token_pe
+            tokens = tokens + self.self_attn(q, q, tokens)
+        tokens = self.norm1(tokens)
+        image_keys = image + image_pe
+        tokens = self.norm2(tokens + self.cross_attn_token_to_image(tokens + token_pe, image_keys, image))
+        tokens = self.norm3(tokens + self.mlp(tokens))
+        image = self.norm4(image + self.cross_attn_image_to_token(image_keys, tokens + token_pe, tokens))
+        return tokens, image
+
+
+class TwoWayTransformer(nn.Module):
+    """Two two-way blocks and a last attention from tokens to image."""
+
+    def __init__(self, channels: int = EMBEDDING_CHANNELS, num_heads: int = 8, mlp_hidden: int = 2048) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TwoWayBlock(channels, num_heads, mlp_hidden, first=first) for first in (True, False)
+        )
+        self.final_attn_token_to_image = Attention(channels, num_heads, downsample_rate=2)
+        self.norm_final_attn = nn.LayerNorm(channels)
+
+    def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return tokens (N, T, C) and image (N, h * w, C) from `image` (N, h * w, C) and `image_pe` (1, h * w, C)."""
+        token_pe = tokens
+        for layer in self.layers:
+            tokens, image = layer(tokens, image, token_pe, image_pe)
+        attended = self.final_attn_token_to_image(tokens + token_pe, image + image_pe, image)
+        return self.norm_final_attn(tokens + attended), image
+
+
+class MaskDecoder(nn.Module):
+    """Predicts masks at a quarter of the model frame's resolution, and the IoU it expects of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        C = EMBEDDING_CHANNELS
+        self.transformer = TwoWayTransformer()
+        self.iou_token = nn.Embedding(1, C)
+        self.mask_tokens = nn.Embedding(MASK_TOKENS, C)
+        self.output_upscaling = nn.Sequential(
+            nn.ConvTranspose2d(C, C // 4, kernel_size=2, stride=2),
+            LayerNorm2d(C // 4),
+            nn.GELU(),
+            nn.ConvTranspose2d(C // 4, C // 8, kernel_size=2, stride=2),
+            nn.GELU(),
+        )
+        self.output_hypernetworks_mlps = nn.ModuleList(Mlp(C, C, C // 8, depth=3) for _ in range(MASK_TOKENS))
+        self.iou_prediction_head = Mlp(C, C, MASK_TOKENS, depth=3)
+
+    def forward(
+        self, embeddings: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor, *, multimask_output: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Decode prompts against image embeddings.
+
+        Args:
+            embeddings: (B, 256, h, w); image b belongs to prompts b * K to (b + 1) * K.
+            image_pe: (1, 256, h, w), of `PromptEncoder.dense_positions`.
+            sparse: (N, T, 256), of `PromptEncoder.forward`.
+            dense: (N, 256, h, w), likewise.
+            multimask_output: Return the three ambiguous masks rather than the single one.
+
+        Returns:
+            Logits (N, M, 4h, 4w) and expected IoUs (N, M), M = 3 or 1.
+        """
+        own_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat([own_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
+        image = embeddings.repeat_interleave(len(sparse) // len(embeddings), dim=0) + dense
+        tokens, image_tokens = self.transformer(
+            image.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2), tokens
+        )
+        upscaled = self.output_upscaling(image_tokens.transpose(1, 2).unflatten(2, image.shape[2:]))
+        wanted = range(1, MASK_TOKENS) if multimask_output else range(1)
+        kernels = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in wanted], dim=1)
+        logits = (kernels @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
+        iou = self.iou_prediction_head(tokens[:, 0])
+        return logits, iou[:, wanted.start : wanted.stop]

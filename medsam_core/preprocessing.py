@@ -1,0 +1,207 @@
+"""The one preprocessing of training, teacher, validation, inference and export.
+
+What belongs here: the way between a slice's native frame and the square model frame, for images, boxes, masks and
+logits. Not here: the standardisation or min-max that student and teacher apply to the same pixels, or random draws.
+
+Legend: H W native pixels, S side of the model frame in pixels, K boxes, G side of the loss grid, h w of the logits.
+Coordinates are continuous: pixel i covers [i, i + 1), so boxes are half-open and scale without rounding.
+Everything is float32 from the first step; nothing is rounded to uint8 in between.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_TIE = 1e-6
+"""A cell covered by exactly one half counts as inside, whatever the last bits of its coverage."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What part of a slice the model frame shows, and which way up.
+
+    The crop is resized to the square first, then flipped, then turned.
+
+    Attributes:
+        crop: `xyxy_px` of the native slice, half-open.
+        flip_x: Mirror left and right.
+        flip_y: Mirror top and bottom.
+        quarter_turns: Turns by 90 degrees, counter-clockwise as displayed, 0 to 3.
+    """
+
+    crop: tuple[int, int, int, int]
+    flip_x: bool = False
+    flip_y: bool = False
+    quarter_turns: int = 0
+
+    @classmethod
+    def whole(cls, height: int, width: int) -> "View":
+        """Return the view of a whole slice, upright: that of validation, inference and export."""
+        return cls((0, 0, width, height))
+
+
+def image_to_model(image: npt.NDArray[np.uint8], view: View, image_size: int) -> Tensor:
+    """Bring a slice's image into the model frame.
+
+    Args:
+        image: (H, W) or (H, W, 3) uint8; grey is repeated over the three channels.
+        view: What to show of it.
+        image_size: S.
+
+    Returns:
+        (3, S, S) float32, raw grey values in 0..255, not rounded: bilinear with antialias, as in DESIGN decision 2.
+    """
+    x_min, y_min, x_max, y_max = view.crop
+    shown = np.ascontiguousarray(image[y_min:y_max, x_min:x_max])
+    channels_last = torch.from_numpy(shown).reshape(*shown.shape[:2], -1)
+    pixels = channels_last.permute(2, 0, 1).to(torch.float32)
+    resized = _resize(pixels, image_size, image_size, antialias=True)
+    return orient(resized, view).expand(3, -1, -1)
+
+
+def masks_to_grid(masks: npt.NDArray[np.bool_], view: View, grid: int) -> tuple[Tensor, int]:
+    """Bring masks to the grid on which the losses compare them with low-resolution logits.
+
+    A cell is inside where the mask covers at least half of it. An object in view that covers half of no cell would be
+    lost; it takes every cell that it touches instead, and is counted (DESIGN decision 9).
+
+    Args:
+        masks: (K, H, W) bool, native.
+        view: What the model frame shows.
+        grid: G.
+
+    Returns:
+        (K, G, G) float32 of 0 and 1, and the number of objects that were kept by max-pooling.
+    """
+    x_min, y_min, x_max, y_max = view.crop
+    shown = masks[:, y_min:y_max, x_min:x_max]
+    covered = _area_resample(_area_resample(shown, grid, axis=1), grid, axis=2)
+    cells = torch.from_numpy(covered >= 0.5 - _TIE).to(torch.float32)
+    lost = shown.any(axis=(1, 2)) & ~cells.numpy().any(axis=(1, 2))
+    for index in np.flatnonzero(lost):
+        touched = torch.from_numpy(shown[index].astype(np.float32))
+        cells[index] = F.adaptive_max_pool2d(touched[None], grid)[0]
+    return orient(cells, view), int(lost.sum())
+
+
+def boxes_to_model(boxes: npt.NDArray[Any], view: View, image_size: int) -> npt.NDArray[np.float32]:
+    """Scale boxes from the native frame to the model frame, without rounding.
+
+    Args:
+        boxes: (K, 4) `xyxy_px` of the native slice, half-open.
+        view: What the model frame shows; a box that reaches beyond its crop reaches beyond the model frame.
+        image_size: S.
+
+    Returns:
+        (K, 4) float32 `xyxy_px` of the model frame, half-open.
+    """
+    offset, scale = _offset_and_scale(view, image_size)
+    x_min, y_min, x_max, y_max = ((boxes - offset) * scale).T
+    if view.flip_x:
+        x_min, x_max = image_size - x_max, image_size - x_min
+    if view.flip_y:
+        y_min, y_max = image_size - y_max, image_size - y_min
+    for _ in range(view.quarter_turns):
+        x_min, y_min, x_max, y_max = y_min, image_size - x_max, y_max, image_size - x_min
+    return np.stack([x_min, y_min, x_max, y_max], axis=-1).astype(np.float32)
+
+
+def boxes_to_native(boxes: npt.NDArray[Any], view: View, image_size: int) -> npt.NDArray[np.float32]:
+    """Scale boxes from the model frame back to the native frame, without rounding: inverse of `boxes_to_model`.
+
+    Args:
+        boxes: (K, 4) `xyxy_px` of the model frame, half-open.
+        view: What the model frame shows.
+        image_size: S.
+
+    Returns:
+        (K, 4) float32 `xyxy_px` of the native slice, half-open.
+    """
+    offset, scale = _offset_and_scale(view, image_size)
+    x_min, y_min, x_max, y_max = boxes.astype(np.float64).T
+    for _ in range(view.quarter_turns):
+        x_min, y_min, x_max, y_max = image_size - y_max, x_min, image_size - y_min, x_max
+    if view.flip_y:
+        y_min, y_max = image_size - y_max, image_size - y_min
+    if view.flip_x:
+        x_min, x_max = image_size - x_max, image_size - x_min
+    return (np.stack([x_min, y_min, x_max, y_max], axis=-1) / scale + offset).astype(np.float32)
+
+
+def logits_to_native(logits: Tensor, height: int, width: int) -> Tensor:
+    """Resize low-resolution logits of a whole upright slice to its native size, bilinearly.
+
+    Args:
+        logits: (K, h, w) float.
+        height: H.
+        width: W.
+
+    Returns:
+        (K, H, W) float32.
+    """
+    return _resize(logits.to(torch.float32), height, width, antialias=False)
+
+
+def masks_from_logits(logits: Tensor, height: int, width: int) -> npt.NDArray[np.bool_]:
+    """Turn low-resolution logits of a whole upright slice into masks at its native size.
+
+    The paper resizes the logits, then thresholds their sigmoid at 0.5, which is the sign of the logit.
+
+    Args:
+        logits: (K, h, w) float, on any device.
+        height: H.
+        width: W.
+
+    Returns:
+        (K, H, W) bool.
+    """
+    masks = np.empty((len(logits), height, width), dtype=np.bool_)
+    # One at a time: float logits of many boxes of a 3000 x 4000 slice would take gigabytes.
+    for index, one in enumerate(logits):
+        masks[index] = (logits_to_native(one[None], height, width)[0] > 0).cpu().numpy()
+    return masks
+
+
+def orient(square: Tensor, view: View) -> Tensor:
+    """Flip and turn the last two axes of a square tensor, (..., n, n), as the view says."""
+    if view.flip_x:
+        square = square.flip(-1)
+    if view.flip_y:
+        square = square.flip(-2)
+    return torch.rot90(square, view.quarter_turns, dims=(-2, -1)) if view.quarter_turns else square
+
+
+def _resize(planes: Tensor, height: int, width: int, *, antialias: bool) -> Tensor:
+    """Resize (C, H, W) planes bilinearly, pixel centres aligned as in the continuous frame."""
+    resized: Tensor = F.interpolate(
+        planes[None], size=(height, width), mode="bilinear", align_corners=False, antialias=antialias
+    )
+    return resized[0]
+
+
+def _offset_and_scale(view: View, image_size: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the native offset in pixels and the model pixels per native pixel, both (4,) in box order."""
+    x_min, y_min, x_max, y_max = view.crop
+    scale = np.array([image_size / (x_max - x_min), image_size / (y_max - y_min)])
+    return np.array([x_min, y_min, x_min, y_min], dtype=np.float64), np.tile(scale, 2)
+
+
+def _area_resample(values: npt.NDArray[Any], grid: int, axis: int) -> npt.NDArray[np.float64]:
+    """Average an axis over `grid` equal intervals exactly, cutting pixels that lie across a border.
+
+    torch's `area` mode averages whole pixels over overlapping windows, which is not the area when sizes do not divide.
+    """
+    moved = np.moveaxis(values, axis, -1)
+    size = moved.shape[-1]
+    integral = np.zeros((*moved.shape[:-1], size + 1))
+    np.cumsum(moved, axis=-1, dtype=np.float64, out=integral[..., 1:])
+    edges = np.arange(grid + 1) * (size / grid)
+    pixel = np.minimum(np.floor(edges).astype(np.int64), size - 1)
+    before = integral[..., pixel]
+    at_edges = before + (edges - pixel) * (integral[..., pixel + 1] - before)
+    return np.moveaxis(np.diff(at_edges, axis=-1) * (grid / size), -1, axis)

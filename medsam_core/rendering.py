@@ -1,0 +1,139 @@
+"""Rendering: from a group of plan slots and a reader of slices to the tensors one device takes.
+
+What belongs here: reading, bringing into the model frame, and mixing inside the group. Not here: anything random, or
+what student and teacher each do with the raw pixels.
+
+Legend: B slots of a group, K boxes of a slot, S side of the model frame, G side of the loss grid.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from medsam_core.data import SliceReader
+from medsam_core.plan import Stage
+from medsam_core.preprocessing import View, boxes_to_model, image_to_model, masks_to_grid
+from medsam_core.sampling import MIX_KINDS
+
+
+@dataclass(frozen=True, eq=False)
+class GroupBatch:
+    """A rendered group.
+
+    Attributes:
+        images: (B, 3, S, S) float32, raw values in 0..255, augmented and mixed; student and teacher fork from here.
+        boxes: (B, K, 4) float32, `xyxy_px` of the model frame, half-open; K = 0 in distillation.
+        masks: (B, K, G, G) float32 of 0 and 1; K = 0 in distillation.
+        n_small: Objects smaller than the loss grid resolves, kept by max-pooling.
+    """
+
+    images: Tensor
+    boxes: Tensor
+    masks: Tensor
+    n_small: int
+
+
+def render_group(
+    slots: npt.NDArray[np.void],
+    group: np.void,
+    reader: SliceReader,
+    image_size: int,
+    grid: int,
+    kind: Stage,
+) -> GroupBatch:
+    """Render a group of a plan.
+
+    Args:
+        slots: (B,) of `plan.slot_dtype`.
+        group: One record of `plan.group_dtype`.
+        reader: Reads the slices that the slots name.
+        image_size: S.
+        grid: G, the side of the low-resolution logits.
+        kind: Distillation has no boxes and masks; fine-tuning has both.
+
+    Returns:
+        The batch, on the CPU.
+
+    Raises:
+        ValueError: If a slice of fine-tuning has no mask.
+    """
+    images = torch.empty((len(slots), 3, image_size, image_size))
+    n_prompts = slots["labels"].shape[1] if kind == "finetuning" else 0
+    boxes = torch.empty((len(slots), n_prompts, 4))
+    masks = torch.empty((len(slots), n_prompts, grid, grid))
+    n_small = 0
+    for index, slot in enumerate(slots):
+        view = view_of(slot)
+        image, label_map = reader.read(int(slot["row"]))
+        images[index] = image_to_model(image, view, image_size)
+        if kind == "finetuning":
+            boxes[index] = torch.from_numpy(boxes_to_model(slot["boxes"], view, image_size))
+            masks[index], small = masks_to_grid(_masks_of(slot, label_map), view, grid)
+            n_small += small
+    return GroupBatch(mix(images, group), boxes, masks, n_small)
+
+
+def view_of(slot: np.void) -> View:
+    """Return what a slot shows of its slice."""
+    x_min, y_min, x_max, y_max = (int(value) for value in slot["crop"])
+    return View((x_min, y_min, x_max, y_max), bool(slot["flip_x"]), bool(slot["flip_y"]), int(slot["quarter_turns"]))
+
+
+def mix(images: Tensor, group: np.void) -> Tensor:
+    """Mix the images of a group, (B, 3, S, S) float32, as its record says."""
+    kind = MIX_KINDS[int(group["mix"])]
+    if kind == "none":
+        return images
+    partner = torch.from_numpy(group["partner"].astype(np.int64))
+    if kind == "cutmix":
+        return cutmix(images, partner, tuple(int(value) for value in group["cut"]))
+    grid = round(len(group["lam"]) ** 0.5)
+    return mixpatch(images, partner, torch.from_numpy(group["lam"].reshape(grid, grid).copy()))
+
+
+def mixpatch(images: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
+    """Blend every patch of each image with the same patch of its partner, one weight per patch position.
+
+    Args:
+        images: (B, 3, S, S) float32.
+        partner: (B,) int64, indices into the group.
+        lam: (g, g) float32, weight of the image itself at each of g x g patches of side S / g.
+
+    Returns:
+        (B, 3, S, S) float32.
+    """
+    side = images.shape[-1] // lam.shape[-1]
+    weight = lam.repeat_interleave(side, dim=0).repeat_interleave(side, dim=1)
+    return weight * images + (1 - weight) * images[partner]
+
+
+def cutmix(images: Tensor, partner: Tensor, cut: tuple[int, ...]) -> Tensor:
+    """Show, inside one box, the partner of each image instead.
+
+    Args:
+        images: (B, 3, S, S) float32.
+        partner: (B,) int64, indices into the group.
+        cut: `xyxy_px` of the model frame, half-open.
+
+    Returns:
+        (B, 3, S, S) float32.
+    """
+    x_min, y_min, x_max, y_max = cut
+    mixed = images.clone()
+    mixed[..., y_min:y_max, x_min:x_max] = images[partner, :, y_min:y_max, x_min:x_max]
+    return mixed
+
+
+def _masks_of(slot: np.void, label_map: npt.NDArray[Any] | None) -> npt.NDArray[np.bool_]:
+    """Return (K, H, W) bool: the native mask of each of the slot's labels."""
+    if label_map is None:
+        raise ValueError(
+            f"row {int(slot['row'])}: expected a mask for fine-tuning, found none; "
+            "build the plan on cases that have ground truth"
+        )
+    masks: npt.NDArray[np.bool_] = label_map[None] == slot["labels"][:, None, None]
+    return masks

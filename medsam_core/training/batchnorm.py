@@ -1,0 +1,124 @@
+"""Batch-norm running statistics. What belongs here: how a step of several groups updates them, and recalibration.
+
+Not here: the normalisation itself, which inside a group is PyTorch's.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from medsam_core.data import SliceReader
+from medsam_core.models.segmenter import Segmenter
+from medsam_core.plan import Plan
+from medsam_core.preprocessing import View, image_to_model
+from medsam_core.training.world import World
+
+
+class StepStatistics:
+    """Makes a step's update of running statistics independent of how its groups are divided over processes.
+
+    Every group's update starts from the statistics at the step's start; the step's result is the mean over its
+    groups. One process that takes three groups and three that take one each so agree.
+
+    Args:
+        module: Its batch-norm layers in training mode are looked after.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        layers = [layer for layer in _layers(module) if layer.training]
+        self._running = [b for layer in layers for b in (layer.running_mean, layer.running_var) if b is not None]
+        self._counters = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
+        self._start, self._total = torch.empty(0), torch.empty(0)
+
+    def begin_step(self) -> None:
+        """Remember where the step starts."""
+        self._start = self._flat()
+        self._total = torch.zeros_like(self._start)
+
+    def end_group(self) -> None:
+        """Take in one group's update and go back to the step's start."""
+        self._total += self._flat()
+        self._write(self._start)
+        for counter in self._counters:
+            counter.sub_(1)
+
+    def end_step(self, world: World, groups: int) -> None:
+        """Publish the mean over all `groups` of the step, those of other processes included, as one update."""
+        self._write(world.sum_(self._total) / groups)
+        for counter in self._counters:
+            counter.add_(1)
+
+    def _flat(self) -> Tensor:
+        return torch.cat([buffer.flatten() for buffer in self._running]) if self._running else torch.empty(0)
+
+    def _write(self, flat: Tensor) -> None:
+        parts = flat.split([buffer.numel() for buffer in self._running])
+        for buffer, part in zip(self._running, parts, strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+
+@torch.no_grad()
+def recalibrate_batchnorm(segmenter: Segmenter, images: Iterable[Tensor]) -> int:
+    """Replace the encoder's running statistics by the plain mean over batches of clean images.
+
+    An encoder trained on mixed images carries their statistics, which are wrong for the images it is evaluated on
+    (DESIGN section 5). Weights do not change. Modes and momenta are left as found.
+
+    Args:
+        segmenter: Changed in place.
+        images: Batches (B, 3, S, S) float32, raw values in 0..255; each counts alike.
+
+    Returns:
+        How many batches there were; statistics are untouched if none, or if the encoder has no batch norm.
+    """
+    encoder = segmenter.image_encoder
+    layers = _layers(encoder)
+    modes = [(module, module.training) for module in encoder.modules()]
+    momenta = [(layer, layer.momentum) for layer in layers]
+    device = next(segmenter.parameters()).device
+    encoder.eval()
+    for layer in layers:
+        layer.train()
+        layer.momentum = None
+    count = 0
+    try:
+        for batch in images if layers else ():
+            if count == 0:
+                for layer in layers:
+                    layer.reset_running_stats()
+            segmenter.encode(batch.to(device))
+            count += 1
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for layer, momentum in momenta:
+            layer.momentum = momentum
+    return count
+
+
+def clean_images(plan: Plan, reader: SliceReader, image_size: int, *, batches: int) -> Iterator[Tensor]:
+    """Yield batches of whole, upright, unmixed slices for `recalibrate_batchnorm`.
+
+    The slices are those of groups spread evenly over the plan's first epoch, so they are balanced as training is.
+
+    Args:
+        plan: Names the slices.
+        reader: Reads them.
+        image_size: S.
+        batches: How many groups to show, at most as many as an epoch has.
+
+    Yields:
+        (B, 3, S, S) float32, raw values in 0..255.
+    """
+    count = min(batches, plan.groups_per_epoch)
+    for group in np.linspace(0, plan.groups_per_epoch - 1, count).round().astype(int):
+        slots, _, _ = plan.group_slots(0, int(group))
+        pictures = [reader.read(int(row))[0] for row in slots["row"]]
+        yield torch.stack([image_to_model(p, View.whole(*p.shape[:2]), image_size) for p in pictures])
+
+
+def _layers(module: nn.Module) -> list[_BatchNorm]:
+    return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]

@@ -1,0 +1,195 @@
+"""One optimiser step. What belongs here: gradients over the groups of a step, across processes, and the update.
+
+Not here: the order of steps, loading, files (`medsam_core.training.loop`), or what a stage learns (`.stages`).
+
+The networks draw nothing at random in training: all chance is in the plan, so a step is a function of weights,
+optimiser state and step number. A step's gradient is the mean over its groups, whoever took them.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from medsam_core.config import StageConfig
+from medsam_core.models.segmenter import Segmenter
+from medsam_core.plan import Plan, Stage
+from medsam_core.rendering import GroupBatch
+from medsam_core.training.batchnorm import StepStatistics
+from medsam_core.training.errors import DivergedError, TrainingError
+from medsam_core.training.precision import Precision
+from medsam_core.training.stages import ask_teacher, group_loss, prepare, term_names
+from medsam_core.training.teachers import TeacherAnswers
+from medsam_core.training.world import World
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedGroup:
+    """A group as the loading thread hands it over.
+
+    Attributes:
+        position: Its place among the groups of its step, from 0.
+        first_slot: Place of its first slot in plan order.
+        batch: The rendered group, on the CPU.
+        answers: The teacher's answers where they are read ahead, else None.
+    """
+
+    position: int
+    first_slot: int
+    batch: GroupBatch
+    answers: Tensor | None
+
+
+class Stepper:
+    """Takes steps: holds the trained parameters, their optimiser and the loss scale.
+
+    Args:
+        stage: Which of the two stages.
+        segmenter: The model in training, on `device`; prepared for the stage here.
+        plan: Names the slots of every step.
+        config: Optimiser, groups and loss.
+        teacher: Answers for the teacher, or None.
+        device: Where the model lives.
+        precision: Number format of the networks.
+        world: The processes that share a step.
+        channels_last: Bring images and model into that memory layout.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        segmenter: Segmenter,
+        plan: Plan,
+        config: StageConfig,
+        teacher: TeacherAnswers | None,
+        *,
+        device: torch.device,
+        precision: Precision,
+        world: World,
+        channels_last: bool,
+    ) -> None:
+        self.segmenter = segmenter
+        self.precision = precision
+        self.trained = prepare(segmenter, stage)
+        self.optimizer = _build_optimizer(list(self.trained.values()), config)
+        self._stage, self._plan, self._config, self._teacher = stage, plan, config, teacher
+        self._device, self._world = device, world
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._terms = term_names(stage, config)
+        self._statistics = StepStatistics(segmenter)
+        segmenter.to(memory_format=self._layout)
+
+    def run(self, step: int, groups: Iterable[LoadedGroup]) -> dict[str, float]:
+        """Take one step.
+
+        Args:
+            step: Its number, from 0.
+            groups: Those of the step's groups that fall to this process.
+
+        Returns:
+            The step's record, equal on every process: `step`, `epoch` (from 1), the loss and its terms (means over
+            groups), `lr`, `images` (seen since the first step), `small_objects` (in this step, kept by max-pooling),
+            `grad_norm` before clipping, or `skipped` = 1 where the float16 loss scale was too large for the step.
+
+        Raises:
+            DivergedError: If a loss or gradient is not finite; weights and optimiser are as before the step.
+        """
+        epoch = self._plan.locate(step)[0]
+        rate = self._config.optimiser.rate(epoch)
+        table = self._accumulate(groups)
+        self._require_finite_losses(step, table)
+        grad_norm = self._update(step, rate)
+        means = dict(zip(self._terms, table[:, :-1].mean(dim=0).tolist(), strict=True))
+        images = (step + 1) * self._config.groups_per_step * self._config.group_size
+        record: dict[str, float] = {"step": step, "epoch": epoch + 1, **means, "lr": rate, "images": images}
+        record["small_objects"] = table[:, -1].sum().item()
+        return record | ({"grad_norm": grad_norm} if math.isfinite(grad_norm) else {"skipped": 1.0})
+
+    def _accumulate(self, groups: Iterable[LoadedGroup]) -> Tensor:
+        """Sum gradients over all groups of the step; return (groups, terms + 1) float64: losses and small objects."""
+        count = self._config.groups_per_step
+        table = torch.zeros((count, len(self._terms) + 1), dtype=torch.float64, device=self._device)
+        self.optimizer.zero_grad()
+        self._statistics.begin_step()
+        for group in groups:
+            table[group.position] = self._backward(group)
+            self._statistics.end_group()
+        self._statistics.end_step(self._world, count)
+        self._world.sum_all_(self._gradients())
+        return self._world.sum_(table).cpu()
+
+    def _backward(self, group: LoadedGroup) -> Tensor:
+        """Add a group's share to the gradients; return (terms + 1,): its losses and its number of small objects."""
+        batch = self._on_device(group.batch)
+        with self.precision.autocast():
+            answers = group.answers
+            if answers is None:
+                answers = ask_teacher(self._stage, self._config, self._teacher, group.first_slot, batch)
+            elif answers.device != self._device:
+                answers = answers.to(self._device, non_blocking=True)
+            losses = group_loss(self._stage, self.segmenter, batch, answers)
+        self.precision.scaler.scale(losses[0] / self._config.groups_per_step).backward()
+        row = torch.stack([*(loss.detach() for loss in losses), losses[0].new_tensor(batch.n_small)])
+        return row.double()
+
+    def _on_device(self, batch: GroupBatch) -> GroupBatch:
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(self._device, non_blocking=True)
+
+        images = move(batch.images).contiguous(memory_format=self._layout)
+        return replace(batch, images=images, boxes=move(batch.boxes), masks=move(batch.masks))
+
+    def _gradients(self) -> list[Tensor]:
+        missing = [name for name, parameter in self.trained.items() if parameter.grad is None]
+        if missing:
+            raise TrainingError(
+                f"{self._stage}: expected a gradient for every trained tensor, found none for {len(missing)} "
+                f"({', '.join(missing[:3])}, ...); leave out of `stages.prepare` what the loss does not reach"
+            )
+        return [parameter.grad for parameter in self.trained.values() if parameter.grad is not None]
+
+    def _update(self, step: int, rate: float) -> float:
+        """Clip and apply the gradients; return their norm before clipping, not finite where the step was skipped."""
+        for settings in self.optimizer.param_groups:
+            settings["lr"] = rate
+        scaler = self.precision.scaler
+        scaler.unscale_(self.optimizer)
+        limit = self._config.optimiser.clip_norm
+        norm = float(torch.nn.utils.clip_grad_norm_(self.trained.values(), limit))
+        if not math.isfinite(norm) and not scaler.is_enabled():
+            everything = range(self._config.groups_per_step)
+            raise DivergedError(self._diverged(step, f"gradient norm {norm}", everything))
+        scaler.step(self.optimizer)
+        scaler.update()
+        return norm
+
+    def _require_finite_losses(self, step: int, table: Tensor) -> None:
+        bad = [position for position, row in enumerate(table.isfinite().all(dim=1).tolist()) if not row]
+        if bad:
+            losses = ", ".join(f"{name} {value}" for name, value in zip(self._terms, table[bad[0]], strict=False))
+            raise DivergedError(self._diverged(step, losses, bad))
+
+    def _diverged(self, step: int, found: str, positions: Sequence[int]) -> str:
+        """Say which step, plan slots and slices a value that is not finite came from."""
+        epoch, plan_epoch, first_group = self._plan.locate(step)
+        places = []
+        for position in positions:
+            slots, _, first_slot = self._plan.group_slots(plan_epoch, first_group + position)
+            rows: npt.NDArray[np.int32] = slots["row"]
+            places.append(f"slots {first_slot} to {first_slot + len(slots) - 1} (rows {rows.tolist()})")
+        return (
+            f"step {step} (epoch {epoch + 1}): expected finite losses and gradients, found {found} in plan "
+            f"{'; '.join(places)}; the last checkpoint is untouched: look at these slices, lower the learning rate "
+            "or turn amp off, then run again"
+        )
+
+
+def _build_optimizer(parameters: list[torch.nn.Parameter], config: StageConfig) -> torch.optim.AdamW:
+    settings = config.optimiser
+    return torch.optim.AdamW(
+        parameters, lr=settings.rate(0), eps=settings.epsilon, weight_decay=settings.weight_decay, fused=True
+    )

@@ -1,0 +1,158 @@
+"""Assets of the plans and the teacher's answers. What belongs here: the graph's nodes, no work."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import dagster as dg
+
+from pipelines.assets.ingest import RETRY
+from pipelines.assets.keys import distillation_asset
+from pipelines.launch import launch_trainer
+from pipelines.resources import WorkspaceResource
+from pipelines.results import materialised
+from pipelines.tasks import caches, plans, teacher
+from pipelines.variants import PROPOSED, VARIANTS, Variant
+
+Value = dict[str, Any]
+
+TEACHER_POOL = "teacher"
+"""At most one step at a time runs the teacher on the accelerator."""
+
+
+@dg.asset(group_name="teacher", kinds={"pytorch"})
+def teacher_checkpoint(
+    context: dg.AssetExecutionContext, workspace: WorkspaceResource, dataset_release: Value
+) -> dg.Output[Value]:
+    """The verified teacher: MedSAM ViT-B from its file, or the stand-in, trained further where the profile says so."""
+    space = workspace.open()
+    result = teacher.make_teacher(space, dataset_release, launch_trainer(context), context.log.info)
+    return materialised(context.op_execution_context, space, "teacher_checkpoint", result)
+
+
+def _distillation_plan(variant: Variant) -> dg.AssetsDefinition:
+    key = distillation_asset(variant, "distillation_plan")
+
+    @dg.asset(
+        key=key,
+        group_name="plans",
+        kinds={"numpy"},
+        ins={"release": dg.AssetIn("dataset_release")},
+        description="Which slice, crop, flip and mixing every slot of every distillation step gets: "
+        f"{variant.description}",
+    )
+    def plan(context: dg.AssetExecutionContext, workspace: WorkspaceResource, release: Value) -> dg.Output[Value]:
+        space = workspace.open()
+        result = plans.make_plan(space, release, variant.distillation(space.profile), "distillation")
+        return materialised(context.op_execution_context, space, "/".join(key), result)
+
+    return plan
+
+
+@dg.asset(group_name="plans", kinds={"numpy"})
+def finetuning_plan(
+    context: dg.AssetExecutionContext, workspace: WorkspaceResource, dataset_release: Value
+) -> dg.Output[Value]:
+    """Which slice, label, flip and jittered box every slot of every fine-tuning step gets; variants read its start."""
+    space = workspace.open()
+    result = plans.make_plan(space, dataset_release, PROPOSED.finetuning(space.profile), "finetuning")
+    return materialised(context.op_execution_context, space, "finetuning_plan", result)
+
+
+def _teacher_cache(
+    variant: Variant, answers: Literal["embeddings", "logits"], key: list[str], plan_key: list[str], text: str
+) -> dg.AssetsDefinition:
+    stem = "_".join(key)
+
+    @dg.op(
+        name=f"plan_{stem}",
+        out=dg.DynamicOut(list),
+        ins={"teacher_model": dg.In(dict), "plan": dg.In(dict), "release": dg.In(dict)},
+    )
+    def plan_parts(
+        context: dg.OpExecutionContext,
+        workspace: WorkspaceResource,
+        teacher_model: Value,
+        plan: Value,
+        release: Value,
+    ) -> Iterator[dg.DynamicOutput[list[str]]]:
+        space = workspace.open()
+        batches = caches.plan_cache(space, variant, answers, (teacher_model, plan, release), context.log.info)
+        for number, batch in enumerate(batches):
+            yield dg.DynamicOutput(batch, mapping_key=f"batch_{number:04d}")
+
+    @dg.op(
+        name=f"write_{stem}",
+        retry_policy=RETRY,
+        pool=TEACHER_POOL,
+        ins={"teacher_model": dg.In(dict), "plan": dg.In(dict), "release": dg.In(dict)},
+    )
+    def write(
+        context: dg.OpExecutionContext,
+        workspace: WorkspaceResource,
+        part_ids: list[str],
+        teacher_model: Value,
+        plan: Value,
+        release: Value,
+    ) -> Value:
+        inputs = (teacher_model, plan, release)
+        return caches.write_cache_parts(workspace.open(), variant, answers, inputs, part_ids, context.log.info)
+
+    @dg.op(
+        name=f"publish_{stem}",
+        ins={"teacher_model": dg.In(dict), "plan": dg.In(dict), "release": dg.In(dict)},
+    )
+    def publish(
+        context: dg.OpExecutionContext,
+        workspace: WorkspaceResource,
+        teacher_model: Value,
+        plan: Value,
+        release: Value,
+        written: list[Value],
+    ) -> dg.Output[Value]:
+        space = workspace.open()
+        result = caches.publish_cache(space, variant, answers, (teacher_model, plan, release), written)
+        return materialised(context, space, "/".join(key), result)
+
+    @dg.graph_asset(
+        key=key,
+        group_name="teacher",
+        kinds={"zarr"},
+        ins={
+            "teacher_model": dg.AssetIn("teacher_checkpoint"),
+            "plan": dg.AssetIn(plan_key),
+            "release": dg.AssetIn("dataset_release"),
+        },
+        description=text,
+    )
+    def cache(teacher_model: Value, plan: Value, release: Value) -> Value:
+        parts = plan_parts(teacher_model, plan, release)
+        written = parts.map(lambda part: write(part, teacher_model, plan, release))
+        return publish(teacher_model, plan, release, written.collect())  # type: ignore[no-any-return]
+
+    return cache
+
+
+def _embeddings(variant: Variant) -> dg.AssetsDefinition:
+    key = distillation_asset(variant, "teacher_embeddings")
+    plan_key = distillation_asset(variant, "distillation_plan")
+    text = "The teacher's embedding of exactly the image each distillation slot shows, in plan order."
+    return _teacher_cache(variant, "embeddings", key, plan_key, text)
+
+
+OWNERS = [variant for variant in VARIANTS if variant.owns_distillation]
+
+teacher_logits = _teacher_cache(
+    PROPOSED,
+    "logits",
+    ["teacher_logits"],
+    ["finetuning_plan"],
+    "The teacher's mask probabilities on the loss grid for each fine-tuning slot's boxes, in plan order.",
+)
+
+ASSETS = [
+    teacher_checkpoint,
+    finetuning_plan,
+    *[_distillation_plan(variant) for variant in OWNERS],
+    *[_embeddings(variant) for variant in OWNERS],
+    teacher_logits,
+]

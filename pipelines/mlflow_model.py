@@ -1,0 +1,38 @@
+"""The registered model as MLflow loads it (`mlflow.pyfunc.load_model`): one case in, one label map out.
+
+What belongs here: the wrapper that MLflow executes. Not here: inference itself (`medsam_core.inference`).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+
+class RepViTMedSAM(PythonModel):  # type: ignore[misc]
+    """Predicts one case given as a dict with `imgs`, `boxes` and optionally `is_3d`."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the weights from the file that was logged with the model."""
+        from medsam_core.inference import Predictor
+
+        from medsam_core.models.checkpoints import load_model
+
+        self._predictor = Predictor(load_model(Path(context.artifacts["model"])))
+
+    def predict(
+        self,
+        context: PythonModelContext,  # noqa: ARG002 - MLflow's signature
+        model_input: dict[str, Any],
+        params: dict[str, Any] | None = None,  # noqa: ARG002 - MLflow's signature
+    ) -> npt.NDArray[np.uint16]:
+        """Return `segs` as in the challenge: same height, width and depth, label = 1-based order of the box."""
+        boxes = np.asarray(model_input["boxes"])
+        is_3d = bool(model_input.get("is_3d", boxes.shape[-1] == 6))
+        return self._predictor.predict(np.asarray(model_input["imgs"]), boxes, is_3d=is_3d)
+
+
+set_model(RepViTMedSAM())

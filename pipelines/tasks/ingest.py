@@ -1,0 +1,259 @@
+"""From a folder of npz files to slice stores, their index and a release.
+
+What belongs here: calls into `storage` in the order of the flow, and what the page shows of them. Not here: formats.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from storage.release_reader import ReleaseReader
+
+from medsam_core.pixel_statistics import balanced_statistics
+from pipelines import pictures
+from pipelines.results import Picture, TaskResult
+from pipelines.workspace import Workspace
+from storage import raw_manifest, slice_index, slice_store
+from storage.artefacts import Artefact
+from storage.atomic import read_json, write_json, write_parquet
+from storage.modalities import MODALITIES
+from storage.npz_source import NpzCase, SourceConfig, read_case
+from storage.release import (
+    SplitFractions,
+    assign_splits,
+    leakage,
+    load_release,
+    make_release,
+    release_difference,
+    save_release,
+)
+
+Log = Callable[[str], None]
+
+
+def source_config(workspace: Workspace) -> SourceConfig:
+    """Return how this profile's files are to be read."""
+    source = workspace.profile.source
+    return SourceConfig(spacing_order=source.spacing_order, max_case_bytes=source.max_case_bytes)
+
+
+def make_sample(workspace: Workspace, log: Log) -> int:
+    """Write the synthetic data set, if the profile's source is synthetic; existing identical files are kept."""
+    from medsam_core.synthetic import write_sample
+
+    source = workspace.profile.source
+    count = write_sample(
+        workspace.settings.data,
+        seed=source.synthetic_seed,
+        cases_per_modality=source.synthetic_cases,
+        volumes_per_modality=source.synthetic_volumes,
+    )
+    log(f"synthetic data: {count} files in {workspace.settings.data}")
+    return count
+
+
+def scan_source(workspace: Workspace, log: Log) -> TaskResult:
+    """Find and check every npz file; a bad one is rejected with a reason and stops nothing.
+
+    Raises:
+        FileNotFoundError: If the source folder is not there.
+    """
+    data = workspace.settings.data
+    if workspace.profile.source.kind == "synthetic" and not data.is_dir():
+        make_sample(workspace, log)
+    if not data.is_dir():
+        raise FileNotFoundError(
+            f"MEDSAM_DATA: expected a folder of npz files, found none at {data}; set it, then run again"
+        )
+    previous = pd.read_parquet(workspace.scan_file) if workspace.scan_file.is_file() else None
+
+    def progress(done: int, total: int) -> None:
+        if done == total or done % 1000 == 0:
+            log(f"scanned {done} of {total} files")
+
+    table = raw_manifest.scan(data, source_config(workspace), workspace.settings.groups_csv, previous, progress)
+    write_parquet(workspace.scan_file, table)
+    logical = raw_manifest.manifest_fingerprint(table)
+
+    def build(folder: Path) -> dict[str, Any]:
+        write_parquet(folder / "manifest.parquet", table)
+        raw_manifest.rejected(table).to_csv(folder / "rejected.csv", index=False)
+        accepted = int((table["status"] == "accepted").sum())
+        return {"found": len(table), "accepted": accepted, "rejected": len(table) - accepted}
+
+    made = workspace.artefacts.make("manifest", {"files": logical}, build)
+    refused = raw_manifest.rejected(table)
+    log(f"{made.info['found']} files: {made.info['accepted']} accepted, {made.info['rejected']} rejected")
+    notes = {
+        **made.info,
+        "by modality": raw_manifest.counts_by_modality(table),
+        "rejections": refused.head(200) if len(refused) else "none",
+        "all rejections": made.path / "rejected.csv",
+    }
+    return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)
+
+
+def _manifest(workspace: Workspace, reference: dict[str, Any]) -> pd.DataFrame:
+    return pd.read_parquet(workspace.artefacts.get(reference).path / "manifest.parquet")
+
+
+def _store_config(workspace: Workspace) -> slice_store.StoreConfig:
+    store = workspace.profile.store
+    return slice_store.StoreConfig(
+        chunk_bytes=store.chunk_bytes, chunks_per_shard=store.chunks_per_shard, part_shards=store.part_shards
+    )
+
+
+def _batches(items: Sequence[str], size: int) -> list[list[str]]:
+    return [list(items[start : start + size]) for start in range(0, len(items), size)]
+
+
+def plan_store(workspace: Workspace, modality: str, manifest: dict[str, Any]) -> list[list[str]]:
+    """Plan one modality's parts and return the missing ones' ids, batched into steps."""
+    table = _manifest(workspace, manifest)
+    rows = table[(table["status"] == "accepted") & (table["modality"] == modality)]
+    plan = slice_store.plan_parts(workspace.stores, modality, rows, _store_config(workspace))
+    missing = slice_store.missing_parts(workspace.stores, modality, plan)
+    return _batches([part.part_id for part in missing], workspace.profile.store.parts_per_step)
+
+
+def write_store_parts(workspace: Workspace, modality: str, part_ids: Sequence[str], log: Log) -> dict[str, Any]:
+    """Write some parts of one modality's store; each is published whole or not at all."""
+    config = source_config(workspace)
+
+    def load(case_id: str) -> NpzCase:
+        path = workspace.settings.data / f"{case_id}.npz"
+        return read_case(path, path.stem, modality, config)
+
+    wanted = set(part_ids)
+    for part in slice_store.load_plan(workspace.stores, modality):
+        if part.part_id in wanted:
+            fragment = slice_store.write_part(workspace.stores, part, load)
+            log(f"{modality} {part.part_id}: {fragment['n_cases']} cases, {fragment['n_slices']} slices")
+    return {"made": list(part_ids)}
+
+
+def publish_store(
+    workspace: Workspace, modality: str, manifest: dict[str, Any], written: Sequence[dict[str, Any]]
+) -> TaskResult:
+    """Publish one modality's parts as a store that readers accept."""
+    plan = slice_store.load_plan(workspace.stores, modality)
+    published = slice_store.publish(workspace.stores, modality, plan)
+    made = [part for step in written for part in step["made"]]
+    index = slice_index.build_index(workspace.stores, [modality], _manifest(workspace, manifest))
+    notes = {
+        "cases": int(index["case_id"].nunique()),
+        "slices": len(index),
+        "slices with labels": int((index["fg_px"] > 0).sum()),
+        "parts made": ", ".join(made) or "none",
+        "bytes on disk": int(sum(shard["n_bytes"] for shard in published["shards"])),
+        "samples": _sample_picture(workspace, modality, index, published["fingerprint"]),
+    }
+    value = {"modality": modality, "fingerprint": published["fingerprint"], "made": made}
+    return TaskResult(value, published["fingerprint"], len(made), len(plan) - len(made), notes)
+
+
+def _sample_picture(workspace: Workspace, modality: str, index: pd.DataFrame, digest: str) -> Picture | None:
+    """Draw a few labelled slices with their masks, spread over the store."""
+    labelled = index[index["fg_px"] > 0].reset_index(drop=True)
+    if labelled.empty:
+        return None
+    path = workspace.settings.state / "pictures" / f"{modality}-{digest[:16]}.png"
+    if not path.is_file():
+        chosen = labelled.iloc[np.unique(np.linspace(0, len(labelled) - 1, 8).astype(int))].reset_index(drop=True)
+        reader = ReleaseReader(workspace.stores, chosen)
+        tiles = [(*reader.read(row), chosen["case_id"].iloc[row]) for row in range(len(chosen))]
+        pictures.slice_sheet(tiles, path)
+    return Picture(path)
+
+
+def make_index(workspace: Workspace, manifest: dict[str, Any], stores: Sequence[dict[str, Any]]) -> TaskResult:
+    """Build the slice index and the modality index over the published stores."""
+    made_from = {
+        "manifest": manifest["fingerprint"],
+        "stores": {store["modality"]: store["fingerprint"] for store in stores},
+        "version": 1,
+    }
+
+    def build(folder: Path) -> dict[str, Any]:
+        index = slice_index.build_index(workspace.stores, list(MODALITIES), _manifest(workspace, manifest))
+        write_parquet(folder / "slice_index.parquet", index)
+        write_parquet(folder / "modality_index.parquet", slice_index.modality_index(index))
+        return {"slices": len(index), "cases": int(index["case_id"].nunique())}
+
+    made = workspace.artefacts.make("index", made_from, build)
+    notes = {**made.info, "modality index": pd.read_parquet(made.path / "modality_index.parquet")}
+    return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)
+
+
+def _pinned_release(workspace: Workspace) -> Artefact | None:
+    wanted = workspace.profile.release
+    if wanted == "latest":
+        return None
+    return workspace.artefacts.get({"kind": "release", "fingerprint": wanted})
+
+
+def freeze_release(workspace: Workspace, index: dict[str, Any], log: Log) -> TaskResult:
+    """Choose the accepted slices with ground truth, give each group its recorded split, and freeze the choice."""
+    table = pd.read_parquet(workspace.artefacts.get(index).path / "slice_index.parquet")
+    recorded = read_json(workspace.splits_file) if workspace.splits_file.is_file() else {}
+    split = workspace.profile.split
+    groups = table[["modality", "group"]].drop_duplicates()
+    splits = assign_splits(groups, recorded, SplitFractions(split.validation, split.test), split.seed)
+    if splits != recorded:
+        write_json(workspace.splits_file, {**recorded, **splits})
+    used = {str(group): splits[str(group)] for group in groups["group"].unique()}
+    release = make_release(table, used)
+
+    def build(folder: Path) -> dict[str, Any]:
+        save_release(folder, release)
+        return {"fingerprints": release.fingerprints, "leaks": leakage(release)[:50], "slices": len(release.table)}
+
+    made = workspace.artefacts.make("release", {"fingerprints": release.fingerprints, "version": 1}, build)
+    pinned = _pinned_release(workspace)
+    chosen = pinned or made
+    counts = release.table.groupby(["modality", "split"], observed=True)["case_id"].agg(slices="size", cases="nunique")
+    notes = {
+        "slices": chosen.info["slices"],
+        "by modality and split": counts.reset_index(),
+        "leaks between splits": "\n".join(chosen.info["leaks"]) or "none",
+        "recorded splits": workspace.splits_file,
+    }
+    if pinned is not None and pinned.fingerprint != made.fingerprint:
+        change = release_difference(load_release(pinned.path), release)
+        listing = ", ".join(f"{len(cases)} cases {kind}" for kind, cases in change.items())
+        notes["a newer release"] = f"{made.fingerprint}: {listing}; set `release` in the profile to adopt it"
+        log(f"training stays on release {pinned.fingerprint[:16]}; newer: {listing}")
+    return TaskResult(chosen.reference(), chosen.fingerprint, int(not made.reused), int(made.reused), notes)
+
+
+def release_reader(workspace: Workspace, release: dict[str, Any], split: str) -> ReleaseReader:
+    """Return a reader of one split's slices, rows in release order."""
+    table = load_release(workspace.artefacts.get(release).path).split(split)
+    return ReleaseReader(workspace.stores, table)
+
+
+def split_fingerprint(release: dict[str, Any], split: str) -> str:
+    """Return the fingerprint of one split of a release, on which everything made from that split alone depends."""
+    return str(release["info"]["fingerprints"][split])
+
+
+def measure_pixels(workspace: Workspace, release: dict[str, Any]) -> TaskResult:
+    """Compute the student's normalisation over the training split."""
+    made_from = {"train": split_fingerprint(release, "train"), "version": 1}
+
+    def build(_folder: Path) -> dict[str, Any]:
+        reader = release_reader(workspace, release, "train")
+        modalities = reader.table["modality"].astype(str)
+        mean, std = balanced_statistics((name, reader.read(row)[0]) for row, name in enumerate(modalities))
+        return {"mean": mean.tolist(), "std": std.tolist(), "slices": len(modalities)}
+
+    made = workspace.artefacts.make("statistics", made_from, build)
+    notes = {
+        "mean": ", ".join(f"{value:.4f}" for value in made.info["mean"]),
+        "std": ", ".join(f"{value:.4f}" for value in made.info["std"]),
+        "slices": made.info["slices"],
+    }
+    return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)

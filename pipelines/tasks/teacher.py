@@ -1,0 +1,112 @@
+"""The teacher's weights. What belongs here: where they come from, how they are verified, how a stand-in is made.
+
+Not here: the teacher's cached answers (`pipelines.tasks.caches`).
+"""
+
+import hashlib
+from collections.abc import Callable
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsam_core.config import TeacherConfig
+from pipelines.launch import Launch
+from pipelines.results import TaskResult
+from pipelines.tasks import plans, students
+from pipelines.workspace import Workspace
+
+if TYPE_CHECKING:
+    from medsam_core.models.segmenter import Segmenter
+
+Value = dict[str, Any]
+Log = Callable[[str], None]
+
+SHIPPED = "stand_in_128.safetensors"
+"""The stand-in made by `medsam make-teacher` from synthetic data alone."""
+
+
+def weights_file(workspace: Workspace) -> Path:
+    """Return the file of the teacher's weights: the configured one, else the shipped stand-in.
+
+    Raises:
+        FileNotFoundError: If the profile's teacher must be given and is not there.
+    """
+    given = workspace.settings.teacher
+    if given is None and workspace.profile.teacher.kind == "stand_in":
+        with as_file(files("medsam_core") / "weights" / SHIPPED) as path:
+            given = path
+    if given is None or not given.is_file():
+        raise FileNotFoundError(
+            f"MEDSAM_TEACHER: profile {workspace.profile.name!r} needs the weights of {workspace.profile.teacher.kind} "
+            f"(medsam_vit_b.pth), found {given or 'nothing set'}; set it to the file and run again"
+        )
+    return given
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _load(source: Path, config: TeacherConfig) -> "Segmenter":
+    """Load a published checkpoint or one of the project's own, brought to the profile's image size."""
+    from medsam_core.models.checkpoints import load_medsam_checkpoint, load_model
+
+    if config.kind == "medsam_vit_b" and source.suffix != ".safetensors":
+        return load_medsam_checkpoint(source, config.image_size)
+    teacher = load_model(source)
+    return teacher if teacher.image_size == config.image_size else teacher.resized(config.image_size)
+
+
+def make_teacher(workspace: Workspace, release: Value, launch: Launch, log: Log) -> TaskResult:
+    """Verify the teacher's weights and, for a stand-in whose profile says so, train it on the training groups."""
+    source = weights_file(workspace)
+    profile = workspace.profile
+    architecture = profile.teacher.model_dump(mode="json")
+    base = {"architecture": architecture, "sha256": _sha256(source), "version": 1}
+
+    def build(folder: Path) -> dict[str, Any]:
+        from medsam_core.models.checkpoints import parameter_counts, save_model
+
+        teacher = _load(source, profile.teacher)
+        save_model(folder / "model.safetensors", teacher, {"role": "teacher", "sha256": str(base["sha256"])})
+        return {"parameters": parameter_counts(teacher), "sha256": base["sha256"], "source": source.name}
+
+    loaded = workspace.artefacts.make("model", base, build)
+    log(f"teacher {profile.teacher.kind}: sha256 {base['sha256']}")
+    notes = {"kind": profile.teacher.kind, "sha256": loaded.info["sha256"], "source": loaded.info["source"]}
+    if profile.teacher_pretraining is None:
+        value = {**loaded.reference(), "teacher": profile.teacher.kind}
+        return TaskResult(value, loaded.fingerprint, int(not loaded.reused), int(loaded.reused), notes)
+    result = _train_stand_in(workspace, release, loaded.reference(), launch, log)
+    value = {**result.value, "teacher": profile.teacher.kind}
+    return TaskResult(value, result.fingerprint, result.made, result.reused, {**notes, **result.notes})
+
+
+def _train_stand_in(workspace: Workspace, release: Value, loaded: Value, launch: Launch, log: Log) -> TaskResult:
+    """Train the loaded stand-in on the training groups' ground truth, as a fine-tuning without a teacher."""
+    pretraining = workspace.profile.teacher_pretraining
+    if pretraining is None:
+        raise ValueError("expected a profile with teacher_pretraining, found none")
+    config = pretraining.model_copy(update={"mask_distillation": False})
+    plan = plans.make_plan(workspace, release, config, "finetuning")
+    made_from = {
+        "stage": "finetuning",
+        "version": students.STAGE_VERSION,
+        "starts_from": loaded["fingerprint"],
+        "plan": plan.fingerprint,
+        "learning": students.learning(config),
+    }
+    job = {
+        "stage": "finetuning",
+        "config": config.model_dump(mode="json"),
+        "release": release,
+        "plan": plan.value,
+        "starts_from": loaded,
+        "teacher": None,
+        "cache": None,
+        "statistics": None,
+        "keep_epochs": [],
+        "settings": workspace.settings.as_environment(),
+    }
+    return students.run_stage(workspace, "teacher/pretraining", made_from, job, release, launch, log)

@@ -1,0 +1,211 @@
+"""The one preprocessing: image, boxes and masks stay aligned, and the ways back are inverses."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medsam_core.preprocessing import (
+    View,
+    boxes_to_model,
+    boxes_to_native,
+    image_to_model,
+    logits_to_native,
+    masks_from_logits,
+    masks_to_grid,
+    orient,
+)
+
+SIDE = 96
+"""Model side of the exact tests: a multiple of every crop side used with it."""
+
+
+def draw_view(data: st.DataObject, crop: tuple[int, int, int, int]) -> View:
+    """Draw flips and turns for a crop."""
+    return View(crop, data.draw(st.booleans()), data.draw(st.booleans()), data.draw(st.integers(0, 3)))
+
+
+def draw_box(data: st.DataObject, outer: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Draw a box of at least one pixel inside another."""
+    x_min, y_min = data.draw(st.integers(outer[0], outer[2] - 1)), data.draw(st.integers(outer[1], outer[3] - 1))
+    return (x_min, y_min, data.draw(st.integers(x_min + 1, outer[2])), data.draw(st.integers(y_min + 1, outer[3])))
+
+
+def block(height: int, width: int, box: tuple[int, int, int, int]) -> npt.NDArray[np.bool_]:
+    """Return a mask of one rectangle."""
+    mask = np.zeros((height, width), dtype=np.bool_)
+    mask[box[1] : box[3], box[0] : box[2]] = True
+    return mask
+
+
+def extent(mask: npt.NDArray[np.bool_]) -> list[int]:
+    """Return the half-open tight box of a mask."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_a_marked_block_lands_in_the_same_place_in_image_box_and_mask(data: st.DataObject) -> None:
+    sides = st.sampled_from([2, 3, 6, 8, 12, 16, 24, 48])
+    width, height, left, top = data.draw(sides), data.draw(sides), data.draw(st.integers(0, 9)), 5
+    crop = (left, top, left + width, top + height)
+    box, view = draw_box(data, crop), draw_view(data, crop)
+    mask = block(top + height + 4, left + width + 7, box)
+
+    image = image_to_model((mask * 255).astype(np.uint8), view, SIDE)[0].numpy()
+    cells, n_small = masks_to_grid(mask[None], view, SIDE)
+    expected = boxes_to_model(np.array([box]), view, SIDE)[0]
+
+    # A row or column through the block passes half its height exactly at the block's edge.
+    bright_columns, bright_rows = (image.max(axis=axis) > image.max() / 2 for axis in (0, 1))
+    np.testing.assert_array_equal(extent(bright_rows[:, None] & bright_columns), expected)
+    np.testing.assert_array_equal(extent(cells[0].numpy() == 1), expected)
+    assert cells.sum() == (expected[2] - expected[0]) * (expected[3] - expected[1])
+    assert n_small == 0
+
+
+@given(st.data())
+def test_masks_turn_as_numpy_flips_and_turns(data: st.DataObject) -> None:
+    mask = np.array(data.draw(st.lists(st.booleans(), min_size=36, max_size=36))).reshape(6, 6)
+    view = draw_view(data, (0, 0, 6, 6))
+    expected = mask[:, ::-1] if view.flip_x else mask
+    expected = expected[::-1] if view.flip_y else expected
+    expected = np.kron(np.rot90(expected, view.quarter_turns), np.ones((2, 2)))
+    np.testing.assert_array_equal(masks_to_grid(mask[None], view, 12)[0][0].numpy(), expected)
+
+
+@given(st.data())
+def test_any_sizes_keep_masks_within_a_cell_of_the_box(data: st.DataObject) -> None:
+    height, width, grid = (data.draw(st.integers(1, 70)) for _ in range(3))
+    crop = draw_box(data, (0, 0, width, height))
+    box, view = draw_box(data, crop), draw_view(data, crop)
+    cells, _ = masks_to_grid(block(height, width, box)[None], view, grid)
+    found = extent(cells[0].numpy() == 1)
+    assert np.abs(found - boxes_to_model(np.array([box]), view, grid)[0]).max() <= 1
+
+
+@given(st.data())
+def test_boxes_round_trip_through_the_model_frame(data: st.DataObject) -> None:
+    crop = draw_box(data, (0, 0, 4000, 3000))
+    view = draw_view(data, crop)
+    boxes = np.array([draw_box(data, crop) for _ in range(3)])
+    there = boxes_to_model(boxes, view, 1024)
+    assert there.dtype == np.float32
+    assert (there[:, 2:] > there[:, :2]).all()
+    assert there.min() >= 0
+    assert there.max() <= 1024
+    np.testing.assert_allclose(boxes_to_native(there, view, 1024), boxes, atol=2e-3)
+
+
+def test_boxes_are_not_rounded() -> None:
+    view = View((10, 0, 310, 200))
+    np.testing.assert_allclose(
+        boxes_to_model(np.array([[11, 1, 12, 2]]), view, 1024), [[1024 / 300, 5.12, 2048 / 300, 10.24]], rtol=1e-6
+    )
+
+
+def test_one_quarter_turn_is_counter_clockwise() -> None:
+    right_edge = torch.zeros(4, 4)
+    right_edge[:, 3] = 1
+    turned = orient(right_edge, View((0, 0, 4, 4), quarter_turns=1))
+    np.testing.assert_array_equal(turned[0], np.ones(4))
+    assert turned.sum() == 4
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (5, 9, 3)])
+def test_images_are_three_float32_planes_and_not_rounded(shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    image = image_to_model(pixels, View.whole(5, 9), 64)
+    assert image.shape == (3, 64, 64)
+    assert image.dtype == torch.float32
+    assert image.min() >= 0
+    assert image.max() <= 255
+    assert (image != image.round()).any()
+    assert image[0].equal(image[1]) == (len(shape) == 2)
+
+
+def test_an_image_of_the_model_size_is_left_as_it_is() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    image = image_to_model(pixels, View.whole(32, 32), 32)
+    np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), pixels.astype(np.float32))
+
+
+def test_shrinking_averages_rather_than_picks() -> None:
+    stripes = np.tile(np.array([0, 255], dtype=np.uint8), (64, 32))
+    image = image_to_model(stripes, View.whole(64, 64), 16)
+    assert (image[..., 1:-1] - 127.5).abs().max() < 1e-3
+
+
+def test_pixels_outside_the_crop_do_not_bleed_in() -> None:
+    pixels = np.full((20, 20), 255, dtype=np.uint8)
+    pixels[5:15, 5:15] = 40
+    for size in (4, 16, 64):
+        shown = image_to_model(pixels, View((5, 5, 15, 15)), size)
+        np.testing.assert_allclose(shown, np.full((3, size, size), 40), rtol=1e-6)
+
+
+@given(st.data())
+def test_grid_cells_are_those_covered_by_half(data: st.DataObject) -> None:
+    height, width, grid = (data.draw(st.integers(1, 9)) for _ in range(3))
+    bits = data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))
+    mask = np.array(bits).reshape(height, width)
+    # Every pixel cut into grid x grid parts: cells are then whole blocks of height x width parts.
+    parts = np.kron(mask, np.ones((grid, grid), dtype=np.int64))
+    twice = 2 * parts.reshape(grid, height, grid, width).sum(axis=(1, 3))
+    cells, n_small = masks_to_grid(mask[None], View.whole(height, width), grid)
+    if (twice >= height * width).any() or not mask.any():
+        np.testing.assert_array_equal(cells[0].numpy(), twice >= height * width)
+        assert n_small == 0
+    else:
+        assert n_small == 1
+        assert cells.any()
+        assert not (cells[0].numpy().astype(bool) & (twice == 0)).any()
+
+
+def test_an_object_smaller_than_the_grid_is_kept_in_its_place_and_counted() -> None:
+    masks = np.zeros((3, 100, 100), dtype=np.bool_)
+    masks[0, 99, 0] = True
+    masks[1, 40:80, 40:80] = True
+    view = View.whole(100, 100)
+    cells, n_small = masks_to_grid(masks, view, 8)
+    assert n_small == 1
+    assert torch.argwhere(cells[0]).tolist() == [[7, 0]]
+    assert cells[2].sum() == 0
+    flipped, _ = masks_to_grid(masks, View(view.crop, flip_x=True), 8)
+    assert torch.argwhere(flipped[0]).tolist() == [[7, 7]]
+
+
+def test_an_object_outside_the_crop_is_not_counted() -> None:
+    cells, n_small = masks_to_grid(block(50, 50, (0, 0, 9, 9))[None], View((20, 20, 50, 50)), 8)
+    assert n_small == 0
+    assert cells.sum() == 0
+
+
+def test_no_masks_at_all() -> None:
+    cells, n_small = masks_to_grid(np.zeros((0, 7, 9), dtype=np.bool_), View.whole(7, 9), 4)
+    assert cells.shape == (0, 4, 4)
+    assert n_small == 0
+
+
+@given(st.data())
+def test_masks_come_back_from_logits_of_a_finer_grid(data: st.DataObject) -> None:
+    height, width = data.draw(st.sampled_from([3, 4, 6, 8])), data.draw(st.sampled_from([2, 3, 12, 24]))
+    bits = data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))
+    masks = np.array(bits).reshape(1, height, width)
+    cells, _ = masks_to_grid(masks, View.whole(height, width), 24)
+    np.testing.assert_array_equal(masks_from_logits(cells * 20 - 10, height, width), masks)
+
+
+def test_masks_from_logits_follow_the_resized_logits() -> None:
+    logits = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    masks = masks_from_logits(logits, 50, 37)
+    assert masks.shape == (3, 50, 37)
+    probability = torch.sigmoid(logits_to_native(logits, 50, 37))
+    np.testing.assert_array_equal(masks, (probability > 0.5).numpy())
+
+
+def test_half_precision_logits_are_resized_in_float32() -> None:
+    assert logits_to_native(torch.ones(1, 4, 4, dtype=torch.float16), 9, 7).dtype == torch.float32
