@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that appears at `path` only when the block ends without an error, whole and on the device.
+    """Open a file for writing that appears at `path` once the block ends without an error, whole and on the device.
 
     A writer killed on the way leaves `path` as it was and at most `<path>.<process id>.partial` beside it.
     """

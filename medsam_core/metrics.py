@@ -85,8 +85,11 @@ def surface_dice(
         A share from 0 to 1; 0 where one mask is empty, NaN where both are.
 
     Raises:
-        ValueError: The shapes differ, or the spacing has another number of axes or is not positive.
+        ValueError: The shapes differ, the spacing has another number of axes or is not positive, or the tolerance is
+            negative.
     """
+    if not tolerance >= 0:
+        raise ValueError(f"expected a tolerance of at least 0, found {tolerance}")
     gt, pred = _as_masks(gt, pred)
     spacing = _checked_spacing(spacing, gt.ndim)
     region = _bounding_box(gt | pred)
@@ -165,19 +168,21 @@ def _within(elements: Indices, other: Mask, spacing: tuple[float, ...], toleranc
     if not other.any():
         return np.zeros(len(elements), dtype=bool)
     near = np.ones(len(elements), dtype=bool)
-    offsets = _offsets_within(other.shape, spacing, tolerance)
-    far, all_seen = _look_around(elements, other, offsets, budget=_TRANSFORM_COST * other.size)
-    if all_seen or not len(far):
+    reach = [int(min(tolerance / step + 1, size - 1)) for step, size in zip(spacing, other.shape, strict=True)]
+    far, settled = np.arange(len(elements)), False
+    if np.prod(2.0 * np.array(reach) + 1) <= other.size:
+        offsets = _offsets_within(reach, spacing, tolerance)
+        far, settled = _look_around(elements, other, offsets, budget=_TRANSFORM_COST * other.size)
+    if settled:
         near[far] = False
-        return near
-    distances = ndimage.distance_transform_edt(~other, sampling=spacing)
-    near[far] = distances.ravel()[elements[far]] <= tolerance
+    else:
+        distances = ndimage.distance_transform_edt(~other, sampling=spacing)
+        near[far] = distances.ravel()[elements[far]] <= tolerance
     return near
 
 
-def _offsets_within(shape: tuple[int, ...], spacing: tuple[float, ...], tolerance: float) -> Indices:
-    """Return the (M, axes) steps inside a grid that are no longer than the tolerance, nearest first."""
-    reach = [min(int(tolerance / step) + 1, size - 1) for step, size in zip(spacing, shape, strict=True)]
+def _offsets_within(reach: list[int], spacing: tuple[float, ...], tolerance: float) -> Indices:
+    """Return the (M, axes) steps, of up to `reach` cells an axis, no longer than the tolerance, nearest first."""
     axes = np.meshgrid(*(np.arange(-steps, steps + 1) for steps in reach), indexing="ij")
     offsets = np.stack([axis.ravel() for axis in axes], axis=1)
     # In the order of operations of scipy's transform, so that both agree where a distance equals the tolerance.
@@ -187,7 +192,7 @@ def _offsets_within(shape: tuple[int, ...], spacing: tuple[float, ...], toleranc
 
 
 def _look_around(elements: Indices, other: Mask, offsets: Indices, budget: int) -> tuple[Indices, bool]:
-    """Return which elements, by position, have met the other surface at none of the offsets, and if all were tried."""
+    """Return the positions of the elements that met the other surface at no offset, and whether all were tried."""
     margin = np.abs(offsets).max(axis=0)
     padded = np.pad(other, [(steps, steps) for steps in margin])
     strides = np.array(padded.strides)

@@ -57,10 +57,9 @@ def image_to_model(image: npt.NDArray[np.uint8], view: View, image_size: int) ->
         (3, S, S) float32, raw grey values in 0..255, not rounded: bilinear with antialias, as in DESIGN decision 2.
     """
     x_min, y_min, x_max, y_max = view.crop
-    shown = np.ascontiguousarray(image[y_min:y_max, x_min:x_max])
-    channels_last = torch.from_numpy(shown).reshape(*shown.shape[:2], -1)
-    pixels = channels_last.permute(2, 0, 1).to(torch.float32)
-    resized = _resize(pixels, image_size, image_size, antialias=True)
+    shown = image[y_min:y_max, x_min:x_max].astype(np.float32)
+    planes = torch.from_numpy(shown).reshape(*shown.shape[:2], -1).permute(2, 0, 1)
+    resized = _resize(planes, image_size, image_size, antialias=True)
     return orient(resized, view).expand(3, -1, -1)
 
 

@@ -227,6 +227,11 @@ class Tracker:
             self._client.log_artifacts(run.run_id, str(folder), "model")
 
 
+def champion_uri() -> str:
+    """Return the MLflow URI of the model behind the alias."""
+    return f"models:/{REGISTERED_MODEL}@{CHAMPION}"
+
+
 def download_model(uri: str, tracking_uri: str, to: Path) -> Path:
     """Bring a model named by an MLflow URI (`models:/repvit-medsam@champion`, `runs:/...`) to this machine.
 

@@ -1,4 +1,4 @@
-"""Atomic publication of files and exclusive locks. What belongs here: how bytes reach the disk. Not here: what they mean.
+"""Atomic publication of files, exclusive locks. What belongs here: how bytes reach the disk. Not here: their meaning.
 
 A file appears under its name whole or not at all: written aside, flushed to the device, renamed, its folder flushed.
 """

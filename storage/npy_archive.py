@@ -78,7 +78,7 @@ def _opened(path: Path) -> zipfile.ZipFile:
     except zipfile.BadZipFile:
         with path.open("rb") as file:
             start = file.read(4)
-        if start[:2] not in (b"", b"PK"):
+        if not b"PK".startswith(start[:2]):
             reject("not_npz", f"expected a zip archive, found a file that begins with {start!r}; convert or remove it")
         raise
 

@@ -18,8 +18,8 @@ import pandas as pd
 from storage.errors import BadSampleError, StorageError
 from storage.fingerprints import combine, fingerprint
 from storage.modalities import MODALITIES, modality_of, modality_of_word
-from storage.npz_listing import ENDING, list_files
 from storage.npy_archive import reject
+from storage.npz_listing import ENDING, list_files
 from storage.npz_source import READER_VERSION, NpzCase, SourceConfig, read_case
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -169,7 +169,7 @@ def _fingerprint_of(table: pd.DataFrame) -> str:
 
 def _flattened(table: pd.DataFrame, name: str) -> dict[str, npt.NDArray[np.int64]]:
     """Return a column of lists as its values and lengths, whether it holds Python lists or what parquet returns."""
-    lists = pa.array(table[name], type=pa.list_(pa.int64()), from_pandas=True).combine_chunks()
+    lists = pa.array(table[name].to_numpy(dtype=object), type=pa.large_list(pa.int64()))
     return {name: lists.flatten().to_numpy(), f"{name} lengths": np.diff(lists.offsets.to_numpy()).astype(np.int64)}
 
 

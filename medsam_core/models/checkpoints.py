@@ -1,4 +1,4 @@
-"""Model files. What belongs here: this project's safetensors files, published SAM and MedSAM checkpoints, strict loading.
+"""Model files. What belongs here: own safetensors files, published SAM and MedSAM checkpoints, strict loading.
 
 Not here: training checkpoints with their optimiser state (`training.checkpoint`), or the architectures.
 A model file rebuilds its model from its own header; nothing that is read can run code.
@@ -150,7 +150,8 @@ def _read_safetensors(path: Path, *, tensors: bool) -> tuple[dict[str, str], dic
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = _read_header(path, file.metadata())
-            return metadata, {key: file.get_tensor(key) for key in file.keys()} if tensors else {}
+            keys = file.keys() if tensors else []
+            return metadata, {key: file.get_tensor(key) for key in keys}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: expected a model file, found none; run the step that makes it") from None
     except safetensors.SafetensorError as error:
@@ -184,7 +185,7 @@ def load_model(path: Path) -> Segmenter:
         The model in evaluation mode, float32, on the CPU.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, not of `save_model`, or its weights do not fit its architecture.
+        CheckpointError: If the file is missing, damaged or not of `save_model`, or its weights do not fit.
     """
     metadata, tensors = _read_safetensors(path, tensors=True)
     architecture = _architecture(path, metadata)
@@ -192,6 +193,11 @@ def load_model(path: Path) -> Segmenter:
     segmenter = Segmenter(architecture, placeholder)
     load_strictly(segmenter, tensors, str(path))
     return segmenter.eval()
+
+
+def _is_state(content: Mapping[object, object]) -> bool:
+    named_tensors = (isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+    return bool(content) and all(named_tensors)
 
 
 def read_sam_state(path: Path) -> dict[str, Tensor]:
@@ -214,9 +220,9 @@ def read_sam_state(path: Path) -> dict[str, Tensor]:
             "download it again, or save its state dict alone"
         ) from error
     state = content.get("model", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not _is_state(state):
         raise CheckpointError(
-            f"{path}: expected a state dict, found {type(state).__name__}; save the model's state dict"
+            f"{path}: expected a state dict of tensors, found another {type(state).__name__}; save the model's alone"
         )
     if all(key.startswith("module.") for key in state):
         return {key.removeprefix("module."): value for key, value in state.items()}
@@ -228,7 +234,8 @@ def load_medsam_checkpoint(path: Path, image_size: int = _PUBLISHED_SIZE) -> Seg
 
     Args:
         path: The file.
-        image_size: Side of the model frame in pixels; where it is not the published 1024, position embeddings are resized.
+        image_size: Side of the model frame in pixels; position embeddings are resized where it is not the published
+            1024.
 
     Returns:
         The teacher in evaluation mode, float32, on the CPU.

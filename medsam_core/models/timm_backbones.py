@@ -7,7 +7,6 @@ import importlib.util
 import logging
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TypeVar, cast
 
 import torch
@@ -55,11 +54,6 @@ def ensure_torchvision_importable() -> bool:
     return bool(_REGISTRATIONS)
 
 
-def _import_timm(module: str) -> ModuleType:
-    ensure_torchvision_importable()
-    return importlib.import_module(module)
-
-
 def repvit_trunk(name: str) -> tuple[nn.Module, nn.Sequential, int]:
     """Build a RepViT trunk with fresh weights and without its classifier.
 
@@ -69,7 +63,10 @@ def repvit_trunk(name: str) -> tuple[nn.Module, nn.Sequential, int]:
     Returns:
         The stem (3 channels, stride 4), the four stages (strides 1, 2, 2, 2), and the channels of the last stage.
     """
-    model = _import_timm("timm").create_model(name, pretrained=False, num_classes=0)
+    ensure_torchvision_importable()
+    import timm
+
+    model = timm.create_model(name, pretrained=False, num_classes=0)
     return cast(nn.Module, model.stem), cast(nn.Sequential, model.stages), int(model.num_features)
 
 
@@ -99,7 +96,10 @@ def sam_vit(
     Returns:
         A module from (B, 3, image_size, image_size) to (B, neck_channels, image_size / 16, image_size / 16).
     """
-    model = _import_timm("timm.models.vision_transformer_sam").VisionTransformerSAM(
+    ensure_torchvision_importable()
+    from timm.models.vision_transformer_sam import VisionTransformerSAM
+
+    model = VisionTransformerSAM(
         img_size=image_size,
         patch_size=16,
         num_classes=0,
@@ -121,5 +121,7 @@ def reparameterise(model: M) -> M:
 
     Outputs agree with the original's evaluation mode to rounding; the copy is for inference only.
     """
-    fused = _import_timm("timm.utils.model").reparameterize_model(model.eval(), inplace=False)
-    return cast(M, fused)
+    ensure_torchvision_importable()
+    from timm.utils.model import reparameterize_model
+
+    return cast(M, reparameterize_model(model, inplace=False).eval())

@@ -83,8 +83,12 @@ def to_sam_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _resize_absolute(table: Tensor, height: int, width: int) -> Tensor:
-    """Resize an absolute position embedding (1, h, w, C) bicubically."""
-    resized = F.interpolate(table.permute(0, 3, 1, 2), size=(height, width), mode="bicubic", align_corners=False)
+    """Resize an absolute position embedding (1, h, w, C) bicubically.
+
+    Antialiasing matters when shrinking; it also selects the kernel that reproduces linear ramps exactly.
+    """
+    channels_first = table.permute(0, 3, 1, 2)
+    resized = F.interpolate(channels_first, size=(height, width), mode="bicubic", antialias=True)
     return resized.permute(0, 2, 3, 1)
 
 

@@ -55,7 +55,7 @@ class StepStatistics:
         return torch.cat([buffer.flatten() for buffer in self._running]) if self._running else torch.empty(0)
 
     def _write(self, flat: Tensor) -> None:
-        parts = flat.split([buffer.numel() for buffer in self._running])
+        parts = flat.split_with_sizes([buffer.numel() for buffer in self._running])
         for buffer, part in zip(self._running, parts, strict=True):
             buffer.copy_(part.view_as(buffer))
 

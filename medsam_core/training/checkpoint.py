@@ -17,6 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from medsam_core.files import atomic_file
 from medsam_core.training.errors import DivergedError, OutputBusyError, TrainingError
 
 CHECKPOINT_VERSION = 1
@@ -46,24 +47,6 @@ def output_lock(out: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """Give a temporary path whose file takes the name `path` when the block ends without an error."""
-    temporary = path.with_name(f"{path.name}.partial")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def require_finite_weights(weights: Mapping[str, Tensor]) -> None:
     """Refuse weights with a value that is not finite.
 
@@ -87,8 +70,8 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         DivergedError: If it is not; the checkpoint on disk stays as it was.
     """
     require_finite_weights(state["model"])
-    with appearing(path) as temporary:
-        torch.save({"version": CHECKPOINT_VERSION, **state}, temporary)
+    with atomic_file(path) as file:
+        torch.save({"version": CHECKPOINT_VERSION, **state}, file)
 
 
 def load_checkpoint(path: Path, device: torch.device, identity: Mapping[str, str]) -> dict[str, Any]:

@@ -17,9 +17,9 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,14 +31,12 @@ from medsam_core.models.checkpoints import read_metadata, save_model
 from medsam_core.models.layers import STRIDE
 from medsam_core.models.segmenter import Segmenter
 from medsam_core.plan import Plan, Stage
-from medsam_core.rendering import GroupBatch, render_group
+from medsam_core.rendering import render_group
 from medsam_core.training.batchnorm import recalibrate_batchnorm
 from medsam_core.training.checkpoint import (
     MetricsLog,
-    appearing,
     load_checkpoint,
     output_lock,
-    require_finite_weights,
     require_same_training,
     save_checkpoint,
 )
@@ -53,6 +51,9 @@ from medsam_core.training.world import World
 CHECKPOINT_NAME = "checkpoint.pt"
 METRICS_NAME = "metrics.jsonl"
 WEIGHTS_NAME = "model.safetensors"
+
+TRAINING = "training"
+"""Metadata key of published weights: what they were trained from and after how many steps, as JSON."""
 
 LOGITS_STRIDE = STRIDE // 4
 """Pixels of the model frame a side of a cell of the low-resolution logits: SAM's decoder upscales by 4."""
@@ -143,34 +144,205 @@ def train(
         DivergedError: If a loss, gradient or weight is not finite; checkpoints stay as they were.
         TrainingError: If the settings do not go together, or `out` belongs to another training.
     """
-    world = world or World()
+    world, device = world or World(), torch.device(device)
     _check(stage, plan, config, teacher, keep_epochs, world)
-    device = torch.device(device)
+    options = options or LoopOptions()
     precision = Precision(device, amp=amp)
-    run = _Run(stage, segmenter.to(device), plan, reader, teacher, config, out, device, precision, world)
-    run.identity = _identity(stage, config, precision, fingerprint)
-    run.options, run.on_metrics, run.clean_images = options or LoopOptions(), on_metrics, clean_images
-    run.keep_epochs = tuple(sorted(set(keep_epochs)))
+    stepper = Stepper(
+        stage,
+        segmenter.to(device),
+        plan,
+        config,
+        teacher,
+        device=device,
+        precision=precision,
+        world=world,
+        channels_last=options.channels_last,
+    )
+    run = _Run(
+        out=out,
+        stepper=stepper,
+        loader=_Loader(stage, plan, reader, teacher, config, segmenter.image_size, world, options),
+        plan=plan,
+        world=world,
+        identity=_identity(stage, config, precision, fingerprint),
+        checkpoint_steps=options.checkpoint_steps,
+        keep_epochs=frozenset(keep_epochs),
+        on_metrics=on_metrics,
+        clean_images=clean_images,
+    )
     with output_lock(out) if world.leads else nullcontext():
         return run.go()
 
 
-@dataclass(eq=False)
-class _Run:
-    """The state of one call of `train`."""
+@dataclass(frozen=True, eq=False)
+class _Loader:
+    """Loads the groups that fall to this process, in plan order, from any step on."""
 
     stage: Stage
-    segmenter: Segmenter
     plan: Plan
     reader: SliceReader
     teacher: TeacherAnswers | None
     config: StageConfig
-    out: Path
-    device: torch.device
-    precision: Precision
+    image_size: int
     world: World
-    identity: Mapping[str, str] = field(default_factory=dict)
-    options: LoopOptions = field(default_factory=LoopOptions)
-    on_metrics: OnMetrics | None = None
-    clean_images: Callable[[], Iterable[Tensor]] | None = None
-    keep_epochs: tuple[int, ...] = ()
+    options: LoopOptions
+
+    def groups_from(self, step: int) -> Generator[LoadedGroup, None, None]:
+        """Yield this process's groups of `step` and every later one: rank r takes groups r, r + size, ..."""
+        mine = range(self.world.rank, self.config.groups_per_step, self.world.size)
+        keys = itertools.product(range(step, self.plan.total_steps), mine)
+        return prefetched(self._load, keys, ahead=self.options.prefetch, threads=self.options.loader_threads)
+
+    def _load(self, key: tuple[int, int]) -> LoadedGroup:
+        step, position = key
+        _, plan_epoch, first_group = self.plan.locate(step)
+        slots, group, first_slot = self.plan.group_slots(plan_epoch, first_group + position)
+        grid = self.image_size // LOGITS_STRIDE
+        batch = render_group(slots, group, self.reader, self.image_size, grid, self.stage)
+        answers = None
+        if self.teacher is not None and self.teacher.reads_ahead:
+            answers = ask_teacher(self.stage, self.config, self.teacher, first_slot, batch)
+        return LoadedGroup(position, first_slot, batch, answers)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Run:
+    """One call of `train`."""
+
+    out: Path
+    stepper: Stepper
+    loader: _Loader
+    plan: Plan
+    world: World
+    identity: dict[str, str]
+    checkpoint_steps: int
+    keep_epochs: frozenset[int]
+    on_metrics: OnMetrics | None
+    clean_images: Callable[[], Iterable[Tensor]] | None
+
+    def go(self) -> TrainResult:
+        """Resume, train to the end, publish."""
+        weights = self.out / WEIGHTS_NAME
+        if weights.exists():
+            self._require_own(weights)
+            return self._result(self.plan.total_steps)
+        self.world.broadcast_(list(self.stepper.segmenter.state_dict().values()))
+        first_step, log_length = self._resume()
+        with MetricsLog(self.out / METRICS_NAME, log_length) if self.world.leads else nullcontext() as log:
+            self._steps(first_step, log)
+        if self.world.leads:
+            self._publish(weights, self.plan.total_steps)
+        logger.info("trained %d steps into %s", self.plan.total_steps - first_step, self.out)
+        return self._result(first_step)
+
+    def _require_own(self, weights: Path) -> None:
+        """Refuse finished weights of another training."""
+        found = json.loads(read_metadata(weights).get(TRAINING, "{}"))
+        found.pop("step", None)
+        require_same_training(weights, self.identity, found)
+
+    def _resume(self) -> tuple[int, int]:
+        """Take up the last checkpoint; return the next step and the length of the log at that point."""
+        path = self.out / CHECKPOINT_NAME
+        if not path.exists():
+            return 0, 0
+        stepper = self.stepper
+        state = load_checkpoint(path, next(stepper.segmenter.parameters()).device, self.identity)
+        stepper.segmenter.load_state_dict(state["model"])
+        stepper.optimizer.load_state_dict(state["optimizer"])
+        stepper.precision.load_state_dict(state["scaler"])
+        logger.info("resuming %s at step %d", self.out, state["step"])
+        return int(state["step"]), int(state["log_length"])
+
+    def _steps(self, first_step: int, log: MetricsLog | None) -> None:
+        per_step = len(range(self.world.rank, self.plan.config.groups_per_step, self.world.size))
+        with closing(self.loader.groups_from(first_step)) as groups:
+            for step in range(first_step, self.plan.total_steps):
+                started = time.perf_counter()
+                record = self.stepper.run(step, itertools.islice(groups, per_step))
+                if log is not None:
+                    log.write(record)
+                    self._report(step, record, time.perf_counter() - started)
+                    self._save(step + 1, log)
+
+    def _report(self, step: int, record: dict[str, float], seconds: float) -> None:
+        if self.on_metrics is not None:
+            images = self.plan.config.groups_per_step * self.plan.config.group_size
+            self.on_metrics(step, {**record, "images_per_second": images / seconds})
+
+    def _save(self, done: int, log: MetricsLog) -> None:
+        """Keep what is due after `done` steps; an epoch's weights come first, lest a kill between the two lose them."""
+        epoch, within = divmod(done, self.plan.steps_per_epoch)
+        if within == 0 and epoch in self.keep_epochs:
+            self._publish(self._epoch_path(epoch), done)
+        if within == 0 or done % self.checkpoint_steps == 0:
+            stepper = self.stepper
+            state = {
+                "identity": self.identity,
+                "step": done,
+                "log_length": log.sync(),
+                "model": stepper.segmenter.state_dict(),
+                "optimizer": stepper.optimizer.state_dict(),
+                "scaler": stepper.precision.state_dict(),
+            }
+            save_checkpoint(self.out / CHECKPOINT_NAME, state)
+
+    def _publish(self, path: Path, done: int) -> None:
+        """Write the weights as they are now, with batch-norm statistics of clean images where there are some."""
+        model = self.stepper.segmenter
+        if self.clean_images is not None:
+            model = copy.deepcopy(model)
+            recalibrate_batchnorm(model, self.clean_images())
+        save_model(path, model, {TRAINING: json.dumps({**self.identity, "step": str(done)}, sort_keys=True)})
+
+    def _epoch_path(self, epoch: int) -> Path:
+        return self.out / f"epoch_{epoch:02d}.safetensors"
+
+    def _result(self, first_step: int) -> TrainResult:
+        lost = [epoch for epoch in sorted(self.keep_epochs) if not self._epoch_path(epoch).exists()]
+        if self.world.leads and lost:
+            raise TrainingError(
+                f"{self.out}: expected weights of epochs {lost}, found none: they were asked for after the run had "
+                "passed them; train into an empty folder"
+            )
+        return TrainResult(
+            weights=self.out / WEIGHTS_NAME,
+            epoch_weights={epoch: self._epoch_path(epoch) for epoch in sorted(self.keep_epochs)},
+            metrics=self.out / METRICS_NAME,
+            steps=self.plan.total_steps,
+            first_step=first_step,
+        )
+
+
+def _identity(stage: Stage, config: StageConfig, precision: Precision, fingerprint: str) -> dict[str, str]:
+    """Return what a folder must have been made from to be gone on with."""
+    settings = {f"config.{name}": json.dumps(value) for name, value in config.model_dump(mode="json").items()}
+    return {"stage": stage, "precision": precision.name, "fingerprint": fingerprint, **settings}
+
+
+def _check(
+    stage: Stage,
+    plan: Plan,
+    config: StageConfig,
+    teacher: TeacherAnswers | None,
+    keep_epochs: Sequence[int],
+    world: World,
+) -> None:
+    """Refuse settings that do not go together."""
+    require_teacher(stage, config, teacher)
+    wanted = (stage, config.epochs, config.group_size, config.groups_per_step)
+    found = (plan.stage, plan.config.epochs, plan.config.group_size, plan.config.groups_per_step)
+    if wanted != found:
+        raise TrainingError(
+            f"plan: expected one of stage, epochs, group size and groups per step {wanted}, found {found}; "
+            "build or load the plan with this configuration"
+        )
+    if world.size > config.groups_per_step:
+        raise TrainingError(
+            f"processes: expected at most one for each of the {config.groups_per_step} groups of a step, "
+            f"found {world.size}; start fewer, or raise groups_per_step"
+        )
+    strange = [epoch for epoch in keep_epochs if not 1 <= epoch <= config.epochs]
+    if strange:
+        raise TrainingError(f"keep_epochs: expected numbers from 1 to {config.epochs}, found {strange}; correct them")

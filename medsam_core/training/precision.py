@@ -20,9 +20,7 @@ class Precision:
 
     def __init__(self, device: torch.device, *, amp: bool) -> None:
         if amp and device.type != "cuda":
-            raise TrainingError(
-                f"amp: expected a cuda device, found {device.type}; set amp to false to train there"
-            )
+            raise TrainingError(f"amp: expected a cuda device, found {device.type}; set amp to false to train there")
         half = torch.bfloat16 if amp and torch.cuda.is_bf16_supported() else torch.float16
         self._dtype = half if amp else torch.float32
         self._device_type = device.type

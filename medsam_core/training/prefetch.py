@@ -1,7 +1,7 @@
 """Loading ahead of the loop. What belongs here: order and bounds of background work. Not here: what is loaded."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 
 def prefetched(
     load: Callable[[Key], Item], keys: Iterable[Key], *, ahead: int = 2, threads: int = 1
-) -> Iterator[Item]:
+) -> Generator[Item, None, None]:
     """Yield `load(key)` for every key, in the order of the keys, loading up to `ahead` items early.
 
     The items do not depend on `ahead` or `threads`. An error of `load` is raised where its item would have come.

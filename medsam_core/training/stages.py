@@ -42,7 +42,7 @@ def prepare(segmenter: Segmenter, stage: Stage) -> dict[str, Parameter]:
     trained = {name: p for name, p in segmenter.named_parameters() if _is_trained(name, stage)}
     segmenter.requires_grad_(requires_grad=False)
     for parameter in trained.values():
-        parameter.requires_grad_(requires_grad=True)
+        parameter.requires_grad = True
     return trained
 
 

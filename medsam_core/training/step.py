@@ -81,7 +81,7 @@ class Stepper:
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._terms = term_names(stage, config)
         self._statistics = StepStatistics(segmenter)
-        segmenter.to(memory_format=self._layout)
+        segmenter.to(memory_format=self._layout)  # type: ignore[call-overload]  # missing from torch's stubs
 
     def run(self, step: int, groups: Iterable[LoadedGroup]) -> dict[str, float]:
         """Take one step.
@@ -132,7 +132,7 @@ class Stepper:
             elif answers.device != self._device:
                 answers = answers.to(self._device, non_blocking=True)
             losses = group_loss(self._stage, self.segmenter, batch, answers)
-        self.precision.scaler.scale(losses[0] / self._config.groups_per_step).backward()
+        self.precision.scaler.scale(losses[0] / self._config.groups_per_step).backward()  # type: ignore[no-untyped-call]
         row = torch.stack([*(loss.detach() for loss in losses), losses[0].new_tensor(batch.n_small)])
         return row.double()
 

@@ -1,4 +1,4 @@
-"""Who answers for the teacher. What belongs here: the questions a stage asks, answered live or from a cache in plan order.
+"""Who answers for the teacher. What belongs here: a stage's questions, answered live or from a cache in plan order.
 
 Not here: how answers are stored, or the teacher's architecture.
 

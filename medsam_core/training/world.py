@@ -50,7 +50,7 @@ class World:
         """Replace each of several tensors of one dtype by its sum over ranks, as one message."""
         if self.size > 1 and tensors:
             flat = self.sum_(torch.cat([tensor.flatten() for tensor in tensors]))
-            for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            for tensor, part in zip(tensors, flat.split_with_sizes([t.numel() for t in tensors]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:

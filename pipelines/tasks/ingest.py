@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from storage.release_reader import ReleaseReader
 
 from medsam_core.pixel_statistics import balanced_statistics
 from pipelines import pictures
@@ -23,12 +22,14 @@ from storage.npz_source import NpzCase, SourceConfig, read_case
 from storage.release import (
     SplitFractions,
     assign_splits,
+    labelled_groups,
     leakage,
     load_release,
     make_release,
     release_difference,
     save_release,
 )
+from storage.release_reader import ReleaseReader
 
 Log = Callable[[str], None]
 
@@ -200,7 +201,7 @@ def freeze_release(workspace: Workspace, index: dict[str, Any], log: Log) -> Tas
     table = pd.read_parquet(workspace.artefacts.get(index).path / "slice_index.parquet")
     recorded = read_json(workspace.splits_file) if workspace.splits_file.is_file() else {}
     split = workspace.profile.split
-    groups = table[["modality", "group"]].drop_duplicates()
+    groups = labelled_groups(table)
     splits = assign_splits(groups, recorded, SplitFractions(split.validation, split.test), split.seed)
     if splits != recorded:
         write_json(workspace.splits_file, {**recorded, **splits})

@@ -263,6 +263,7 @@ def test_crops_keep_the_configured_area_and_ratio() -> None:
     area, ratio = (width * height)[~whole], (width / height)[~whole]
     assert 0.499 < area.min() < 0.51
     assert 0.99 < area.max() <= 1
+    assert 0.17 < (area > 0.9).mean() < 0.23
     assert 0.748 < ratio.min() < 0.76
     assert 1.32 < ratio.max() < 1.336
     assert crop[~whole, 0].min() == 0

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -40,6 +40,7 @@ def test_another_shape_of_boxes_is_refused(shape: tuple[int, ...]) -> None:
         inclusive_to_half_open(np.zeros(shape, dtype=np.int64))
 
 
+@settings(deadline=None)
 @given(label_maps)
 def test_tight_boxes_hold_every_pixel_and_no_empty_border(mask: npt.NDArray[Any]) -> None:
     labels, boxes = tight_boxes(mask)
@@ -70,6 +71,7 @@ def test_jitter_is_clipped_to_the_edges_of_the_slice() -> None:
     np.testing.assert_array_equal(moved, [[0, 0, 60, 40]])
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_jittered_boxes_contain_the_box_within_bounds(data: st.DataObject) -> None:
     height, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))

@@ -1,0 +1,214 @@
+"""Predicting a case: from an image or volume and its boxes to `segs` in the challenge's contract.
+
+What belongs here: the order in which slices are encoded and boxes decoded, and how a volume's box moves from slice to
+slice. Not here: files, the preprocessing itself (`preprocessing`), or the model.
+
+Legend: H W native pixels, D slices, N boxes of the case, K boxes of one call, S side of the model frame.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from medsam_core.contract import checked_boxes, write_answer
+from medsam_core.preprocessing import View, boxes_to_model, image_to_model, masks_from_logits
+from medsam_core.prompts import tight_boxes
+
+Image = npt.NDArray[np.uint8]
+Masks = npt.NDArray[np.bool_]
+Boxes = npt.NDArray[Any]
+
+PROPAGATION_MARGIN_PX = 3.0
+"""Model-frame pixels by which a mask's tight box grows before it prompts the next slice (LiteMedSAM's `bbox_shift`)."""
+
+
+class PromptableModel(Protocol):
+    """What answers boxes: `Segmenter`, or anything exported from one."""
+
+    image_size: int
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode raw images (1, 3, S, S), float32 from 0 to 255."""
+        ...
+
+    def decode(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode boxes (1, K, 4), xyxy_px in the model frame, to logits (1, K, h, w) and IoUs (1, K)."""
+        ...
+
+
+@dataclass
+class _Track:
+    """One box of a volume on its way through the slices.
+
+    Attributes:
+        label: Its 1-based order.
+        box: (4,) `xyxy_px` of the native slice, half-open: the prompt as it was given.
+        first: First slice.
+        last: Last slice, inclusive.
+        prompt: (4,) float32 in the model frame: what the next slice is prompted with.
+        from_middle: The prompt that the middle slice gave, for the way down.
+    """
+
+    label: int
+    box: npt.NDArray[np.int64]
+    first: int
+    last: int
+    prompt: npt.NDArray[np.float32]
+    from_middle: npt.NDArray[np.float32] = field(init=False)
+
+    @property
+    def middle(self) -> int:
+        return (self.first + self.last) // 2
+
+
+class Predictor:
+    """Predicts cases with one model.
+
+    An image is encoded once. A volume's box starts at the middle slice of its closed z range with the box as given and
+    goes outward both ways; each slice is prompted with the tight box of the mask before it, grown by
+    `PROPAGATION_MARGIN_PX` and cut to the slice, or with the box as given where that mask is empty. All boxes travel
+    together, up the volume and then down, so that a slice is encoded at most twice and mostly once.
+
+    Args:
+        model: In eval mode, on `device`.
+        batch_boxes: Boxes decoded at a time; bounds memory.
+        constant_image: Grey value that replaces every pixel, to see what a model makes of boxes alone; None for the
+            real image.
+        cached_slices: Embeddings of a volume's slices kept at a time; bounds memory (4 MiB each at S = 1024).
+        device: Where the model is.
+
+    Raises:
+        ValueError: The model is in training mode, where batch norm would depend on what is predicted together, or a
+            size is below 1.
+    """
+
+    def __init__(
+        self,
+        model: PromptableModel,
+        batch_boxes: int = 16,
+        constant_image: int | None = None,
+        cached_slices: int = 64,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if isinstance(model, nn.Module) and model.training:
+            raise ValueError("expected a model in eval mode, found training mode; call model.eval() first")
+        if batch_boxes < 1 or cached_slices < 1:
+            raise ValueError(f"expected batch_boxes and cached_slices >= 1, found {batch_boxes} and {cached_slices}")
+        self._model = model
+        self._batch_boxes = batch_boxes
+        self._constant_image = constant_image
+        self._cached_slices = cached_slices
+        self._device = torch.device(device)
+
+    def predict(self, imgs: Image, boxes: Boxes, *, is_3d: bool) -> npt.NDArray[np.uint16]:
+        """Predict a case.
+
+        Args:
+            imgs: (H, W) or (H, W, 3) for an image, (D, H, W) for a volume; uint8.
+            boxes: (N, 4) or (N, 6), half-open in x and y, closed in z, native pixels; N may be 0.
+            is_3d: Whether `imgs` is a volume: an array (D, H, 3) and an RGB image look alike.
+
+        Returns:
+            `segs`, uint16, (H, W) or (D, H, W): label k where the k-th box (from 1) answered, the later box on top.
+
+        Raises:
+            ValueError: `imgs` is not of a form above, or the boxes break the contract.
+        """
+        _check_image(imgs, is_3d=is_3d)
+        shape = imgs.shape if is_3d else imgs.shape[:2]
+        checked = checked_boxes(np.asarray(boxes), shape)
+        segs = np.zeros(shape, dtype=np.uint16)
+        if not len(checked):
+            return segs
+        with torch.inference_mode():
+            if is_3d:
+                self._predict_volume(imgs, checked, segs)
+            else:
+                self._predict_image(imgs, checked, segs)
+        return segs
+
+    def _predict_image(self, image: Image, boxes: npt.NDArray[np.int64], segs: npt.NDArray[np.uint16]) -> None:
+        prompts = self._prompts(boxes, segs.shape)
+        for label, mask in enumerate(self._masks(self._encode(image), prompts, segs.shape), start=1):
+            write_answer(segs, mask, label)
+
+    def _predict_volume(self, volume: Image, boxes: npt.NDArray[np.int64], segs: npt.NDArray[np.uint16]) -> None:
+        embedding_of = lru_cache(maxsize=self._cached_slices)(lambda z: self._encode(volume[z]))
+        tracks = self._tracks(boxes, volume.shape[1:])
+        up = range(min(track.middle for track in tracks), max(track.last for track in tracks) + 1)
+        self._sweep(up, tracks, lambda track, z: track.middle <= z <= track.last, embedding_of, segs)
+        for track in tracks:
+            track.prompt = track.from_middle
+        down = range(max(track.middle for track in tracks) - 1, min(track.first for track in tracks) - 1, -1)
+        self._sweep(down, tracks, lambda track, z: track.first <= z < track.middle, embedding_of, segs)
+
+    def _sweep(
+        self,
+        slices: Iterable[int],
+        tracks: list[_Track],
+        visits: Callable[[_Track, int], bool],
+        embedding_of: Callable[[int], Tensor],
+        segs: npt.NDArray[np.uint16],
+    ) -> None:
+        """Answer, slice after slice, the tracks that visit it, and move their prompts on."""
+        for z in slices:
+            here = [track for track in tracks if visits(track, z)]
+            if not here:
+                continue
+            prompts = np.stack([track.prompt for track in here])
+            for track, mask in zip(here, self._masks(embedding_of(z), prompts, segs.shape[1:]), strict=True):
+                write_answer(segs[z], mask, track.label)
+                track.prompt = self._next_prompt(track, mask)
+                if z == track.middle:
+                    track.from_middle = track.prompt
+
+    def _tracks(self, boxes: npt.NDArray[np.int64], shape: tuple[int, ...]) -> list[_Track]:
+        planar = boxes[:, [0, 1, 3, 4]]
+        prompts = self._prompts(planar, shape)
+        return [
+            _Track(label, planar[label - 1], first=int(box[2]), last=int(box[5]), prompt=prompts[label - 1])
+            for label, box in enumerate(boxes, start=1)
+        ]
+
+    def _next_prompt(self, track: _Track, mask: Masks) -> npt.NDArray[np.float32]:
+        """Return what the slice after this mask is prompted with, (4,) in the model frame."""
+        _, found = tight_boxes(mask.view(np.uint8))
+        box = found if len(found) else track.box[None]
+        prompt: npt.NDArray[np.float32] = self._prompts(box, mask.shape)[0]
+        if len(found):
+            outward = PROPAGATION_MARGIN_PX * np.array([-1, -1, 1, 1], dtype=np.float32)
+            prompt = np.clip(prompt + outward, 0, self._model.image_size)
+        return prompt
+
+    def _prompts(self, boxes: npt.NDArray[np.int64], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """Scale native boxes, (K, 4), to the model frame."""
+        view = View.whole(shape[0], shape[1])
+        return boxes_to_model(boxes, view, self._model.image_size)
+
+    def _encode(self, image: Image) -> Tensor:
+        """Encode one slice, (H, W) or (H, W, 3), to its embedding (1, 256, h, w)."""
+        if self._constant_image is not None:
+            image = np.full_like(image, self._constant_image)
+        pixels = image_to_model(image, View.whole(*image.shape[:2]), self._model.image_size)
+        return self._model.encode(pixels[None].to(self._device))
+
+    def _masks(self, embedding: Tensor, prompts: npt.NDArray[np.float32], shape: tuple[int, ...]) -> Iterable[Masks]:
+        """Yield the native mask, (H, W), of each prompt, (K, 4) in the model frame, on one embedded slice."""
+        for start in range(0, len(prompts), self._batch_boxes):
+            batch = torch.from_numpy(prompts[start : start + self._batch_boxes]).to(self._device)
+            logits, _ = self._model.decode(embedding, batch[None])
+            yield from masks_from_logits(logits[0], *shape)
+
+
+def _check_image(imgs: Image, *, is_3d: bool) -> None:
+    """Raise ValueError unless `imgs` is a non-empty uint8 image or volume."""
+    fits = imgs.ndim == 3 if is_3d else imgs.ndim == 2 or (imgs.ndim == 3 and imgs.shape[-1] == 3)
+    if not fits or imgs.dtype != np.uint8 or imgs.size == 0:
+        expected = "(D, H, W)" if is_3d else "(H, W) or (H, W, 3)"
+        raise ValueError(f"imgs: expected a non-empty uint8 array {expected}, found {imgs.dtype} {imgs.shape}")

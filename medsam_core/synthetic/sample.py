@@ -1,0 +1,154 @@
+"""A folder of synthetic cases. What belongs here: names, groups and bytes of its files. Not here: what a case shows."""
+
+import io
+import logging
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from medsam_core.files import atomic_file
+from medsam_core.synthetic.cases import MODALITIES, VOLUMETRIC, Case, make_case
+
+_LOG = logging.getLogger(__name__)
+
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
+"""The earliest a zip entry can state; a clock here would make equal arrays unequal files."""
+_CASES_OF_PATIENTS = (1, 2, 1, 3)
+"""Cases of consecutive patients, over and over."""
+
+GROUPS_NAME = "groups.csv"
+
+
+class SampleCase(NamedTuple):
+    """A case of the sample.
+
+    Attributes:
+        path: Posix path below the sample's folder, `<modality>/<data set>/<2DBox|3DBox>_<modality>_<nnnn>.npz`.
+        group: The patient; cases of one patient share it.
+        dataset: The data set.
+        arrays: What the file holds.
+    """
+
+    path: str
+    group: str
+    dataset: str
+    arrays: Case
+
+
+class _Entry(NamedTuple):
+    path: str
+    group: str
+    dataset: str
+    modality: str
+    index: int
+    volumetric: bool
+
+
+def _patient(index: int) -> int:
+    """Return which patient, from 0, the case of an index belongs to."""
+    cycle = sum(_CASES_OF_PATIENTS)
+    bounds = np.cumsum(_CASES_OF_PATIENTS)
+    return index // cycle * len(_CASES_OF_PATIENTS) + int(np.searchsorted(bounds, index % cycle, side="right"))
+
+
+def _entry(modality: str, index: int, volumetric: bool) -> _Entry:
+    patient = _patient(index)
+    dataset = f"Synthetic{'Volumes' if volumetric else 'AB'[patient % 2]}"
+    name = f"{'3D' if volumetric else '2D'}Box_{modality}_{index + 1:04d}.npz"
+    group = f"{modality}:{dataset}:patient_{patient + 1:03d}"
+    return _Entry(f"{modality}/{dataset}/{name}", group, dataset, modality, index, volumetric)
+
+
+def _entries(cases_per_modality: int, volumes_per_modality: int) -> Iterator[_Entry]:
+    for modality in MODALITIES:
+        for index in range(cases_per_modality):
+            yield _entry(modality, index, volumetric=False)
+        for index in range(volumes_per_modality if modality in VOLUMETRIC else 0):
+            yield _entry(modality, index, volumetric=True)
+
+
+def sample_cases(seed: int, cases_per_modality: int = 18, volumes_per_modality: int = 5) -> Iterator[SampleCase]:
+    """Yield the cases of a sample in the order of modalities; a smaller sample is part of a larger one.
+
+    Args:
+        seed: Seed of the sample.
+        cases_per_modality: Flat cases of each modality.
+        volumes_per_modality: Volumes of each volumetric modality.
+    """
+    for entry in _entries(cases_per_modality, volumes_per_modality):
+        arrays = make_case(entry.modality, entry.index, seed, entry.volumetric)
+        yield SampleCase(entry.path, entry.group, entry.dataset, arrays)
+
+
+def npz_bytes(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """Return a compressed npz file whose bytes depend on names and arrays alone.
+
+    They are the same wherever the same zlib is used.
+    """
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in sorted(arrays):
+            member = io.BytesIO()
+            np.lib.format.write_array(member, np.ascontiguousarray(arrays[name]), allow_pickle=False)
+            info = zipfile.ZipInfo(f"{name}.npy", _ZIP_DATE)
+            info.compress_type, info.create_system = zipfile.ZIP_DEFLATED, 3
+            archive.writestr(info, member.getvalue())
+    return file.getvalue()
+
+
+def write_sample(folder: Path, seed: int, cases_per_modality: int = 18, volumes_per_modality: int = 5) -> int:
+    """Write a sample as npz files and `groups.csv`; existing identical files are kept as they are.
+
+    A killed run is taken up by the next: each file appears whole or not at all, `groups.csv` last.
+
+    Args:
+        folder: Made if it is not there; may hold no npz file that is not the sample's.
+        seed: Seed of the sample.
+        cases_per_modality: Flat cases of each modality.
+        volumes_per_modality: Volumes of each volumetric modality.
+
+    Returns:
+        The number of npz files of the sample.
+
+    Raises:
+        FileExistsError: If the folder holds other npz files; nothing is written then.
+    """
+    entries = list(_entries(cases_per_modality, volumes_per_modality))
+    _refuse_strangers(folder, {entry.path for entry in entries})
+    written = 0
+    for case in sample_cases(seed, cases_per_modality, volumes_per_modality):
+        written += _write_if_changed(folder / case.path, npz_bytes(_arrays(case.arrays)))
+    rows = [f"{entry.path},{entry.dataset},{entry.group}" for entry in entries]
+    _write_if_changed(folder / GROUPS_NAME, "\n".join(["file,dataset,group", *rows, ""]).encode())
+    _LOG.info("synthetic sample in %s: %d files, %d of them written now", folder, len(entries), written)
+    return len(entries)
+
+
+def _arrays(case: Case) -> dict[str, npt.NDArray[Any]]:
+    arrays: dict[str, npt.NDArray[Any]] = {"imgs": case["imgs"], "gts": case["gts"]}
+    if "spacing" in case:
+        arrays["spacing"] = case["spacing"]
+    return arrays
+
+
+def _refuse_strangers(folder: Path, expected: set[str]) -> None:
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.npz")}
+    strangers = sorted(found - expected)
+    if strangers:
+        raise FileExistsError(
+            f"{folder}: expected only files of this sample, found {len(strangers)} other npz files, first "
+            f"{strangers[0]}; choose another folder or remove them"
+        )
+
+
+def _write_if_changed(path: Path, data: bytes) -> bool:
+    """Write a file unless it holds these bytes; return whether it was written."""
+    if path.is_file() and path.read_bytes() == data:
+        return False
+    with atomic_file(path) as file:
+        file.write(data)
+    return True

@@ -1,0 +1,139 @@
+"""The console script `medsam`. What belongs here: arguments and printing. Not here: any work.
+
+torch, MLflow and Dagster are imported by the commands that need them.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.profile import ProfileError
+from pipelines.settings import Settings, read_settings
+from storage.errors import StorageError
+
+DAGSTER_YAML = """\
+telemetry:
+  enabled: false
+concurrency:
+  pools:
+    granularity: op
+    default_limit: 1
+run_monitoring:
+  enabled: true
+  free_slots_after_run_end_seconds: 60
+"""
+
+
+def _log(text: str) -> None:
+    print(text, flush=True)
+
+
+def _init(settings: Settings, _args: argparse.Namespace) -> int:
+    folder = Path(os.environ.get("DAGSTER_HOME") or settings.home / "dagster").absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "dagster.yaml"
+    if not file.is_file():
+        file.write_text(DAGSTER_YAML)
+    settings.mlflow_folder.mkdir(parents=True, exist_ok=True)
+    return 0
+
+
+def _sample(settings: Settings, _args: argparse.Namespace) -> int:
+    from pipelines.tasks.ingest import make_sample
+    from pipelines.workspace import Workspace
+
+    if settings.profile.source.kind != "synthetic":
+        _log(f"profile {settings.profile.name} reads {settings.data}; there is no sample data to make")
+        return 0
+    make_sample(Workspace(settings), _log)
+    return 0
+
+
+def _summary(settings: Settings, args: argparse.Namespace) -> int:
+    from pipelines.summary import summary
+    from pipelines.workspace import Workspace
+
+    _log(summary(Workspace(settings), args.run))
+    return 0
+
+
+def _mlflow(settings: Settings, args: argparse.Namespace) -> int:
+    settings.mlflow_folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.tracking_uri]
+    os.execv(command[0], [*command, "--host", "127.0.0.1", "--port", str(args.port), "--workers", "1"])  # noqa: S606
+
+
+def _predict(settings: Settings, args: argparse.Namespace) -> int:
+    from pipelines.tasks.serving import predict_folder
+
+    failures = predict_folder(settings, args.model, args.input, args.output, _log)
+    return 1 if failures else 0
+
+
+def _evaluate(settings: Settings, args: argparse.Namespace) -> int:
+    from pipelines.tasks.serving import evaluate_folder
+
+    evaluate_folder(settings, args.model, args.data, args.output, _log, groups_csv=args.groups)
+    return 0
+
+
+def _make_teacher(_settings: Settings, args: argparse.Namespace) -> int:
+    from pipelines.tasks.stand_in import make_stand_in
+
+    make_stand_in(args.output, args.work, _log)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="medsam", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    commands.add_parser("init", help="create the state folder and dagster.yaml").set_defaults(run_command=_init)
+    commands.add_parser("sample", help="make the synthetic data").set_defaults(run_command=_sample)
+
+    summary = commands.add_parser("summary", help="print the newest report and what the last run made")
+    summary.add_argument("--run", help="Dagster run id; the last run by default")
+    summary.set_defaults(run_command=_summary)
+
+    server = commands.add_parser("mlflow", help="serve the MLflow page")
+    server.add_argument("--port", type=int, default=5000)
+    server.set_defaults(run_command=_mlflow)
+
+    predict = commands.add_parser("predict", help="segment a folder of npz files in the challenge's contract")
+    predict.add_argument("-i", "--input", type=Path, required=True, help="folder of npz files with imgs and boxes")
+    predict.add_argument("-o", "--output", type=Path, required=True, help="folder for npz files with segs")
+    predict.add_argument("--model", required=True, help="safetensors file or MLflow model URI")
+    predict.set_defaults(run_command=_predict)
+
+    evaluate = commands.add_parser("evaluate", help="score a model on any folder of npz files with gts")
+    evaluate.add_argument("--model", required=True, help="safetensors file or MLflow model URI")
+    evaluate.add_argument("--data", type=Path, required=True, help="folder of npz files with imgs and gts")
+    evaluate.add_argument("-o", "--output", type=Path, required=True, help="folder for the report")
+    evaluate.add_argument("--groups", type=Path, help="CSV file,dataset,group")
+    evaluate.set_defaults(run_command=_evaluate)
+
+    teacher = commands.add_parser("make-teacher", help="make the shipped stand-in teacher from synthetic data")
+    teacher.add_argument("-o", "--output", type=Path, required=True, help="safetensors file to write")
+    teacher.add_argument("--work", type=Path, required=True, help="folder for checkpoints; resumes what it holds")
+    teacher.set_defaults(run_command=_make_teacher)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the console script; returns the exit status, 2 for wrong settings or input."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = _parser().parse_args(arguments)
+    try:
+        settings = read_settings()
+        status: int = args.run_command(settings, args)
+    except (ProfileError, StorageError, FileNotFoundError, NotADirectoryError) as error:
+        print(f"medsam {args.command}: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Jobs and schedules. What belongs here: which assets run together and when. Not here: the assets."""
+
+import dagster as dg
+
+from pipelines.assets import evaluation, ingest, students, teacher
+from pipelines.variants import ABLATIONS, PROPOSED
+
+_ABLATION_KEYS = dg.AssetSelection.key_prefixes(*[[variant.name] for variant in ABLATIONS])
+_ABLATIONS_ONLY = _ABLATION_KEYS | dg.AssetSelection.assets(*evaluation.ABLATION_ASSETS)
+_REGISTERED = dg.AssetSelection.assets(evaluation.registered_model_report)
+
+ingest_job = dg.define_asset_job(
+    "ingest",
+    selection=dg.AssetSelection.assets(*ingest.ASSETS),
+    description="From the folder of npz files to slice stores, index, release and pixel statistics.",
+)
+
+full_pipeline = dg.define_asset_job(
+    "full_pipeline",
+    selection=dg.AssetSelection.all() - _ABLATIONS_ONLY - _REGISTERED,
+    description=f"Everything for the variant `{PROPOSED.name}`: ingest, teacher, both stages, evaluation.",
+)
+
+ablations = dg.define_asset_job(
+    "ablations",
+    selection=dg.AssetSelection.all() - _REGISTERED,
+    description="All variants, and the table that compares them as the paper's Table 4 does.",
+)
+
+reevaluate = dg.define_asset_job(
+    "reevaluate",
+    selection=_REGISTERED,
+    description="Score the model behind the registry's `champion` alias on the newest release.",
+)
+
+nightly_reevaluation = dg.ScheduleDefinition(
+    name="nightly_reevaluation",
+    job=reevaluate,
+    cron_schedule="0 3 * * *",
+    description="Every night at 03:00 UTC; off until switched on.",
+)
+
+JOBS = [ingest_job, full_pipeline, ablations, reevaluate]
+SCHEDULES = [nightly_reevaluation]
+
+ASSETS = [*ingest.ASSETS, *teacher.ASSETS, *students.ASSETS, *evaluation.ASSETS]
+CHECKS = [*ingest.CHECKS, *evaluation.CHECKS]

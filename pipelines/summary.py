@@ -1,0 +1,46 @@
+"""What `make pipeline` prints at its end. What belongs here: reading the newest report and a run's ledger."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from pipelines.results import ledger_file, markdown_table
+from pipelines.workspace import Workspace
+from storage.atomic import read_json
+
+
+def _last_ledger(workspace: Workspace) -> Path | None:
+    ledgers = sorted((workspace.settings.state / "runs").glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+    return ledgers[-1] if ledgers else None
+
+
+def run_ledger(workspace: Workspace, run_id: str | None = None) -> pd.DataFrame:
+    """Return what a run made and reused: columns asset, fingerprint, made, reused; the last run by default."""
+    path = ledger_file(workspace, run_id) if run_id else _last_ledger(workspace)
+    if path is None or not path.is_file():
+        raise FileNotFoundError(f"expected the ledger of a run in {workspace.settings.state / 'runs'}, found none")
+    return pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()])
+
+
+def summary(workspace: Workspace, run_id: str | None = None) -> str:
+    """Return, as text, the newest report by modality, what the run made, and where to see more."""
+    ledger = run_ledger(workspace, run_id)
+    made = ledger[ledger["made"] > 0]
+    listing = ", ".join(f"{row.asset} ({row.made})" for row in made.itertuples()) or "nothing"
+    lines = [_report(workspace), f"Made by this run: {listing}", f"Reused: {int(ledger['reused'].sum())} parts"]
+    lines += [
+        f"State: {workspace.settings.state}",
+        "Dagster page: make dev, then http://127.0.0.1:3000",
+        "MLflow page: make mlflow, then http://127.0.0.1:5000",
+    ]
+    return "\n".join(lines)
+
+
+def _report(workspace: Workspace) -> str:
+    value = workspace.settings.state / "values" / "assets" / "proposed" / "evaluation_report.json"
+    if not value.is_file():
+        return "No evaluation report yet: materialise proposed/evaluation_report."
+    report = workspace.artefacts.get(read_json(value))
+    comparison = pd.read_csv(report.path / "comparison.csv")
+    return f"{markdown_table(comparison)}\nReport: {report.path}\n"

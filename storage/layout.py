@@ -1,0 +1,242 @@
+"""The layout of a slice store: its settings, the plan of a part, and where the files are.
+
+What belongs here: descriptions and places. Not here: deciding which part holds what (`storage.store_plan`), nor pixels
+(`storage.slice_store`).
+
+A part owns whole shards and nobody else writes them. Each slice starts on an inner chunk's boundary and the slices of a
+case follow one another, so a part's plan and the order of its cases say where each slice lies. Shard and part numbers
+are never used twice: a published part is immutable, and what replaces it lies elsewhere.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from storage.atomic import read_json
+from storage.errors import StorageError
+from storage.fingerprints import fingerprint
+from storage.shards import ArrayLayout, round_up
+
+STORE_VERSION: Final = 1
+"""Raised by hand whenever the same cases would be stored differently."""
+
+ARRAY_TYPES: Final[dict[str, str]] = {"imgs": "uint8", "gts_u8": "uint8", "gts_u16": "uint16"}
+"""Arrays of a modality's group and their element types."""
+
+GT_ARRAYS: Final[dict[str, str]] = {"uint8": "gts_u8", "uint16": "gts_u16", "": ""}
+"""Type of a case's labels -> the array that holds them; a case without labels has neither."""
+
+LOCK: Final = ".lock"
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """How slice stores are cut."""
+
+    chunk_bytes: int = 262_144
+    """Uncompressed bytes of an inner chunk; the default is one 512 x 512 slice."""
+    chunks_per_shard: int = 256
+    """Inner chunks of a shard, which is one file."""
+    part_shards: int = 8
+    """Shards of `imgs` that a part may own; a single case that needs more gets a part of its own."""
+    level: int = 1
+    """zstd level; 1 gives level 3's bytes at twice its speed on CT."""
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: If one is out of range.
+        """
+        if self.chunk_bytes < 2 or self.chunk_bytes % 2:
+            raise ValueError(f"chunk_bytes: expected an even number above 0, found {self.chunk_bytes}")
+        for name in ("chunks_per_shard", "part_shards", "level"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+
+    def array_layouts(self) -> dict[str, ArrayLayout]:
+        """Return how each array of a modality's group lies on disk."""
+        return {name: self._array_layout(name, dtype) for name, dtype in ARRAY_TYPES.items()}
+
+    def _array_layout(self, name: str, dtype: str) -> ArrayLayout:
+        chunk = self.chunk_bytes // (2 if dtype == "uint16" else 1)
+        return ArrayLayout(name, dtype, (), chunk, chunk * self.chunks_per_shard, self.level)
+
+    def encoding(self) -> dict[str, int]:
+        """Return the settings that a part's bytes depend on."""
+        return {"chunk_bytes": self.chunk_bytes, "chunks_per_shard": self.chunks_per_shard, "level": self.level}
+
+
+@dataclass(frozen=True)
+class PlannedCase:
+    """A case as the manifest describes it.
+
+    Attributes:
+        case_id: Its identifier.
+        content_hash: SHA-256 of its arrays.
+        is_3d: Whether it is a volume.
+        depth: Slices.
+        height: Rows of a slice.
+        width: Columns of a slice.
+        channels: 1 or 3.
+        gt_dtype: `uint8`, `uint16`, or empty without labels.
+    """
+
+    case_id: str
+    content_hash: str
+    is_3d: bool
+    depth: int
+    height: int
+    width: int
+    channels: int
+    gt_dtype: str
+
+    def elements(self) -> dict[str, int]:
+        """Return the elements that one of its slices takes in each array it uses."""
+        pixels = self.height * self.width
+        labels = {GT_ARRAYS[self.gt_dtype]: pixels} if self.gt_dtype else {}
+        return {"imgs": pixels * self.channels, **labels}
+
+
+@dataclass(frozen=True)
+class PartPlan:
+    """The unit of commit: cases that are written together into shards of their own.
+
+    Attributes:
+        part_id: Number and start of the fingerprint; names this part at this place, never used again.
+        modality: Canonical modality name.
+        fingerprint: SHA-256 of the store's version, the encoding and the cases in order; not of the place.
+        cases: The cases, in the order they are stored.
+        first_shard: Array name -> number of the first shard owned.
+        n_shards: Array name -> number of shards owned; 0 for an array the part does not use.
+    """
+
+    part_id: str
+    modality: str
+    fingerprint: str
+    cases: tuple[PlannedCase, ...]
+    first_shard: dict[str, int]
+    n_shards: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as a plain value."""
+        return asdict(self) | {"cases": [asdict(case) for case in self.cases]}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "PartPlan":
+        """Return the plan that `to_json` gave."""
+        return cls(**{**value, "cases": tuple(PlannedCase(**case) for case in value["cases"])})
+
+
+@dataclass
+class StoreLayout:
+    """A modality's plan as recorded: its parts and the numbers not used yet."""
+
+    config: StoreConfig
+    parts: list[PartPlan] = field(default_factory=list)
+    next_part: int = 0
+    next_shard: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ARRAY_TYPES, 0))
+
+    def add(self, modality: str, cases: Sequence[PlannedCase]) -> None:
+        """Append a part of these cases at numbers never used before."""
+        digest = part_fingerprint(modality, self.config, cases)
+        needed = shards_needed(self.config, cases)
+        part_id = f"part-{self.next_part:05d}-{digest[:8]}"
+        self.parts.append(PartPlan(part_id, modality, digest, tuple(cases), dict(self.next_shard), needed))
+        self.next_part += 1
+        self.next_shard = {name: first + needed[name] for name, first in self.next_shard.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the layout as a plain value."""
+        return {
+            "format_version": STORE_VERSION,
+            "config": asdict(self.config),
+            "parts": [part.to_json() for part in self.parts],
+            "next_part": self.next_part,
+            "next_shard": self.next_shard,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "StoreLayout":
+        """Return the layout that `to_json` gave."""
+        parts = [PartPlan.from_json(part) for part in value["parts"]]
+        return cls(StoreConfig(**value["config"]), parts, value["next_part"], dict(value["next_shard"]))
+
+
+def part_fingerprint(modality: str, config: StoreConfig, cases: Iterable[PlannedCase]) -> str:
+    """Return the fingerprint of a part's content."""
+    described = {"version": STORE_VERSION, "modality": modality, "encoding": config.encoding()}
+    return fingerprint({**described, "cases": [asdict(case) for case in cases]})
+
+
+def shards_needed(config: StoreConfig, cases: Iterable[PlannedCase]) -> dict[str, int]:
+    """Return how many shards of each array these cases take when they start on a shard's boundary."""
+    layouts = config.array_layouts()
+    total = dict.fromkeys(layouts, 0)
+    for case in cases:
+        for name, size in case.elements().items():
+            total[name] += case.depth * round_up(size, layouts[name].chunk)
+    return {name: math.ceil(total[name] / layouts[name].shard) for name in layouts}
+
+
+def modality_folder(root: Path, modality: str) -> Path:
+    """Return the zarr group of a modality."""
+    return root / modality
+
+
+def fragment_path(root: Path, part: PartPlan) -> Path:
+    """Return the file whose presence commits a part."""
+    return modality_folder(root, part.modality) / "parts" / f"{part.part_id}.json"
+
+
+def part_index_path(root: Path, modality: str, part_id: str) -> Path:
+    """Return the file that holds the index rows of a part."""
+    return modality_folder(root, modality) / "parts" / f"{part_id}.parquet"
+
+
+def lock_path(root: Path, modality: str) -> Path:
+    """Return the file whose lock planning and publishing hold alone, and writers share."""
+    return modality_folder(root, modality) / LOCK
+
+
+def load_layout(root: Path, modality: str) -> StoreLayout:
+    """Read the recorded plan of a modality.
+
+    Raises:
+        StorageError: If there is none, or another version of this project wrote it.
+    """
+    path = modality_folder(root, modality) / "layout.json"
+    if not path.is_file():
+        raise StorageError(f"{path}: expected the plan of store {modality}, found none; plan its parts first")
+    value = read_json(path)
+    _require_version(path, value)
+    return StoreLayout.from_json(value)
+
+
+def load_plan(root: Path, modality: str) -> list[PartPlan]:
+    """Return the recorded parts of a modality; errors as in `load_layout`."""
+    return load_layout(root, modality).parts
+
+
+def load_manifest(root: Path, modality: str) -> dict[str, Any]:
+    """Read the manifest of a published store.
+
+    Raises:
+        StorageError: If the store is not published, or another version of this project wrote it.
+    """
+    path = modality_folder(root, modality) / "manifest.json"
+    if not path.is_file():
+        raise StorageError(f"{path}: expected a published store, found none; materialise slice_store/{modality}")
+    value: dict[str, Any] = read_json(path)
+    _require_version(path, value)
+    return value
+
+
+def _require_version(path: Path, value: Mapping[str, Any]) -> None:
+    if value["format_version"] != STORE_VERSION:
+        raise StorageError(
+            f"{path}: expected store format {STORE_VERSION}, found {value['format_version']}; move {path.parent} away "
+            "and materialise the store again"
+        )

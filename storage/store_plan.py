@@ -1,0 +1,115 @@
+"""Deciding which part of a slice store holds which case, before a byte is written.
+
+What belongs here: the first plan and replanning after the source changed. Not here: pixels (`storage.slice_store`).
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from storage.atomic import exclusive_lock, write_json
+from storage.errors import StorageError
+from storage.layout import (
+    PartPlan,
+    PlannedCase,
+    StoreConfig,
+    StoreLayout,
+    load_layout,
+    lock_path,
+    modality_folder,
+    part_fingerprint,
+)
+from storage.shards import round_up
+
+
+def plan_parts(root: Path, modality: str, manifest_rows: pd.DataFrame, config: StoreConfig) -> list[PartPlan]:
+    """Decide and record which parts hold a modality's cases, keeping every part whose cases are unchanged.
+
+    The first time the cases are taken in the order of their ids. Later a part with a changed or removed case is planned
+    anew, with those of its cases that are still there, at shards never used before; new cases go to new parts. Parts
+    whose bytes would differ under another `config` are planned anew as well.
+
+    Args:
+        root: Folder of all stores.
+        modality: Canonical modality name.
+        manifest_rows: Accepted rows of this modality from the raw manifest.
+        config: How the store is cut.
+
+    Returns:
+        The parts, by number.
+
+    Raises:
+        BusyError: If another process is planning, writing or publishing this store.
+    """
+    wanted = planned_cases(manifest_rows)
+    with exclusive_lock(lock_path(root, modality), what=f"slice store {modality}"):
+        path = modality_folder(root, modality) / "layout.json"
+        before = load_layout(root, modality) if path.is_file() else StoreLayout(config)
+        after = _replanned(modality, before, wanted, config)
+        if not path.is_file() or after != before:
+            write_json(path, after.to_json())
+    return after.parts
+
+
+def planned_cases(manifest_rows: pd.DataFrame) -> dict[str, PlannedCase]:
+    """Return the manifest's cases by id, in the order of ids.
+
+    Raises:
+        StorageError: If an id occurs twice.
+    """
+    names = list(PlannedCase.__dataclass_fields__)
+    records = manifest_rows[names].astype(object).sort_values("case_id").to_dict("records")
+    cases = {str(record["case_id"]): _planned_case(record) for record in records}
+    if len(cases) != len(manifest_rows):
+        twice = manifest_rows.loc[manifest_rows["case_id"].duplicated(), "case_id"].tolist()
+        raise StorageError(f"manifest: expected every case id once, found {twice[:5]} twice; run raw_manifest again")
+    return cases
+
+
+def _planned_case(record: Mapping[Any, Any]) -> PlannedCase:
+    return PlannedCase(
+        case_id=str(record["case_id"]),
+        content_hash=str(record["content_hash"]),
+        is_3d=bool(record["is_3d"]),
+        depth=int(record["depth"]),
+        height=int(record["height"]),
+        width=int(record["width"]),
+        channels=int(record["channels"]),
+        gt_dtype=str(record["gt_dtype"]),
+    )
+
+
+def _replanned(
+    modality: str, before: StoreLayout, wanted: Mapping[str, PlannedCase], config: StoreConfig
+) -> StoreLayout:
+    after = StoreLayout(config, [], before.next_part, dict(before.next_shard))
+    fresh = dict(wanted)
+    renewed: list[list[PlannedCase]] = []
+    for part in before.parts:
+        cases = [fresh.pop(case.case_id) for case in part.cases if case.case_id in fresh]
+        if part_fingerprint(modality, config, cases) == part.fingerprint:
+            after.parts.append(part)
+        else:
+            renewed.append(cases)
+    for cases in [*renewed, list(fresh.values())]:
+        for group in _filled(config, cases):
+            after.add(modality, group)
+    return after
+
+
+def _filled(config: StoreConfig, cases: Iterable[PlannedCase]) -> list[list[PlannedCase]]:
+    """Cut cases, in order, into the longest groups whose images fit the shards a part may own."""
+    layout = config.array_layouts()["imgs"]
+    room = config.part_shards * layout.shard
+    groups: list[list[PlannedCase]] = []
+    used = room
+    for case in cases:
+        size = case.depth * round_up(case.elements()["imgs"], layout.chunk)
+        if not groups or used + size > room:
+            groups.append([])
+            used = 0
+        groups[-1].append(case)
+        used += size
+    return groups

@@ -1,0 +1,357 @@
+"""The teacher's answers for a training plan, stored in plan order.
+
+What belongs here: planning, writing, publishing and reading such a cache. Not here: who computes the answers, how values
+are encoded (`storage.encodings`) or shards written (`storage.shards`).
+
+Axis 0 of every array is the slot in plan order, so training reads a cache from front to back. `header.json` says what
+the answers were made from; a part is committed by its fragment, written last; `manifest.json` publishes them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from storage.atomic import exclusive_lock, read_json, remove_partials, write_bytes, write_json
+from storage.encodings import ENCODINGS, Encoding, Floats
+from storage.errors import IntegrityError, StorageError
+from storage.fingerprints import combine, fingerprint, require_same
+from storage.locks import shared_lock
+from storage.shards import (
+    ARRAY_METADATA,
+    ArrayLayout,
+    ShardReader,
+    ShardRecord,
+    group_metadata,
+    record_from,
+    record_problem,
+    write_shard,
+)
+
+CACHE_VERSION: Final = 1
+"""Raised by hand whenever the same answers would be stored differently."""
+
+_HEADER: Final = "header.json"
+_MANIFEST: Final = "manifest.json"
+_LOCK: Final = ".lock"
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One kind of answer.
+
+    Attributes:
+        tail: Shape of one slot's answer.
+        encoding: Name in `storage.encodings.ENCODINGS`.
+    """
+
+    tail: tuple[int, ...]
+    encoding: str
+
+    def codec(self) -> Encoding:
+        """Return the encoding.
+
+        Raises:
+            StorageError: If there is none of that name.
+        """
+        if self.encoding not in ENCODINGS:
+            raise StorageError(f"encoding: expected one of {sorted(ENCODINGS)}, found {self.encoding!r}")
+        return ENCODINGS[self.encoding]
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """What a cache holds, how it is cut and what it was made from.
+
+    Attributes:
+        arrays: Name -> kind of answer.
+        n_slots: Slots of the plan.
+        slots_per_chunk: Slots of an inner chunk, what one read decompresses.
+        slots_per_shard: Slots of a shard, a multiple of `slots_per_chunk`.
+        shards_per_part: Shards of each array that one part owns.
+        made_from: Plain value that determines the answers: plan, teacher, preprocessing.
+    """
+
+    arrays: Mapping[str, ArraySpec]
+    n_slots: int
+    slots_per_chunk: int
+    slots_per_shard: int
+    shards_per_part: int
+    made_from: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        """Check the sizes.
+
+        Raises:
+            StorageError: If one is out of range or an encoding is unknown.
+        """
+        for name in ("n_slots", "slots_per_chunk", "slots_per_shard", "shards_per_part"):
+            if getattr(self, name) < 1:
+                raise StorageError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if self.slots_per_shard % self.slots_per_chunk:
+            raise StorageError(
+                f"slots_per_shard: expected a multiple of slots_per_chunk {self.slots_per_chunk}, "
+                f"found {self.slots_per_shard}"
+            )
+        for array in self.arrays.values():
+            array.codec()
+
+    @property
+    def slots_per_part(self) -> int:
+        """Slots of every part but the last."""
+        return self.slots_per_shard * self.shards_per_part
+
+    @property
+    def n_parts(self) -> int:
+        """Parts of the cache."""
+        return -(-self.n_slots // self.slots_per_part)
+
+    def layouts(self) -> dict[str, ArrayLayout]:
+        """Return how each stored array lies on disk, by its name in the zarr group."""
+        return {
+            name + suffix: ArrayLayout(name + suffix, dtype, tail, self.slots_per_chunk, self.slots_per_shard)
+            for name, array in self.arrays.items()
+            for suffix, (dtype, tail) in array.codec().components(array.tail).items()
+        }
+
+    def header(self) -> dict[str, Any]:
+        """Return the content of `header.json`."""
+        sizes = ("n_slots", "slots_per_chunk", "slots_per_shard", "shards_per_part")
+        return {
+            "format_version": CACHE_VERSION,
+            "arrays": {name: _described(array) for name, array in self.arrays.items()},
+            "made_from": dict(self.made_from),
+            **{name: getattr(self, name) for name in sizes},
+        }
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, Any]) -> "CacheSpec":
+        """Return the specification that a header describes."""
+        arrays = {name: ArraySpec(tuple(value["shape"]), value["encoding"]) for name, value in header["arrays"].items()}
+        sizes = ("n_slots", "slots_per_chunk", "slots_per_shard", "shards_per_part")
+        return cls(arrays=arrays, made_from=header["made_from"], **{name: header[name] for name in sizes})
+
+
+def _described(array: ArraySpec) -> dict[str, Any]:
+    codec = array.codec()
+    formula = {"decoding": codec.decoding, "max_error": codec.max_error}
+    return {"shape": list(array.tail), "encoding": codec.name, **formula}
+
+
+@dataclass(frozen=True)
+class CachePart:
+    """The unit of commit: consecutive slots.
+
+    Attributes:
+        part_id: Its number, in words.
+        start: First slot.
+        stop: One past the last slot.
+        fingerprint: SHA-256 of what determines its answers.
+    """
+
+    part_id: str
+    start: int
+    stop: int
+    fingerprint: str
+
+
+def plan_cache_parts(spec: CacheSpec, slot_fingerprints: Sequence[str]) -> list[CachePart]:
+    """Return the parts of a cache.
+
+    Args:
+        spec: The cache.
+        slot_fingerprints: One for each part: the fingerprint of its slots' content in the plan.
+
+    Raises:
+        StorageError: If there is not one fingerprint for each part.
+    """
+    if len(slot_fingerprints) != spec.n_parts:
+        raise StorageError(
+            f"slot_fingerprints: expected {spec.n_parts}, one for every {spec.slots_per_part} slots, "
+            f"found {len(slot_fingerprints)}"
+        )
+    made_from = fingerprint(spec.header())
+    starts = range(0, spec.n_slots, spec.slots_per_part)
+    return [
+        CachePart(
+            f"part-{number:05d}",
+            start,
+            min(start + spec.slots_per_part, spec.n_slots),
+            combine([made_from, str(start), slots]),
+        )
+        for number, (start, slots) in enumerate(zip(starts, slot_fingerprints, strict=True))
+    ]
+
+
+def missing_parts(root: Path, spec: CacheSpec, parts: Sequence[CachePart]) -> list[CachePart]:
+    """Return the parts that are not on disk, whole and of the planned fingerprint.
+
+    Raises:
+        FingerprintMismatchError: If the folder holds a cache made from something else.
+    """
+    if (root / _HEADER).is_file():
+        _require_header(root, spec)
+    return [part for part in parts if _committed(root, spec, part) is None]
+
+
+def _require_header(root: Path, spec: CacheSpec) -> None:
+    remedy = f"move {root} away, or ask for the cache with the inputs it was made from"
+    require_same(f"the teacher cache in {root}", spec.header(), read_json(root / _HEADER), remedy)
+
+
+def _committed(root: Path, spec: CacheSpec, part: CachePart) -> dict[str, Any] | None:
+    path = root / "parts" / f"{part.part_id}.json"
+    if not path.is_file():
+        return None
+    fragment: dict[str, Any] = read_json(path)
+    layouts = spec.layouts()
+    whole = fragment["fingerprint"] == part.fingerprint and not any(
+        record_problem(root, layouts[shard["array"]], record_from(shard)) for shard in fragment["shards"]
+    )
+    return fragment if whole else None
+
+
+def write_part(root: Path, spec: CacheSpec, part: CachePart, answers: Mapping[str, Floats]) -> dict[str, Any]:
+    """Encode and write one part: its shards, then the fragment that commits it.
+
+    Args:
+        root: Folder of the cache.
+        spec: The cache.
+        part: One of its parts.
+        answers: Array name -> (stop - start, *tail) float32.
+
+    Returns:
+        The fragment.
+
+    Raises:
+        BusyError: If another process is publishing this cache.
+        StorageError: If an array is missing, has another shape, or holds a value its encoding cannot.
+        FingerprintMismatchError: If the folder holds a cache made from something else.
+    """
+    encoded = _encoded(spec, part, answers)
+    with shared_lock(root / _LOCK, what=f"teacher cache {root.name}"):
+        if (root / _HEADER).is_file():
+            _require_header(root, spec)
+        else:
+            write_json(root / _HEADER, spec.header())
+        layouts = spec.layouts()
+        records = [
+            record for name, values in encoded.items() for record in _write_array(root, layouts[name], part, values)
+        ]
+        fragment = {**asdict(part), "shards": [asdict(record) for record in records]}
+        write_json(root / "parts" / f"{part.part_id}.json", fragment)
+    return fragment
+
+
+def _encoded(spec: CacheSpec, part: CachePart, answers: Mapping[str, Floats]) -> dict[str, npt.NDArray[Any]]:
+    expected = {name: (part.stop - part.start, *array.tail) for name, array in spec.arrays.items()}
+    found = {name: values.shape for name, values in answers.items()}
+    if expected != found:
+        raise StorageError(f"{part.part_id}: expected answers {expected}, found {found}; pass every array of the part")
+    return {
+        name + suffix: stored
+        for name, array in spec.arrays.items()
+        for suffix, stored in array.codec().encode(answers[name]).items()
+    }
+
+
+def _write_array(root: Path, layout: ArrayLayout, part: CachePart, values: npt.NDArray[Any]) -> list[ShardRecord]:
+    records = []
+    for start in range(0, len(values), layout.shard):
+        block = np.zeros((layout.shard, *layout.tail), layout.dtype)
+        piece = values[start : start + layout.shard]
+        block[: len(piece)] = piece
+        records.append(write_shard(root, layout, (part.start + start) // layout.shard, block))
+    return records
+
+
+def publish(root: Path, spec: CacheSpec, parts: Sequence[CachePart]) -> dict[str, Any]:
+    """Publish a cache whose parts are all there, and clear away what killed writers left.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        BusyError: If another process is writing or publishing this cache.
+        FingerprintMismatchError: If the folder holds a cache made from something else.
+        IntegrityError: If a part is missing.
+    """
+    with exclusive_lock(root / _LOCK, what=f"teacher cache {root.name}"):
+        missing = [part.part_id for part in missing_parts(root, spec, parts)]
+        if missing or len(parts) != spec.n_parts:
+            raise IntegrityError(
+                f"{root}: expected {spec.n_parts} whole parts, found {len(parts) - len(missing)}, without "
+                f"{', '.join(missing[:5])}; write them, then publish again"
+            )
+        fragments = [read_json(root / "parts" / f"{part.part_id}.json") for part in parts]
+        manifest = {
+            "format_version": CACHE_VERSION,
+            "fingerprint": combine(part.fingerprint for part in parts),
+            "parts": [asdict(part) for part in parts],
+            "shards": [{**shard, "part_id": item["part_id"]} for item in fragments for shard in item["shards"]],
+        }
+        write_bytes(root / ARRAY_METADATA, group_metadata())
+        for name, layout in spec.layouts().items():
+            write_bytes(root / name / ARRAY_METADATA, layout.metadata(spec.n_slots))
+        write_json(root / _MANIFEST, manifest)
+        remove_partials(root)
+    return manifest
+
+
+class TeacherCache:
+    """Reads a published cache; opens its files when first read from in each process, and may be pickled.
+
+    Attributes:
+        spec: What the cache holds and was made from.
+        fingerprint: Of all its parts.
+    """
+
+    def __init__(self, root: Path, made_from: Mapping[str, Any] | None = None) -> None:
+        """Open a cache.
+
+        Args:
+            root: Folder of the cache.
+            made_from: What the caller expects it to be made from; None takes any.
+
+        Raises:
+            StorageError: If it is not published, or another version of this project wrote it.
+            FingerprintMismatchError: If it was made from something else.
+        """
+        if not (root / _MANIFEST).is_file():
+            raise StorageError(f"{root}: expected a published teacher cache, found none; materialise it")
+        manifest, header = read_json(root / _MANIFEST), read_json(root / _HEADER)
+        if manifest["format_version"] != CACHE_VERSION:
+            raise StorageError(
+                f"{root}: expected cache format {CACHE_VERSION}, found {manifest['format_version']}; move it away and "
+                "materialise the cache again"
+            )
+        if made_from is not None:
+            remedy = f"materialise the cache again, or remove {root}"
+            require_same(f"the teacher cache in {root}", made_from, header["made_from"], remedy)
+        self.spec = CacheSpec.from_header(header)
+        self.fingerprint: str = manifest["fingerprint"]
+        layouts = list(self.spec.layouts().values())
+        self._reader = ShardReader(root, layouts, manifest["shards"], "materialise the cache again")
+
+    def __len__(self) -> int:
+        return self.spec.n_slots
+
+    def read(self, name: str, start: int, stop: int) -> Floats:
+        """Return the answers of slots `start:stop` in plan order, (stop - start, *tail) float32.
+
+        Raises:
+            IndexError: If the slots are not of this cache.
+            StorageError: If it has no such array.
+            IntegrityError: If bytes are missing or fail their checksum.
+        """
+        if name not in self.spec.arrays:
+            raise StorageError(f"teacher cache: expected one of {sorted(self.spec.arrays)}, found {name!r}")
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"slots: expected a range within 0 to {len(self)}, found {start} to {stop}")
+        array = self.spec.arrays[name]
+        codec = array.codec()
+        suffixes = codec.components(array.tail)
+        return codec.decode({suffix: self._reader.read(name + suffix, start, stop) for suffix in suffixes})

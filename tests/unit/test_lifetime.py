@@ -1,0 +1,74 @@
+"""A trainer dies with the process that asked for it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from medsam_core.training import lifetime
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from medsam_core.training.lifetime import require_parent
+require_parent(interval_s=0.05)
+Path(sys.argv[1]).write_text("ready")
+time.sleep(60)
+"""
+
+PARENT = """
+import subprocess, sys
+from pathlib import Path
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2] + "/ready"])
+Path(sys.argv[2], "child").write_text(str(child.pid))
+child.wait()
+"""
+
+
+def _wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def _alive(process: int) -> bool:
+    return lifetime._birth(process) is not None
+
+
+def _start(folder: Path, environment: dict[str, str]) -> tuple[subprocess.Popen[bytes], int]:
+    command = [sys.executable, "-c", PARENT, CHILD, str(folder)]
+    parent = subprocess.Popen(command, env={**os.environ, **environment})
+    _wait_for((folder / "ready").exists, "the child never started")
+    return parent, int((folder / "child").read_text())
+
+
+def test_the_trainer_dies_with_its_parent(tmp_path: Path) -> None:
+    parent, child = _start(tmp_path, {})
+    assert _alive(child)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    _wait_for(lambda: not _alive(child), "the child outlived its parent")
+
+
+def test_the_trainer_dies_with_an_ancestor_that_its_parent_survives(tmp_path: Path) -> None:
+    ancestor = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    parent, child = _start(tmp_path, {lifetime.PARENT_VARIABLE: str(ancestor.pid)})
+    assert _alive(child)
+    ancestor.kill()
+    ancestor.wait()
+    assert parent.wait(timeout=30) == 0
+    assert not _alive(child)
+
+
+def test_a_dead_ancestor_is_refused() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    command = [sys.executable, "-c", CHILD, "/dev/null"]
+    environment = {**os.environ, lifetime.PARENT_VARIABLE: str(ended.pid)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "found that one has died" in done.stderr

@@ -1,0 +1,377 @@
+"""One npz file: what is accepted, what is rejected with which code, and what a reader gets."""
+
+import io
+import random
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from storage import npz_source
+from storage.errors import BadSampleError
+from storage.npz_source import REASONS, NpzCase, SourceConfig, read_case
+
+IMAGE = np.arange(20, dtype=np.uint8).reshape(4, 5)
+VOLUME = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def _write(name: str = "US_1", *, compressed: bool = True, **arrays: Any) -> Path:
+        path = tmp_path / f"{name}.npz"
+        (np.savez_compressed if compressed else np.savez)(path, **arrays)
+        return path
+
+    return _write
+
+
+def read(path: Path, modality: str = "US", **settings: Any) -> NpzCase:
+    return read_case(path, path.stem, modality, SourceConfig(**settings))
+
+
+def code_of(path: Path, modality: str = "US", **settings: Any) -> str:
+    with pytest.raises(BadSampleError) as caught:
+        read(path, modality, **settings)
+    assert caught.value.code in REASONS
+    assert "expected" in str(caught.value)
+    assert "found" in str(caught.value)
+    assert str(path.parent) not in str(caught.value)
+    return caught.value.code
+
+
+def npy_header(shape: tuple[int, ...], descr: str = "|u1") -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def write_members(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+class TestAccepted:
+    def test_grey_image_with_labels(self, write: Write) -> None:
+        gts = np.zeros((4, 5), np.int64)
+        gts[1, 2] = 2
+        case = read(write(imgs=IMAGE, gts=gts))
+        assert (case.is_3d, case.depth, case.height, case.width, case.channels) == (False, 1, 4, 5, 1)
+        assert case.gts is not None
+        assert case.gts.dtype == np.uint8
+        np.testing.assert_array_equal(case.imgs, IMAGE)
+        np.testing.assert_array_equal(case.gts, gts)
+        assert case.label_ids().tolist() == [2]
+        assert case.boxes is None
+        assert case.spacing_zyx is None
+
+    def test_volume_slices_are_views(self, write: Write) -> None:
+        gts = (VOLUME > 30).astype(np.uint8)
+        case = read(write("CT_1", imgs=VOLUME, gts=gts, spacing=np.array([3.0, 1.0, 0.5])), "CT")
+        assert (case.is_3d, case.depth, case.height, case.width, case.channels) == (True, 3, 4, 5, 1)
+        assert case.spacing_zyx == (3.0, 1.0, 0.5)
+        np.testing.assert_array_equal(case.slice_image(2), VOLUME[2])
+        np.testing.assert_array_equal(case.slice_mask(2), gts[2])
+        assert np.shares_memory(case.slice_image(2), case.imgs)
+
+    @pytest.mark.parametrize("z", [-1, 3])
+    def test_slice_outside_the_volume(self, write: Write, z: int) -> None:
+        case = read(write("CT_1", imgs=VOLUME), "CT")
+        with pytest.raises(IndexError, match="expected 0 to 2"):
+            case.slice_image(z)
+
+    def test_no_ground_truth(self, write: Write) -> None:
+        boxes = np.array([[0, 1, 2, 3]])
+        case = read(write("2DBox_US_1", imgs=IMAGE, boxes=boxes))
+        assert case.gts is None
+        assert case.slice_mask(0) is None
+        assert case.label_ids().tolist() == []
+        assert case.boxes is not None
+        assert case.boxes.dtype == np.int64
+        np.testing.assert_array_equal(case.boxes, boxes)
+
+    def test_empty_mask(self, write: Write) -> None:
+        case = read(write(imgs=IMAGE, gts=np.zeros((4, 5), bool)))
+        assert case.gts is not None
+        assert case.label_ids().tolist() == []
+
+    def test_labels_with_a_gap(self, write: Write) -> None:
+        assert read(write(imgs=IMAGE, gts=np.where(IMAGE > 9, 2, 0))).label_ids().tolist() == [2]
+
+    def test_300_objects_need_uint16(self, write: Write) -> None:
+        gts = np.arange(301).reshape(7, 43)
+        case = read(write(imgs=np.zeros((7, 43), np.uint8), gts=gts))
+        assert case.gts is not None
+        assert case.gts.dtype == np.uint16
+        assert case.label_ids().tolist() == list(range(1, 301))
+
+    @pytest.mark.parametrize(("top", "dtype"), [(255, "uint8"), (256, "uint16"), (65535, "uint16")])
+    def test_label_dtype_is_the_smaller_that_fits(self, write: Write, top: int, dtype: str) -> None:
+        gts = np.zeros((4, 5), np.uint64)
+        gts[0, 0] = top
+        case = read(write(imgs=IMAGE, gts=gts))
+        assert case.gts is not None
+        assert case.gts.dtype == dtype
+        assert case.label_ids().tolist() == [top]
+
+    def test_one_pixel(self, write: Write) -> None:
+        case = read(write(imgs=np.full((1, 1), 7, np.uint8), gts=np.ones((1, 1), np.uint8)))
+        assert (case.height, case.width, case.label_ids().tolist()) == (1, 1, [1])
+
+    def test_fortran_order_and_big_endian(self, write: Write) -> None:
+        gts = np.arange(60, dtype=">i4").reshape(3, 4, 5)
+        plain = read(write("CT_a", imgs=VOLUME, gts=gts.astype(np.uint8)), "CT")
+        odd = read(write("CT_b", imgs=np.asfortranarray(VOLUME), gts=np.asfortranarray(gts)), "CT")
+        np.testing.assert_array_equal(odd.imgs, VOLUME)
+        assert odd.gts is not None
+        np.testing.assert_array_equal(odd.gts, gts)
+        assert odd.content_hash == plain.content_hash
+
+    def test_whole_float_boxes(self, write: Write) -> None:
+        case = read(write("3DBox_CT_1", imgs=VOLUME, boxes=np.array([[0.0, 1, 0, 2, 3, 2]])), "CT")
+        assert case.boxes is not None
+        assert case.boxes.tolist() == [[0, 1, 0, 2, 3, 2]]
+
+    def test_xyz_spacing_is_turned(self, write: Write) -> None:
+        path = write("CT_1", imgs=VOLUME, spacing=np.array([0.5, 1.0, 3.0]))
+        assert read(path, "CT", spacing_order="xyz").spacing_zyx == (3.0, 1.0, 0.5)
+
+    def test_spacing_of_an_image_is_ignored(self, write: Write) -> None:
+        assert read(write(imgs=IMAGE, spacing=np.array([0.1, 0.1]))).spacing_zyx is None
+
+    def test_unknown_members_are_not_opened(self, write: Write) -> None:
+        read(write(imgs=IMAGE, meta=np.array([{"a": 1}], dtype=object)))
+
+
+class TestColourOrVolume:
+    THREE = np.zeros((6, 4, 3), np.uint8)
+
+    @pytest.mark.parametrize(
+        ("name", "modality", "is_3d"),
+        [
+            ("2DBox_CT_1", "CT", False),
+            ("2D_MR_1", "MR", False),
+            ("CT_1", "CT", True),
+            ("3DBox_PET_1", "PET", True),
+            ("US_1", "US", False),
+            ("2DBox_US_1", "US", False),
+            ("3DBox_US_1", "US", True),
+        ],
+    )
+    def test_last_axis_of_three(self, write: Write, name: str, modality: str, is_3d: bool) -> None:
+        case = read(write(name, imgs=self.THREE), modality)
+        assert case.is_3d is is_3d
+        assert (case.depth, case.height, case.width, case.channels) == ((6, 4, 3, 1) if is_3d else (1, 6, 4, 3))
+
+    def test_flat_ct_slice_is_an_image(self, write: Write) -> None:
+        assert not read(write("CT_1", imgs=IMAGE), "CT").is_3d
+
+    def test_colour_image_and_volume_of_equal_bytes_differ(self, write: Write) -> None:
+        flat, deep = (read(write(name, imgs=self.THREE), "CT") for name in ("2D_CT", "3D_CT"))
+        assert flat.content_hash != deep.content_hash
+
+    def test_name_may_carry_folders(self, write: Write) -> None:
+        path = write("2DBox_CT_1", imgs=self.THREE)
+        assert not read_case(path, "3D/CT/2DBox_CT_1", "CT", SourceConfig()).is_3d
+
+    @pytest.mark.parametrize(
+        ("name", "modality", "shape"),
+        [
+            ("2DBox_CT_1", "CT", (6, 4, 5)),
+            ("US_1", "US", (6, 4, 5)),
+            ("US_1", "US", (6, 4, 4)),
+            ("3DBox_CT_1", "CT", (6, 4)),
+            ("CT_1", "CT", (6, 4, 5, 3)),
+            ("2DBox_US_1", "US", (2, 6, 4, 3)),
+            ("US_1", "US", (6,)),
+            ("US_1", "US", ()),
+            ("US_1", "US", (0, 4)),
+            ("CT_1", "CT", (0, 4, 4)),
+        ],
+    )
+    def test_other_shapes(self, write: Write, name: str, modality: str, shape: tuple[int, ...]) -> None:
+        assert code_of(write(name, imgs=np.zeros(shape, np.uint8)), modality) == "imgs_shape"
+
+
+class TestRejectedArrays:
+    def test_missing_imgs(self, write: Write) -> None:
+        assert code_of(write(gts=IMAGE)) == "missing_imgs"
+
+    @pytest.mark.parametrize("dtype", ["float32", "int16", "bool", "uint16"])
+    def test_imgs_dtype(self, write: Write, dtype: str) -> None:
+        assert code_of(write(imgs=IMAGE.astype(dtype))) == "imgs_dtype"
+
+    @pytest.mark.parametrize("name", ["imgs", "gts", "boxes"])
+    def test_pickled(self, write: Write, name: str) -> None:
+        assert code_of(write(**{"imgs": IMAGE, name: np.array([[None]], dtype=object)})) == "pickled"
+
+    def test_pickle_is_never_run(self, tmp_path: Path) -> None:
+        bomb = b"cos\nsystem\n(S'touch %s'\ntR." % str(tmp_path / "ran").encode()
+        path = write_members(tmp_path / "US_1.npz", {"imgs.npy": npy_header((1,), "|O") + bomb})
+        assert code_of(path) == "pickled"
+        assert not (tmp_path / "ran").exists()
+
+    @pytest.mark.parametrize("dtype", ["float32", "complex64", "<U3"])
+    def test_gts_dtype(self, write: Write, dtype: str) -> None:
+        assert code_of(write(imgs=IMAGE, gts=IMAGE.astype(dtype))) == "gts_dtype"
+
+    @pytest.mark.parametrize("shape", [(5, 4), (4, 5, 1), (1, 4, 5), ()])
+    def test_gts_shape(self, write: Write, shape: tuple[int, ...]) -> None:
+        assert code_of(write(imgs=IMAGE, gts=np.zeros(shape, np.uint8))) == "gts_shape"
+
+    def test_gts_shape_of_a_volume_and_a_colour_image(self, write: Write) -> None:
+        assert code_of(write("CT_1", imgs=VOLUME, gts=VOLUME[:2]), "CT") == "gts_shape"
+        colour = np.zeros((4, 5, 3), np.uint8)
+        assert code_of(write(imgs=colour, gts=colour)) == "gts_shape"
+        read(write(imgs=colour, gts=IMAGE))
+
+    @pytest.mark.parametrize("value", [-1, 65536])
+    def test_gts_range(self, write: Write, value: int) -> None:
+        assert code_of(write(imgs=IMAGE, gts=np.full((4, 5), value))) == "gts_range"
+
+    @pytest.mark.parametrize(
+        "boxes",
+        [
+            np.zeros((1, 6), int),
+            np.zeros(4, int),
+            np.zeros((0,), int),
+            np.array([[0.5, 0, 1, 1]]),
+            np.array([[np.nan, 0, 1, 1]]),
+            np.array([[0, 0, np.inf, 1]]),
+            np.array([[2, 0, 1, 1]]),
+            np.array([["a", "b", "c", "d"]]),
+        ],
+    )
+    def test_boxes(self, write: Write, boxes: npt.NDArray[Any]) -> None:
+        assert code_of(write(imgs=IMAGE, boxes=boxes)) == "boxes_shape"
+
+    @pytest.mark.parametrize(
+        "spacing", [[1.0, 1.0], [1.0, 0.0, 1.0], [1.0, -1.0, 1.0], [np.nan, 1, 1], [np.inf, 1, 1], ["1", "1", "1"]]
+    )
+    def test_spacing(self, write: Write, spacing: list[Any]) -> None:
+        assert code_of(write("CT_1", imgs=VOLUME, spacing=np.array(spacing)), "CT") == "spacing"
+
+
+class TestDamagedFiles:
+    def test_absent_file(self, tmp_path: Path) -> None:
+        assert code_of(tmp_path / "US_1.npz") == "unreadable"
+
+    def test_folder_of_that_name(self, tmp_path: Path) -> None:
+        (tmp_path / "US_1.npz").mkdir()
+        assert code_of(tmp_path / "US_1.npz") == "unreadable"
+
+    def test_empty_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "US_1.npz"
+        path.touch()
+        assert code_of(path) == "truncated"
+
+    @pytest.mark.parametrize("compressed", [True, False])
+    def test_cut_at_every_length(self, write: Write, compressed: bool) -> None:
+        path = write(imgs=IMAGE, gts=IMAGE, compressed=compressed)
+        whole = path.read_bytes()
+        for length in range(len(whole)):
+            path.write_bytes(whole[:length])
+            assert code_of(path) == "truncated", length
+
+    def test_not_a_zip(self, tmp_path: Path) -> None:
+        path = tmp_path / "US_1.npz"
+        np.save(path.open("wb"), IMAGE)
+        assert code_of(path) == "not_npz"
+
+    @pytest.mark.parametrize("members", [{}, {"readme.txt": b"hello"}, {"imgs": IMAGE.tobytes()}])
+    def test_zip_without_arrays(self, tmp_path: Path, members: dict[str, bytes]) -> None:
+        assert code_of(write_members(tmp_path / "US_1.npz", members)) == "not_npz"
+
+    @pytest.mark.parametrize(
+        "data", [b"", b"hello", b"\x93NUMPY\x09\x00", npy_header((4,))[:20], npy_header((-4, -5)) + IMAGE.tobytes()]
+    )
+    def test_member_without_a_usable_header(self, tmp_path: Path, data: bytes) -> None:
+        assert code_of(write_members(tmp_path / "US_1.npz", {"imgs.npy": data})) == "not_npz"
+
+    @pytest.mark.parametrize("shape", [(4, 6), (4, 4), (40000, 50000)])
+    def test_header_that_disagrees_with_the_payload(self, tmp_path: Path, shape: tuple[int, ...]) -> None:
+        path = write_members(tmp_path / "US_1.npz", {"imgs.npy": npy_header(shape) + IMAGE.tobytes()})
+        assert code_of(path) == "truncated"
+
+    def test_header_that_promises_too_much(self, tmp_path: Path) -> None:
+        data = npy_header((10**6, 10**6)) + IMAGE.tobytes()
+        assert code_of(write_members(tmp_path / "US_1.npz", {"imgs.npy": data})) == "too_large"
+
+    def test_limit_covers_all_arrays(self, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = write(imgs=IMAGE, gts=IMAGE)
+        read(path, max_case_bytes=40)
+        monkeypatch.delattr(npz_source, "read_array")  # nothing may be inflated
+        assert code_of(path, max_case_bytes=39) == "too_large"
+
+    @pytest.mark.parametrize("compressed", [True, False])
+    def test_flipped_payload_byte(self, write: Write, compressed: bool) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+        path = write(imgs=noise, compressed=compressed)
+        data = bytearray(path.read_bytes())
+        for position in range(300, 4000, 37):
+            data[position] ^= 1
+            path.write_bytes(data)
+            assert code_of(path) == "truncated", position
+            data[position] ^= 1
+
+    def test_any_damage_is_a_rejection_or_harmless(self, write: Write) -> None:
+        path = write("CT_1", imgs=VOLUME, gts=VOLUME, boxes=np.zeros((2, 6), int), spacing=np.ones(3))
+        whole, good = path.read_bytes(), read(path, "CT")
+        draw = random.Random(0)
+        codes: list[str] = []
+        for _ in range(500):
+            data = bytearray(whole)
+            data[draw.randrange(len(data))] = draw.randrange(256)
+            path.write_bytes(data)
+            try:
+                case = read(path, "CT")
+            except BadSampleError as error:
+                codes.append(error.code)
+            else:
+                np.testing.assert_array_equal(case.imgs, good.imgs)
+        assert set(codes) <= set(REASONS)
+        assert len(codes) > 200
+
+    def test_unknown_compression(self, tmp_path: Path) -> None:
+        data = npy_header((4, 5)) + IMAGE.tobytes()
+        assert code_of(write_members(tmp_path / "US_1.npz", {"imgs.npy": data}, zipfile.ZIP_LZMA)) == "unreadable"
+
+
+class TestContentHash:
+    def test_independent_of_packing(self, write: Write, tmp_path: Path) -> None:
+        gts = (IMAGE > 9).astype(np.uint8)
+        hashes = {
+            read(write("US_a", imgs=IMAGE, gts=gts)).content_hash,
+            read(write("US_b", imgs=IMAGE, gts=gts, compressed=False)).content_hash,
+            read(write("US_c", gts=gts.astype(np.int32), imgs=IMAGE)).content_hash,
+            read(write("US_d", imgs=IMAGE, gts=gts.astype(bool), extra=np.ones(3))).content_hash,
+        }
+        assert len(hashes) == 1
+
+    def test_depends_on_every_array(self, write: Write) -> None:
+        boxes, spacing = np.zeros((1, 6), int), np.ones(3)
+        arrays = {"imgs": VOLUME, "gts": VOLUME, "boxes": boxes, "spacing": spacing}
+        variants: list[dict[str, Any]] = [arrays]
+        variants += [{**arrays, name: array + np.ones((), array.dtype)} for name, array in arrays.items()]
+        variants += [
+            {key: array for key, array in arrays.items() if key != name} for name in ("gts", "boxes", "spacing")
+        ]
+        hashes = [read(write(f"CT_{n}", **variant), "CT").content_hash for n, variant in enumerate(variants)]
+        assert len(set(hashes)) == len(variants)
+
+    def test_depends_on_the_order_of_spacing(self, write: Write) -> None:
+        path = write("CT_1", imgs=VOLUME, spacing=np.array([3.0, 1.0, 1.0]))
+        assert read(path, "CT").content_hash != read(path, "CT", spacing_order="xyz").content_hash
+
+
+@pytest.mark.parametrize("settings", [{"spacing_order": "yxz"}, {"max_case_bytes": 0}])
+def test_source_config_limits(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        SourceConfig(**settings)

@@ -1,0 +1,182 @@
+"""The training loop: resuming, its log and lock, accumulation, and processes that share a step."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from medsam_core.plan import Plan, Stage
+from medsam_core.rendering import render_group
+from medsam_core.training.checkpoint import output_lock
+from medsam_core.training.errors import OutputBusyError, TrainingError
+from medsam_core.training.loop import LoopOptions
+from medsam_core.training.precision import Precision
+from medsam_core.training.step import LoadedGroup, Stepper
+from medsam_core.training.world import World
+from tests.unit.training_helpers import (
+    SIZE,
+    STAGES,
+    KilledError,
+    Reader,
+    build_plan,
+    kill_at,
+    read_log,
+    run_stage,
+    same_weights,
+    small_student,
+    stage_config,
+    stand_in,
+    teacher,
+)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_resumed_run_ends_in_the_same_bytes(stage: Stage, tmp_path: Path) -> None:
+    options = LoopOptions(checkpoint_steps=2)
+    whole = run_stage(stage, tmp_path / "whole", options=options)
+    for step in (2, 5):  # between two checkpoints, and before the end of the last epoch is recorded
+        with pytest.raises(KilledError):
+            run_stage(stage, tmp_path / "killed", options=options, on_metrics=kill_at(step))
+    assert not (tmp_path / "killed/model.safetensors").exists()
+    resumed = run_stage(stage, tmp_path / "killed", options=options)
+    assert (whole.first_step, resumed.first_step, resumed.steps) == (0, 4, 6)
+    assert whole.metrics.read_bytes() == resumed.metrics.read_bytes()
+    assert same_weights(whole.weights, resumed.weights)
+
+
+@pytest.mark.slow
+def test_a_trainer_killed_by_signal_resumes(tmp_path: Path) -> None:
+    script = (
+        "import os, signal; from pathlib import Path; from tests.unit import test_training as t;"
+        "t.torch.set_num_threads(1);"
+        "kill = lambda step, _: step == 3 and os.kill(os.getpid(), signal.SIGKILL);"
+        f"t.run_stage('finetuning', Path({str(tmp_path / 'killed')!r}), on_metrics=kill,"
+        " options=t.LoopOptions(checkpoint_steps=2))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+    whole = run_stage("finetuning", tmp_path / "whole")
+    resumed = run_stage("finetuning", tmp_path / "killed")
+    assert resumed.first_step == 3
+    assert whole.metrics.read_bytes() == resumed.metrics.read_bytes()
+
+
+def test_how_groups_are_loaded_changes_nothing(tmp_path: Path) -> None:
+    plain = run_stage("finetuning", tmp_path / "plain", options=LoopOptions(prefetch=1))
+    busy = run_stage("finetuning", tmp_path / "busy", options=LoopOptions(prefetch=5, loader_threads=3))
+    assert plain.metrics.read_bytes() == busy.metrics.read_bytes()
+    assert same_weights(plain.weights, busy.weights)
+
+
+def test_channels_last_agrees(tmp_path: Path) -> None:
+    plain = run_stage("distillation", tmp_path / "plain")
+    other = run_stage("distillation", tmp_path / "other", options=LoopOptions(channels_last=True))
+    losses = [[record["loss"] for record in read_log(result.metrics.parent)] for result in (plain, other)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+    first = run_stage("finetuning", tmp_path)
+    before = first.metrics.read_bytes(), first.weights.stat().st_mtime_ns
+    again = run_stage("finetuning", tmp_path, on_metrics=kill_at(0))
+    assert again.first_step == again.steps == 6
+    assert (again.metrics.read_bytes(), again.weights.stat().st_mtime_ns) == before
+
+
+def test_another_trainings_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KilledError):
+        run_stage("finetuning", tmp_path, on_metrics=kill_at(3), fingerprint="a")
+    with pytest.raises(TrainingError, match="fingerprint: expected b, found a"):
+        run_stage("finetuning", tmp_path, fingerprint="b")
+    run_stage("finetuning", tmp_path, fingerprint="a")
+    config = stage_config("finetuning", box_jitter_px=1)
+    with pytest.raises(TrainingError, match=r"config.box_jitter_px: expected 1, found 5"):
+        run_stage("finetuning", tmp_path, fingerprint="a", config=config)
+
+
+def test_a_second_trainer_is_refused(tmp_path: Path) -> None:
+    with output_lock(tmp_path), pytest.raises(OutputBusyError, match=f"found process {os.getpid()} at work"):
+        run_stage("finetuning", tmp_path)
+    run_stage("finetuning", tmp_path)
+
+
+def test_the_log_tells_everyone_the_same(tmp_path: Path) -> None:
+    seen: list[dict[str, float]] = []
+    run_stage("finetuning", tmp_path, on_metrics=lambda _, values: seen.append(values))
+    records = read_log(tmp_path)
+    assert [r["step"] for r in records] == list(range(6))
+    assert [r["epoch"] for r in records] == [1, 1, 1, 2, 2, 2]
+    assert [r["lr"] for r in records] == [5e-4] * 3 + [1e-3] * 3
+    assert [r["images"] for r in records] == [4, 8, 12, 16, 20, 24]
+    for record in records:
+        assert record["loss"] == pytest.approx(sum(record[t] for t in ("dice", "bce", "iou", "teacher_bce")), rel=1e-5)
+    assert all(values.pop("images_per_second") > 0 for values in seen)
+    assert seen == records
+
+
+def _one_step(group_size: int, groups_per_step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+    changes = {"group_size": group_size, "groups_per_step": groups_per_step, "mask_distillation": False}
+    config = stage_config("finetuning", **changes)
+    plan = build_plan("finetuning", config)
+    device = torch.device("cpu")
+    stepper = Stepper(
+        "finetuning", stand_in(), plan, config, None, device=device, precision=Precision(device, amp=False),
+        world=World(), channels_last=False,
+    )  # fmt: skip
+    groups = [_loaded(plan, group) for group in range(groups_per_step)]
+    record = stepper.run(0, groups)
+    return record, {name: p.grad for name, p in stepper.trained.items() if p.grad is not None}
+
+
+def _loaded(plan: Plan, group: int) -> LoadedGroup:
+    slots, mixing, first_slot = plan.group_slots(0, group)
+    return LoadedGroup(group, first_slot, render_group(slots, mixing, Reader(), SIZE, SIZE // 4, plan.stage), None)
+
+
+def test_groups_of_a_step_accumulate_to_one_bigger_group() -> None:
+    (one, big), (many, small) = _one_step(4, 1), _one_step(1, 4)
+    assert many == pytest.approx(one, rel=1e-4)
+    assert big.keys() == small.keys()
+    for name in big:
+        torch.testing.assert_close(small[name], big[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+def _rank(rank: int, size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
+    world = World(rank, size)
+    model = small_student(seed=1 + rank)  # rank 0's weights must reach the others
+    run_stage("finetuning", Path(folder) / "out", model, config=_smooth_config(), teacher=teacher(), world=world)
+    world.close()
+
+
+def _smooth_config() -> Any:
+    """Adam's steps are near the sign of a gradient, which amplifies rounding; a large epsilon makes them smooth."""
+    optimiser = {"learning_rate": 1e-3, "epsilon": 1e-2}
+    return stage_config("finetuning", groups_per_step=3, optimiser=optimiser)
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one(tmp_path: Path) -> None:
+    alone = small_student()
+    run_stage("finetuning", tmp_path / "alone", alone, config=_smooth_config())
+    mp.spawn(_rank, args=(2, str(tmp_path)), nprocs=2)  # type: ignore[attr-defined]
+    together = torch.load(tmp_path / "out/checkpoint.pt", weights_only=True)["model"]
+    start = small_student().state_dict()
+    moved = 0
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-5, msg=name)
+        moved += not torch.equal(value, start[name])
+    assert moved > 100
+    for ours, theirs in zip(read_log(tmp_path / "alone"), read_log(tmp_path / "out"), strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-3)
+
+
+def test_more_processes_than_groups_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="at most one for each of the 2 groups"):
+        run_stage("finetuning", tmp_path, world=World(0, 3))
