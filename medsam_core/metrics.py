@@ -200,6 +200,8 @@ def _look_around(elements: Indices, other: Mask, offsets: Indices, budget: int) 
     pending = np.arange(len(elements))
     flat = padded.ravel()
     for shift in offsets @ strides:
+        if not len(pending):
+            break
         budget -= len(pending)
         if budget < 0:
             return pending, False

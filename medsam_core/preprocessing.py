@@ -78,14 +78,13 @@ def masks_to_grid(masks: npt.NDArray[np.bool_], view: View, grid: int) -> tuple[
         (K, G, G) float32 of 0 and 1, and the number of objects that were kept by max-pooling.
     """
     x_min, y_min, x_max, y_max = view.crop
-    shown = masks[:, y_min:y_max, x_min:x_max]
-    covered = _area_resample(_area_resample(shown, grid, axis=1), grid, axis=2)
-    cells = torch.from_numpy(covered >= 0.5 - _TIE).to(torch.float32)
-    lost = shown.any(axis=(1, 2)) & ~cells.numpy().any(axis=(1, 2))
-    for index in np.flatnonzero(lost):
-        touched = torch.from_numpy(shown[index].astype(np.float32))
-        cells[index] = F.adaptive_max_pool2d(touched[None], grid)[0]
-    return orient(cells, view), int(lost.sum())
+    shown = torch.from_numpy(masks[:, y_min:y_max, x_min:x_max].astype(np.float32))
+    covered = _area_weights(y_max - y_min, grid) @ shown @ _area_weights(x_max - x_min, grid).T
+    cells = (covered >= 0.5 - _TIE).to(torch.float32)
+    lost = (shown.amax(dim=(1, 2)) > cells.amax(dim=(1, 2))).nonzero().flatten()
+    for index in lost:
+        cells[index] = F.adaptive_max_pool2d(shown[index][None], grid)[0]
+    return orient(cells, view), len(lost)
 
 
 def boxes_to_model(boxes: npt.NDArray[Any], view: View, image_size: int) -> npt.NDArray[np.float32]:
@@ -190,17 +189,13 @@ def _offset_and_scale(view: View, image_size: int) -> tuple[npt.NDArray[np.float
     return np.array([x_min, y_min, x_min, y_min], dtype=np.float64), np.tile(scale, 2)
 
 
-def _area_resample(values: npt.NDArray[Any], grid: int, axis: int) -> npt.NDArray[np.float64]:
-    """Average an axis over `grid` equal intervals exactly, cutting pixels that lie across a border.
+def _area_weights(size: int, grid: int) -> Tensor:
+    """Return (grid, size) float32: the share of each pixel in the mean over each of `grid` equal intervals.
 
-    torch's `area` mode averages whole pixels over overlapping windows, which is not the area when sizes do not divide.
+    Pixels across a border are cut exactly. torch's `area` mode averages whole pixels over overlapping windows instead,
+    which is not the area when the sizes do not divide.
     """
-    moved = np.moveaxis(values, axis, -1)
-    size = moved.shape[-1]
-    integral = np.zeros((*moved.shape[:-1], size + 1))
-    np.cumsum(moved, axis=-1, dtype=np.float64, out=integral[..., 1:])
-    edges = np.arange(grid + 1) * (size / grid)
-    pixel = np.minimum(np.floor(edges).astype(np.int64), size - 1)
-    before = integral[..., pixel]
-    at_edges = before + (edges - pixel) * (integral[..., pixel + 1] - before)
-    return np.moveaxis(np.diff(at_edges, axis=-1) * (grid / size), -1, axis)
+    edges = np.arange(grid + 1)[:, None] * (size / grid)
+    pixels = np.arange(size)
+    overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+    return torch.from_numpy((np.maximum(overlap, 0) * (grid / size)).astype(np.float32))

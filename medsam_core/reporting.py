@@ -167,8 +167,7 @@ def comparison_table(
 def side_by_side(summary: pd.DataFrame, metric: str = "dsc") -> pd.DataFrame:
     """Lay a modality table out as papers do: a row per modality, `ALL_MODALITIES` last, a column per predictor."""
     wide = summary.pivot_table(index="modality", columns="predictor", values=metric, sort=True, dropna=False)
-    order = [name for name in wide.index if name != ALL_MODALITIES]
-    return wide.loc[[*order, ALL_MODALITIES]]
+    return wide.loc[sorted(wide.index, key=lambda name: (name == ALL_MODALITIES, name))]
 
 
 def _sorted(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

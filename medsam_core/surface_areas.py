@@ -7,8 +7,8 @@ A cell is the cube between eight neighbouring voxel centres. Its code has bit `4
 The surface is that of marching cubes (Lorensen and Cline 1987) with vertices at the middle of the cell's edges and two
 rules where the corners leave a choice:
 
-- a face with two opposite corners inside is ambiguous: the corners of the cell's minority are cut off from each other
-  (the ones inside where there are four of either), so that a code and its complement have the same surface;
+- a face with two opposite corners inside is ambiguous: the corners of the cell's minority are cut off from each other,
+  so that a code and its complement have the same area (where there are four of either, both choices come to the same);
 - a polygon that is not flat is divided into the triangles that have the largest total area in the unit cell. All the
   divisions that reach this largest area have the same areas in every other cell as well.
 

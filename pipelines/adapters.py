@@ -26,7 +26,7 @@ def slice_table(rows: pd.DataFrame) -> SliceTable:
     counts = rows["labels"].map(len).to_numpy(np.int64) if len(rows) else np.empty(0, np.int64)
     return SliceTable(
         modalities=MODALITIES,
-        modality=rows["modality"].astype(str).map(code).to_numpy(np.int8),
+        modality=np.array([code[name] for name in rows["modality"].astype(str)], np.int8),
         height=rows["height"].to_numpy(np.int32),
         width=rows["width"].to_numpy(np.int32),
         label_start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),

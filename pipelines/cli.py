@@ -81,7 +81,7 @@ def _evaluate(settings: Settings, args: argparse.Namespace) -> int:
 
 
 def _make_teacher(_settings: Settings, args: argparse.Namespace) -> int:
-    from pipelines.tasks.stand_in import make_stand_in
+    from medsam_core.stand_in import make_stand_in
 
     make_stand_in(args.output, args.work, _log)
     return 0

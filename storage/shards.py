@@ -210,7 +210,7 @@ class ShardReader:
     """
 
     def __init__(
-        self, folder: Path, layouts: Sequence[ArrayLayout], shards: Iterable[Mapping[str, Any]], remedy: str
+        self, folder: Path, layouts: Sequence[ArrayLayout], shards: Sequence[Mapping[str, Any]], remedy: str
     ) -> None:
         """Prepare reading; nothing is opened yet.
 
@@ -260,7 +260,8 @@ class ShardReader:
     def _damaged(self, name: str, shards: Iterable[int], problem: str) -> IntegrityError:
         parts = sorted({f"{self._parts[name, shard]}.json" for shard in shards})
         return IntegrityError(
-            f"{self._folder / name}: {problem}; delete {', '.join(parts)} in {self._folder / 'parts'} and {self._remedy}"
+            f"{self._folder / name}: {problem}; delete {', '.join(parts)} in {self._folder / 'parts'} and "
+            f"{self._remedy}"
         )
 
     def _array(self, layout: ArrayLayout) -> Any:  # noqa: ANN401

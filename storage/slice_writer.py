@@ -33,7 +33,7 @@ from storage.layout import (
 )
 from storage.locks import shared_lock
 from storage.npz_source import NpzCase
-from storage.shards import ARRAY_METADATA, ShardWriter, group_metadata, record_from, record_problem
+from storage.shards import ARRAY_METADATA, ArrayLayout, ShardWriter, group_metadata, record_from, record_problem
 from storage.slice_index import slice_row, write_part_rows
 
 LoadCase = Callable[[str], NpzCase]
@@ -196,13 +196,14 @@ def _manifest(modality: str, layout: StoreLayout, fragments: Sequence[dict[str, 
         "fingerprint": combine([modality, *(f"{item['part_id']} {item['fingerprint']}" for item in fragments)]),
         "config": asdict(layout.config),
         # Lengths only grow, so that a reader of the manifest before still finds its elements.
-        "arrays": {
-            name: {"dtype": array.dtype, "chunk": array.chunk, "shard": array.shard, "length": array.shard * count}
-            for (name, array), count in zip(arrays.items(), layout.next_shard.values(), strict=True)
-        },
+        "arrays": {name: _array_entry(array, layout.next_shard[name]) for name, array in arrays.items()},
         "parts": [{key: value for key, value in item.items() if key != "shards"} for item in fragments],
         "shards": [{**shard, "part_id": item["part_id"]} for item in fragments for shard in item["shards"]],
     }
+
+
+def _array_entry(array: ArrayLayout, n_shards: int) -> dict[str, Any]:
+    return {"dtype": array.dtype, "chunk": array.chunk, "shard": array.shard, "length": array.shard * n_shards}
 
 
 def _remove_unnamed(folder: Path, layout: StoreLayout, manifest: dict[str, Any]) -> None:

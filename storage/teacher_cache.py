@@ -1,14 +1,15 @@
 """The teacher's answers for a training plan, stored in plan order.
 
-What belongs here: planning, writing, publishing and reading such a cache. Not here: who computes the answers, how values
-are encoded (`storage.encodings`) or shards written (`storage.shards`).
+What belongs here: writing, publishing and reading such a cache. Not here: who computes the answers, how the cache is
+cut (`storage.cache_plan`), values encoded (`storage.encodings`) or shards written (`storage.shards`).
 
 Axis 0 of every array is the slot in plan order, so training reads a cache from front to back. `header.json` says what
 the answers were made from; a part is committed by its fragment, written last; `manifest.json` publishes them.
+`docs/store_format.md` describes the files for readers without this code.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.atomic import exclusive_lock, read_json, remove_partials, write_bytes, write_json
-from storage.encodings import ENCODINGS, Encoding, Floats
+from storage.cache_plan import CACHE_VERSION, ArraySpec, CachePart, CacheSpec, as_stored, plan_cache_parts
+from storage.encodings import Floats
 from storage.errors import IntegrityError, StorageError
-from storage.fingerprints import combine, fingerprint, require_same
+from storage.fingerprints import combine, require_same
 from storage.locks import shared_lock
 from storage.shards import (
     ARRAY_METADATA,
@@ -31,159 +33,20 @@ from storage.shards import (
     write_shard,
 )
 
-CACHE_VERSION: Final = 1
-"""Raised by hand whenever the same answers would be stored differently."""
+__all__ = [
+    "ArraySpec",
+    "CachePart",
+    "CacheSpec",
+    "TeacherCache",
+    "missing_parts",
+    "plan_cache_parts",
+    "publish",
+    "write_part",
+]
 
 _HEADER: Final = "header.json"
 _MANIFEST: Final = "manifest.json"
 _LOCK: Final = ".lock"
-
-
-@dataclass(frozen=True)
-class ArraySpec:
-    """One kind of answer.
-
-    Attributes:
-        tail: Shape of one slot's answer.
-        encoding: Name in `storage.encodings.ENCODINGS`.
-    """
-
-    tail: tuple[int, ...]
-    encoding: str
-
-    def codec(self) -> Encoding:
-        """Return the encoding.
-
-        Raises:
-            StorageError: If there is none of that name.
-        """
-        if self.encoding not in ENCODINGS:
-            raise StorageError(f"encoding: expected one of {sorted(ENCODINGS)}, found {self.encoding!r}")
-        return ENCODINGS[self.encoding]
-
-
-@dataclass(frozen=True)
-class CacheSpec:
-    """What a cache holds, how it is cut and what it was made from.
-
-    Attributes:
-        arrays: Name -> kind of answer.
-        n_slots: Slots of the plan.
-        slots_per_chunk: Slots of an inner chunk, what one read decompresses.
-        slots_per_shard: Slots of a shard, a multiple of `slots_per_chunk`.
-        shards_per_part: Shards of each array that one part owns.
-        made_from: Plain value that determines the answers: plan, teacher, preprocessing.
-    """
-
-    arrays: Mapping[str, ArraySpec]
-    n_slots: int
-    slots_per_chunk: int
-    slots_per_shard: int
-    shards_per_part: int
-    made_from: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        """Check the sizes.
-
-        Raises:
-            StorageError: If one is out of range or an encoding is unknown.
-        """
-        for name in ("n_slots", "slots_per_chunk", "slots_per_shard", "shards_per_part"):
-            if getattr(self, name) < 1:
-                raise StorageError(f"{name}: expected at least 1, found {getattr(self, name)}")
-        if self.slots_per_shard % self.slots_per_chunk:
-            raise StorageError(
-                f"slots_per_shard: expected a multiple of slots_per_chunk {self.slots_per_chunk}, "
-                f"found {self.slots_per_shard}"
-            )
-        for array in self.arrays.values():
-            array.codec()
-
-    @property
-    def slots_per_part(self) -> int:
-        """Slots of every part but the last."""
-        return self.slots_per_shard * self.shards_per_part
-
-    @property
-    def n_parts(self) -> int:
-        """Parts of the cache."""
-        return -(-self.n_slots // self.slots_per_part)
-
-    def layouts(self) -> dict[str, ArrayLayout]:
-        """Return how each stored array lies on disk, by its name in the zarr group."""
-        return {
-            name + suffix: ArrayLayout(name + suffix, dtype, tail, self.slots_per_chunk, self.slots_per_shard)
-            for name, array in self.arrays.items()
-            for suffix, (dtype, tail) in array.codec().components(array.tail).items()
-        }
-
-    def header(self) -> dict[str, Any]:
-        """Return the content of `header.json`."""
-        sizes = ("n_slots", "slots_per_chunk", "slots_per_shard", "shards_per_part")
-        return {
-            "format_version": CACHE_VERSION,
-            "arrays": {name: _described(array) for name, array in self.arrays.items()},
-            "made_from": dict(self.made_from),
-            **{name: getattr(self, name) for name in sizes},
-        }
-
-    @classmethod
-    def from_header(cls, header: Mapping[str, Any]) -> "CacheSpec":
-        """Return the specification that a header describes."""
-        arrays = {name: ArraySpec(tuple(value["shape"]), value["encoding"]) for name, value in header["arrays"].items()}
-        sizes = ("n_slots", "slots_per_chunk", "slots_per_shard", "shards_per_part")
-        return cls(arrays=arrays, made_from=header["made_from"], **{name: header[name] for name in sizes})
-
-
-def _described(array: ArraySpec) -> dict[str, Any]:
-    codec = array.codec()
-    formula = {"decoding": codec.decoding, "max_error": codec.max_error}
-    return {"shape": list(array.tail), "encoding": codec.name, **formula}
-
-
-@dataclass(frozen=True)
-class CachePart:
-    """The unit of commit: consecutive slots.
-
-    Attributes:
-        part_id: Its number, in words.
-        start: First slot.
-        stop: One past the last slot.
-        fingerprint: SHA-256 of what determines its answers.
-    """
-
-    part_id: str
-    start: int
-    stop: int
-    fingerprint: str
-
-
-def plan_cache_parts(spec: CacheSpec, slot_fingerprints: Sequence[str]) -> list[CachePart]:
-    """Return the parts of a cache.
-
-    Args:
-        spec: The cache.
-        slot_fingerprints: One for each part: the fingerprint of its slots' content in the plan.
-
-    Raises:
-        StorageError: If there is not one fingerprint for each part.
-    """
-    if len(slot_fingerprints) != spec.n_parts:
-        raise StorageError(
-            f"slot_fingerprints: expected {spec.n_parts}, one for every {spec.slots_per_part} slots, "
-            f"found {len(slot_fingerprints)}"
-        )
-    made_from = fingerprint(spec.header())
-    starts = range(0, spec.n_slots, spec.slots_per_part)
-    return [
-        CachePart(
-            f"part-{number:05d}",
-            start,
-            min(start + spec.slots_per_part, spec.n_slots),
-            combine([made_from, str(start), slots]),
-        )
-        for number, (start, slots) in enumerate(zip(starts, slot_fingerprints, strict=True))
-    ]
 
 
 def missing_parts(root: Path, spec: CacheSpec, parts: Sequence[CachePart]) -> list[CachePart]:
@@ -215,7 +78,7 @@ def _committed(root: Path, spec: CacheSpec, part: CachePart) -> dict[str, Any] |
 
 
 def write_part(root: Path, spec: CacheSpec, part: CachePart, answers: Mapping[str, Floats]) -> dict[str, Any]:
-    """Encode and write one part: its shards, then the fragment that commits it.
+    """Encode and write one part: its shards, then the fragment that commits it; a whole part is left as it is.
 
     Args:
         root: Folder of the cache.
@@ -237,12 +100,14 @@ def write_part(root: Path, spec: CacheSpec, part: CachePart, answers: Mapping[st
             _require_header(root, spec)
         else:
             write_json(root / _HEADER, spec.header())
-        layouts = spec.layouts()
-        records = [
-            record for name, values in encoded.items() for record in _write_array(root, layouts[name], part, values)
-        ]
-        fragment = {**asdict(part), "shards": [asdict(record) for record in records]}
-        write_json(root / "parts" / f"{part.part_id}.json", fragment)
+        fragment = _committed(root, spec, part)
+        if fragment is None:
+            layouts = spec.layouts()
+            records = [
+                record for name, values in encoded.items() for record in _write_array(root, layouts[name], part, values)
+            ]
+            fragment = {**asdict(part), "shards": [asdict(record) for record in records]}
+            write_json(root / "parts" / f"{part.part_id}.json", fragment)
     return fragment
 
 
@@ -330,7 +195,7 @@ class TeacherCache:
             )
         if made_from is not None:
             remedy = f"materialise the cache again, or remove {root}"
-            require_same(f"the teacher cache in {root}", made_from, header["made_from"], remedy)
+            require_same(f"the teacher cache in {root}", as_stored(dict(made_from)), header["made_from"], remedy)
         self.spec = CacheSpec.from_header(header)
         self.fingerprint: str = manifest["fingerprint"]
         layouts = list(self.spec.layouts().values())

@@ -184,7 +184,9 @@ def make_case(modality: str, index: int, seed: int, volumetric: bool | None = No
 
 
 def _generator(address: str) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.sha256(address.encode()).digest()[:16])))
+    """Return the generator of one case, from a hash and not `hash`, which differs between processes."""
+    digest = hashlib.sha256(address.encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
 
 def _draw_shape(rng: np.random.Generator, recipe: Recipe, solid: bool) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from medsam_core.synthetic.scenes import Scene
 from medsam_core.synthetic.shapes import BoolArray
-from medsam_core.synthetic.textures import Colour, Image, blur, curve, grid, line, mix, noise, pieces, tint
+from medsam_core.synthetic.textures import Colour, Image, blur, curve, grid, line, noise, pieces, tint
 
 _MUCOSA: Colour = (188, 98, 84)
 _POLYPS: tuple[Colour, ...] = ((232, 168, 142), (128, 34, 44), (226, 190, 120))
@@ -97,7 +97,7 @@ def paint_fundus(rng: np.random.Generator, scene: Scene) -> Image:
         image = tint(image, weight, _pick(rng, _EYE_FINDINGS))
     rows, columns = grid(shape)
     image *= (1.05 - 0.2 * np.hypot(rows, columns))[..., None]
-    image += 3 * noise(rng, (*shape[:1], shape[1], 3))
+    image += 3 * noise(rng, (*shape, 3))
     return np.asarray(image * blur(body, 0.7)[..., None], dtype=np.float32)
 
 
@@ -112,5 +112,4 @@ def paint_microscopy(rng: np.random.Generator, scene: Scene) -> Image:
     for weight in pieces(scene.objects[0], 0.6):
         grain = (rng.uniform(0.9, 1.15) * (1 + 0.07 * noise(rng, shape, 2)))[..., None]
         image = tint(image, weight, np.asarray(cell, np.float32) * grain.astype(np.float32))
-    image = mix(image, np.float32(0.1) * blur(noise(rng, shape, 1.0), 0.0)[..., None] ** 2, image * 0.8)
-    return image + 4 * noise(rng, (*shape[:1], shape[1], 3))
+    return image + 4 * noise(rng, (*shape, 3))

@@ -19,9 +19,8 @@ def sector(rng: np.random.Generator, shape: tuple[int, int]) -> BoolArray:
     return np.asarray((radius > depth.min() + 0.05) & (radius < depth.max()) & (np.abs(angle) < 0.42))
 
 
-def whole(rng: np.random.Generator, shape: tuple[int, int]) -> BoolArray:
+def whole(_rng: np.random.Generator, shape: tuple[int, int]) -> BoolArray:
     """Return a field of view that fills the image."""
-    del rng
     return np.ones(shape, dtype=bool)
 
 
@@ -54,7 +53,7 @@ def paint_us(rng: np.random.Generator, scene: Scene) -> Image:
         below = np.clip(np.cumsum(weight, axis=0) / 12, 0, 1) * (1 - weight)
         echo = mix(echo, blur(below, 2.0) * (0.25 if dark else 0), 190)
         echo = mix(echo, weight, float(rng.uniform(18, 32) if dark else rng.uniform(225, 245)))
-    image = echo * speckle(rng, shape, 0.8) ** 0.55
+    image = echo * speckle(rng, shape, 0.9) ** 0.42
     return np.asarray(image * blur(body, 0.5) + np.abs(2 * noise(rng, shape)), dtype=np.float32)
 
 
@@ -65,12 +64,12 @@ def paint_xray(rng: np.random.Generator, scene: Scene) -> Image:
     slope = rng.uniform(-12, 12, 2)
     image = (75 + slope[0] * rows + slope[1] * columns + 9 * noise(rng, shape, 16)).astype(np.float32)
     spacing, tilt, phase = rng.uniform(7, 11), rng.uniform(-1.5, 1.5), rng.uniform(0, 6)
-    image += 11 * np.clip(2 * np.sin(rows * spacing + tilt * columns + columns**2 + phase), 0, 1)
+    image += 17 * np.clip(2 * np.sin(rows * spacing + tilt * columns + columns**2 + phase), 0, 1)
     for weight in pieces(scene.distractors[0], 1.5):
         image += float(rng.uniform(12, 20)) * weight
     for weight in pieces(scene.objects[0], 0.7):
         image += float(rng.uniform(50, 95)) * weight
-    return image + 4 * noise(rng, shape, 0.4)
+    return np.asarray(image + 4 * noise(rng, shape, 0.4), dtype=np.float32)
 
 
 def paint_oct(rng: np.random.Generator, scene: Scene) -> Image:
@@ -80,7 +79,7 @@ def paint_oct(rng: np.random.Generator, scene: Scene) -> Image:
     rows = np.arange(shape[0])[:, None]
     depth = (rows - top) / thickness
     edges = np.array([0, 0.12, 0.3, 0.42, 0.62, 0.7, 0.92, 1.0])
-    greys = np.array([18, 178, 140, 115, 145, 120, 138, 215, 95], dtype=np.float32)
+    greys = np.array([18, 185, 140, 105, 150, 108, 135, 225, 95], dtype=np.float32)
     image = greys[np.searchsorted(edges, depth, side="right")] + rng.uniform(-10, 10)
     image = np.where(depth > 1, image * np.exp(-2.2 * (depth - 1)), image)
     image = blur(image, 0.8)
@@ -88,14 +87,14 @@ def paint_oct(rng: np.random.Generator, scene: Scene) -> Image:
         image = mix(image, 0.35 * weight, 215)
     for weight in pieces(scene.objects[0], 0.6):
         image = mix(image, weight, float(rng.uniform(22, 48)))
-    return np.asarray(image * speckle(rng, shape, 0.6) ** 0.4, dtype=np.float32)
+    return np.asarray(image * speckle(rng, shape, 0.7) ** 0.24, dtype=np.float32)
 
 
 def paint_mammography(rng: np.random.Generator, scene: Scene) -> Image:
     """Fibrous tissue under a fading skin line, dense masses, points of calcification."""
     body, shape = scene.body[0], (scene.body.shape[1], scene.body.shape[2])
-    depth = np.minimum(ndimage.distance_transform_edt(np.pad(body, ((1, 1), (0, 0)))[1:-1]) / (0.3 * min(shape)), 1)
-    image = (30 + 45 * depth).astype(np.float32) + 8 * noise(rng, shape, 5)
+    depth = np.minimum(ndimage.distance_transform_edt(body) / (0.3 * min(shape)), 1)
+    image = np.asarray(30 + 45 * depth, dtype=np.float32) + 8 * noise(rng, shape, 5)
     for _ in range(int(rng.integers(14, 24))):
         image += 14 * curve(rng, shape, rng.uniform(20, 60), 0.08, 1.3)
     for weight in pieces(scene.distractors[0], 2.5):

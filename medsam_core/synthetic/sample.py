@@ -44,7 +44,7 @@ class _Entry(NamedTuple):
     group: str
     dataset: str
     modality: str
-    index: int
+    number: int
     volumetric: bool
 
 
@@ -57,7 +57,7 @@ def _patient(index: int) -> int:
 
 def _entry(modality: str, index: int, volumetric: bool) -> _Entry:
     patient = _patient(index)
-    dataset = f"Synthetic{'Volumes' if volumetric else 'AB'[patient % 2]}"
+    dataset = f"Synthetic{'Volumes' if volumetric else 'AB'[patient // 2 % 2]}"
     name = f"{'3D' if volumetric else '2D'}Box_{modality}_{index + 1:04d}.npz"
     group = f"{modality}:{dataset}:patient_{patient + 1:03d}"
     return _Entry(f"{modality}/{dataset}/{name}", group, dataset, modality, index, volumetric)
@@ -80,7 +80,7 @@ def sample_cases(seed: int, cases_per_modality: int = 18, volumes_per_modality: 
         volumes_per_modality: Volumes of each volumetric modality.
     """
     for entry in _entries(cases_per_modality, volumes_per_modality):
-        arrays = make_case(entry.modality, entry.index, seed, entry.volumetric)
+        arrays = make_case(entry.modality, entry.number, seed, entry.volumetric)
         yield SampleCase(entry.path, entry.group, entry.dataset, arrays)
 
 

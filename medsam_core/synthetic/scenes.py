@@ -109,7 +109,7 @@ def _place_one(
 
 def _shares(families: Mapping[str, float]) -> npt.NDArray[np.float64]:
     weights = np.array(list(families.values()), dtype=np.float64)
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum())
 
 
 def _draw_size(rng: np.random.Generator, contents: Contents, case: tuple[int, ...]) -> tuple[int, int, int]:
@@ -138,6 +138,5 @@ def inner(body: BoolArray, margin: int) -> BoolArray:
         body: (D, H, W) bool, equal in all slices.
         margin: Pixels.
     """
-    square = np.ones((2 * margin + 1, 2 * margin + 1), dtype=bool)
-    plane = ndimage.binary_erosion(body[0], structure=square)
+    plane = ndimage.minimum_filter(body[0], size=2 * margin + 1, mode="constant", cval=0)
     return np.broadcast_to(plane, body.shape).copy()

@@ -20,7 +20,7 @@ def blur(image: npt.NDArray[np.generic], sigma: float) -> Image:
 
 
 def noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: float = 0.0) -> Image:
-    """Return noise of mean 0 and standard deviation 1 with a grain of `sigma` pixels; slices change slowly if coarse."""
+    """Return noise of mean 0 and standard deviation 1, grain `sigma` pixels; coarse grain links a volume's slices."""
     field = rng.standard_normal(shape, dtype=np.float32)
     if sigma == 0:
         return field
@@ -103,4 +103,4 @@ def line(
     inside = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1])
     canvas = np.zeros(shape, dtype=np.float32)
     canvas[rows[inside], columns[inside]] = 1
-    return np.minimum(blur(canvas, width / 2) * width * 1.6, 1)
+    return np.asarray(np.minimum(blur(canvas, width / 2) * width * 1.6, 1))

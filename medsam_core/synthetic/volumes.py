@@ -55,7 +55,7 @@ def paint_mr(rng: np.random.Generator, scene: Scene) -> Image:
         factor = rng.uniform(1.6, 2.0) if rng.random() < 0.65 else rng.uniform(0.25, 0.45)
         image = mix(image, weight, tissue * factor + 3 * noise(rng, shape, 3))
     image *= np.exp(0.16 * noise(rng, shape, max(shape[1:]) / 4))
-    return np.hypot(image + 5 * noise(rng, shape), 5 * noise(rng, shape))
+    return np.asarray(np.hypot(image + 5 * noise(rng, shape), 5 * noise(rng, shape)))
 
 
 def paint_pet(rng: np.random.Generator, scene: Scene) -> Image:
@@ -67,4 +67,4 @@ def paint_pet(rng: np.random.Generator, scene: Scene) -> Image:
         image = mix(image, weight, float(rng.uniform(55, 75)))
     for weight in pieces(scene.objects, 1.1):
         image = mix(image, weight, float(rng.uniform(135, 235)))
-    return image + 0.7 * np.sqrt(np.maximum(image, 0)) * noise(rng, shape, 0.7)
+    return np.asarray(image + 0.7 * np.sqrt(np.maximum(image, 0)) * noise(rng, shape, 0.7), dtype=np.float32)

@@ -17,7 +17,7 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +28,8 @@ from torch import Tensor
 from medsam_core.config import StageConfig
 from medsam_core.data import SliceReader
 from medsam_core.models.checkpoints import read_metadata, save_model
-from medsam_core.models.layers import STRIDE
 from medsam_core.models.segmenter import Segmenter
 from medsam_core.plan import Plan, Stage
-from medsam_core.rendering import render_group
 from medsam_core.training.batchnorm import recalibrate_batchnorm
 from medsam_core.training.checkpoint import (
     MetricsLog,
@@ -41,10 +39,10 @@ from medsam_core.training.checkpoint import (
     save_checkpoint,
 )
 from medsam_core.training.errors import TrainingError
+from medsam_core.training.loading import GroupLoader
 from medsam_core.training.precision import Precision
-from medsam_core.training.prefetch import prefetched
-from medsam_core.training.stages import ask_teacher, require_teacher
-from medsam_core.training.step import LoadedGroup, Stepper
+from medsam_core.training.stages import require_teacher
+from medsam_core.training.step import Stepper
 from medsam_core.training.teachers import TeacherAnswers
 from medsam_core.training.world import World
 
@@ -54,9 +52,6 @@ WEIGHTS_NAME = "model.safetensors"
 
 TRAINING = "training"
 """Metadata key of published weights: what they were trained from and after how many steps, as JSON."""
-
-LOGITS_STRIDE = STRIDE // 4
-"""Pixels of the model frame a side of a cell of the low-resolution logits: SAM's decoder upscales by 4."""
 
 OnMetrics = Callable[[int, dict[str, float]], None]
 
@@ -159,10 +154,21 @@ def train(
         world=world,
         channels_last=options.channels_last,
     )
+    loader = GroupLoader(
+        stage=stage,
+        plan=plan,
+        reader=reader,
+        teacher=teacher,
+        config=config,
+        image_size=segmenter.image_size,
+        world=world,
+        prefetch=options.prefetch,
+        threads=options.loader_threads,
+    )
     run = _Run(
         out=out,
         stepper=stepper,
-        loader=_Loader(stage, plan, reader, teacher, config, segmenter.image_size, world, options),
+        loader=loader,
         plan=plan,
         world=world,
         identity=_identity(stage, config, precision, fingerprint),
@@ -175,44 +181,13 @@ def train(
         return run.go()
 
 
-@dataclass(frozen=True, eq=False)
-class _Loader:
-    """Loads the groups that fall to this process, in plan order, from any step on."""
-
-    stage: Stage
-    plan: Plan
-    reader: SliceReader
-    teacher: TeacherAnswers | None
-    config: StageConfig
-    image_size: int
-    world: World
-    options: LoopOptions
-
-    def groups_from(self, step: int) -> Generator[LoadedGroup, None, None]:
-        """Yield this process's groups of `step` and every later one: rank r takes groups r, r + size, ..."""
-        mine = range(self.world.rank, self.config.groups_per_step, self.world.size)
-        keys = itertools.product(range(step, self.plan.total_steps), mine)
-        return prefetched(self._load, keys, ahead=self.options.prefetch, threads=self.options.loader_threads)
-
-    def _load(self, key: tuple[int, int]) -> LoadedGroup:
-        step, position = key
-        _, plan_epoch, first_group = self.plan.locate(step)
-        slots, group, first_slot = self.plan.group_slots(plan_epoch, first_group + position)
-        grid = self.image_size // LOGITS_STRIDE
-        batch = render_group(slots, group, self.reader, self.image_size, grid, self.stage)
-        answers = None
-        if self.teacher is not None and self.teacher.reads_ahead:
-            answers = ask_teacher(self.stage, self.config, self.teacher, first_slot, batch)
-        return LoadedGroup(position, first_slot, batch, answers)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Run:
     """One call of `train`."""
 
     out: Path
     stepper: Stepper
-    loader: _Loader
+    loader: GroupLoader
     plan: Plan
     world: World
     identity: dict[str, str]

@@ -8,7 +8,7 @@ optimiser state and step number. A step's gradient is the mean over its groups, 
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,27 +21,11 @@ from medsam_core.plan import Plan, Stage
 from medsam_core.rendering import GroupBatch
 from medsam_core.training.batchnorm import StepStatistics
 from medsam_core.training.errors import DivergedError, TrainingError
+from medsam_core.training.loading import LoadedGroup
 from medsam_core.training.precision import Precision
 from medsam_core.training.stages import ask_teacher, group_loss, prepare, term_names
 from medsam_core.training.teachers import TeacherAnswers
 from medsam_core.training.world import World
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedGroup:
-    """A group as the loading thread hands it over.
-
-    Attributes:
-        position: Its place among the groups of its step, from 0.
-        first_slot: Place of its first slot in plan order.
-        batch: The rendered group, on the CPU.
-        answers: The teacher's answers where they are read ahead, else None.
-    """
-
-    position: int
-    first_slot: int
-    batch: GroupBatch
-    answers: Tensor | None
 
 
 class Stepper:

@@ -76,6 +76,16 @@ def predictor(model: "Segmenter", *, constant_image: int | None = None, device: 
     return lambda imgs, boxes, is_3d: runner.predict(imgs, boxes, is_3d=is_3d)
 
 
+def box_predictors() -> dict[str, "Predict"]:
+    """Return the predictors that look at boxes alone."""
+    from medsam_core.baselines import filled_boxes, inscribed_ellipses
+
+    return {
+        "ellipse": lambda imgs, boxes, is_3d: inscribed_ellipses(imgs.shape if is_3d else imgs.shape[:2], boxes),
+        "filled_box": lambda imgs, boxes, is_3d: filled_boxes(imgs.shape if is_3d else imgs.shape[:2], boxes),
+    }
+
+
 def _load(workspace: Workspace, reference: Value, name: str = "model") -> "Segmenter":
     from medsam_core.models.checkpoints import load_model
 
@@ -133,7 +143,6 @@ def predict_baselines(workspace: Workspace, inputs: BaselineInputs, log: Log) ->
     }
 
     def build(folder: Path) -> dict[str, Any]:
-        from medsam_core.baselines import filled_boxes, inscribed_ellipses
         from medsam_core.models.segmenter import build_student
         from pipelines.tasks.scoring import predict_and_score
 
@@ -143,8 +152,7 @@ def predict_baselines(workspace: Workspace, inputs: BaselineInputs, log: Log) ->
         untrained = build_student(profile.student, pixels["mean"], pixels["std"], profile.seeds.init)
         predictors: dict[str, Predict] = {
             "teacher": predictor(_load(workspace, inputs.teacher), device=device),
-            "ellipse": lambda imgs, boxes, is_3d: inscribed_ellipses(imgs.shape if is_3d else imgs.shape[:2], boxes),
-            "filled_box": lambda imgs, boxes, is_3d: filled_boxes(imgs.shape if is_3d else imgs.shape[:2], boxes),
+            **box_predictors(),
             "untrained_student": predictor(untrained, device=device),
             "student_no_image": predictor(student, constant_image=CONSTANT_GREY, device=device),
         }

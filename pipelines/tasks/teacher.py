@@ -97,7 +97,7 @@ def _train_stand_in(workspace: Workspace, release: Value, loaded: Value, launch:
         "plan": plan.fingerprint,
         "learning": students.learning(config),
     }
-    job = {
+    job: dict[str, Any] = {
         "stage": "finetuning",
         "config": config.model_dump(mode="json"),
         "release": release,

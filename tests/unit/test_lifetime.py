@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from medsam_core.training import lifetime
 
 CHILD = """
 import sys, time
 from pathlib import Path
 from medsam_core.training.lifetime import require_parent
-require_parent(interval_s=0.05)
+require_parent(interval_s=float(sys.argv[2]))
 Path(sys.argv[1]).write_text("ready")
 time.sleep(60)
 """
@@ -22,7 +24,7 @@ time.sleep(60)
 PARENT = """
 import subprocess, sys
 from pathlib import Path
-child = subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2] + "/ready"])
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2] + "/ready", sys.argv[3]])
 Path(sys.argv[2], "child").write_text(str(child.pid))
 child.wait()
 """
@@ -39,15 +41,16 @@ def _alive(process: int) -> bool:
     return lifetime._birth(process) is not None
 
 
-def _start(folder: Path, environment: dict[str, str]) -> tuple[subprocess.Popen[bytes], int]:
-    command = [sys.executable, "-c", PARENT, CHILD, str(folder)]
+def _start(folder: Path, environment: dict[str, str], interval_s: float) -> tuple[subprocess.Popen[bytes], int]:
+    command = [sys.executable, "-c", PARENT, CHILD, str(folder), str(interval_s)]
     parent = subprocess.Popen(command, env={**os.environ, **environment})
     _wait_for((folder / "ready").exists, "the child never started")
     return parent, int((folder / "child").read_text())
 
 
-def test_the_trainer_dies_with_its_parent(tmp_path: Path) -> None:
-    parent, child = _start(tmp_path, {})
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills a child at once")
+def test_the_kernel_kills_the_trainer_with_its_parent(tmp_path: Path) -> None:
+    parent, child = _start(tmp_path, {}, interval_s=3600)
     assert _alive(child)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
@@ -56,7 +59,7 @@ def test_the_trainer_dies_with_its_parent(tmp_path: Path) -> None:
 
 def test_the_trainer_dies_with_an_ancestor_that_its_parent_survives(tmp_path: Path) -> None:
     ancestor = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    parent, child = _start(tmp_path, {lifetime.PARENT_VARIABLE: str(ancestor.pid)})
+    parent, child = _start(tmp_path, {lifetime.PARENT_VARIABLE: str(ancestor.pid)}, 0.05)
     assert _alive(child)
     ancestor.kill()
     ancestor.wait()
@@ -67,7 +70,7 @@ def test_the_trainer_dies_with_an_ancestor_that_its_parent_survives(tmp_path: Pa
 def test_a_dead_ancestor_is_refused() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    command = [sys.executable, "-c", CHILD, "/dev/null"]
+    command = [sys.executable, "-c", CHILD, "/dev/null", "1"]
     environment = {**os.environ, lifetime.PARENT_VARIABLE: str(ended.pid)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -15,9 +15,10 @@ from medsam_core.plan import Plan, Stage
 from medsam_core.rendering import render_group
 from medsam_core.training.checkpoint import output_lock
 from medsam_core.training.errors import OutputBusyError, TrainingError
+from medsam_core.training.loading import LoadedGroup
 from medsam_core.training.loop import LoopOptions
 from medsam_core.training.precision import Precision
-from medsam_core.training.step import LoadedGroup, Stepper
+from medsam_core.training.step import Stepper
 from medsam_core.training.world import World
 from tests.unit.training_helpers import (
     SIZE,
@@ -165,7 +166,7 @@ def _smooth_config() -> Any:
 def test_two_processes_train_like_one(tmp_path: Path) -> None:
     alone = small_student()
     run_stage("finetuning", tmp_path / "alone", alone, config=_smooth_config())
-    mp.spawn(_rank, args=(2, str(tmp_path)), nprocs=2)  # type: ignore[attr-defined]
+    mp.spawn(_rank, args=(2, str(tmp_path)), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
     together = torch.load(tmp_path / "out/checkpoint.pt", weights_only=True)["model"]
     start = small_student().state_dict()
     moved = 0

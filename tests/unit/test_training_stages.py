@@ -61,6 +61,7 @@ def test_distillation_keeps_other_parts_and_their_modes(tmp_path: Path) -> None:
     assert model.image_encoder.training
     assert not model.mask_decoder.training
     assert not model.prompt_encoder.training
+    assert all(p.requires_grad == name.startswith("image_encoder.") for name, p in model.named_parameters())
 
 
 @pytest.mark.parametrize("stage", STAGES)

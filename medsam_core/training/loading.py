@@ -1,0 +1,84 @@
+"""From step numbers to what a step works on. What belongs here: reading the plan, rendering, reading cached answers.
+
+Not here: what is done with a group (`medsam_core.training.step`).
+"""
+
+import itertools
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from medsam_core.config import StageConfig
+from medsam_core.data import SliceReader
+from medsam_core.models.layers import STRIDE
+from medsam_core.plan import Plan, Stage
+from medsam_core.rendering import GroupBatch, render_group
+from medsam_core.training.prefetch import prefetched
+from medsam_core.training.stages import ask_teacher
+from medsam_core.training.teachers import TeacherAnswers
+from medsam_core.training.world import World
+
+LOGITS_STRIDE = STRIDE // 4
+"""Pixels of the model frame a side of a cell of the low-resolution logits: SAM's decoder upscales by 4."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedGroup:
+    """A group as the loading thread hands it over.
+
+    Attributes:
+        position: Its place among the groups of its step, from 0.
+        first_slot: Place of its first slot in plan order.
+        batch: The rendered group, on the CPU.
+        answers: The teacher's answers where they are read ahead, else None.
+    """
+
+    position: int
+    first_slot: int
+    batch: GroupBatch
+    answers: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GroupLoader:
+    """Loads the groups that fall to this process, in plan order, from any step on.
+
+    Attributes:
+        stage: Which of the two stages.
+        plan: Names the slots.
+        reader: Reads slices.
+        teacher: Asked here where its answers are read rather than computed.
+        config: The stage's configuration.
+        image_size: S, pixels.
+        world: The processes that share a step.
+        prefetch: Groups loaded ahead.
+        threads: Threads that load them.
+    """
+
+    stage: Stage
+    plan: Plan
+    reader: SliceReader
+    teacher: TeacherAnswers | None
+    config: StageConfig
+    image_size: int
+    world: World
+    prefetch: int
+    threads: int
+
+    def groups_from(self, step: int) -> Generator[LoadedGroup, None, None]:
+        """Yield this process's groups of `step` and every later one: rank r takes groups r, r + size, ..."""
+        mine = range(self.world.rank, self.config.groups_per_step, self.world.size)
+        keys = itertools.product(range(step, self.plan.total_steps), mine)
+        return prefetched(self._load, keys, ahead=self.prefetch, threads=self.threads)
+
+    def _load(self, key: tuple[int, int]) -> LoadedGroup:
+        step, position = key
+        _, plan_epoch, first_group = self.plan.locate(step)
+        slots, group, first_slot = self.plan.group_slots(plan_epoch, first_group + position)
+        grid = self.image_size // LOGITS_STRIDE
+        batch = render_group(slots, group, self.reader, self.image_size, grid, self.stage)
+        answers = None
+        if self.teacher is not None and self.teacher.reads_ahead:
+            answers = ask_teacher(self.stage, self.config, self.teacher, first_slot, batch)
+        return LoadedGroup(position, first_slot, batch, answers)

@@ -1,0 +1,175 @@
+"""`medsam predict` and `medsam evaluate`: a model on any folder of npz files, without the asset graph.
+
+What belongs here: folders in, folders out. Not here: how a case is predicted or scored.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from pipelines.settings import Settings
+from storage import raw_manifest
+from storage.errors import BadSampleError
+from storage.npz_source import NpzCase, SourceConfig, read_case
+
+if TYPE_CHECKING:
+    from pipelines.tasks.scoring import EvaluationCase
+
+Log = Callable[[str], None]
+
+SEEN_FILE = "seen_cases.json"
+"""Beside a model: content hash of every case of its release, and its split."""
+
+UNSEEN = "unseen"
+HEADLINE = ("test", UNSEEN)
+"""Splits whose cases the headline means are made of."""
+
+
+def model_file(model: str, settings: Settings, scratch: Path) -> Path:
+    """Return the local file of a model named by path or MLflow URI.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if ":/" in model:
+        from pipelines.tracking import download_model
+
+        return download_model(model, settings.tracking_uri, scratch)
+    path = Path(model)
+    if not path.is_file():
+        raise FileNotFoundError(f"--model: expected a safetensors file or an MLflow model URI, found no file {model}")
+    return path
+
+
+def _source(settings: Settings) -> SourceConfig:
+    source = settings.profile.source
+    return SourceConfig(spacing_order=source.spacing_order, max_case_bytes=source.max_case_bytes)
+
+
+def _accepted(data: Path, settings: Settings, groups_csv: Path | None, log: Log) -> pd.DataFrame:
+    if not data.is_dir():
+        raise NotADirectoryError(f"expected a folder of npz files, found no folder {data}")
+    table = raw_manifest.scan(data, _source(settings), groups_csv, None, None)
+    for row in raw_manifest.rejected(table).to_dict("records"):
+        log(f"rejected {row['case_id']}: {row['reason_code']}: {row['reason']}")
+    return table[table["status"] == "accepted"]
+
+
+def predict_folder(settings: Settings, model: str, source: Path, output: Path, log: Log) -> int:
+    """Write `segs` for every npz file of a folder, in the challenge's contract: same file name, same shape.
+
+    Args:
+        settings: How files are read, and where MLflow is.
+        model: safetensors file or MLflow model URI.
+        source: Folder of npz files with `imgs` and `boxes`.
+        output: Receives a file of the same name for each.
+        log: Where progress and refusals are said.
+
+    Returns:
+        How many files could not be predicted.
+    """
+    from medsam_core.inference import Predictor
+    from medsam_core.models.checkpoints import load_model
+    from medsam_core.prompts import inclusive_to_half_open
+    from pipelines.tasks.scoring import save_segs
+
+    predictor = Predictor(load_model(model_file(model, settings, output / ".model")).eval())
+    files = sorted(source.glob("*.npz")) if source.is_dir() else []
+    if not files:
+        raise FileNotFoundError(f"--input: expected a folder of npz files, found none in {source}")
+    failures = 0
+    for number, file in enumerate(files, start=1):
+        try:
+            case = _case_to_predict(file, settings)
+        except BadSampleError as error:
+            failures += 1
+            log(f"refused {file.name}: {error.code}: {error}")
+            continue
+        boxes = inclusive_to_half_open(case.boxes) if case.boxes is not None else np.zeros((0, 4), np.int64)
+        save_segs(output / file.name, predictor.predict(case.imgs, boxes, is_3d=case.is_3d))
+        log(f"{number} of {len(files)}: {file.name}, {len(boxes)} boxes")
+    return failures
+
+
+def _case_to_predict(file: Path, settings: Settings) -> NpzCase:
+    """Read a case whose modality is not needed: the number of a box's columns tells volumes where the name does not."""
+    from storage.modalities import modality_of
+
+    case = read_case(file, file.stem, modality_of(file.stem) or "", _source(settings))
+    if case.boxes is None:
+        raise BadSampleError(
+            "boxes_shape", f"{file.name}: expected `boxes`, found none; add one row per object"
+        )
+    return case
+
+
+def seen_cases(model: Path) -> dict[str, str]:
+    """Return the split of every case of the release that a model was made on, by content hash; empty if unrecorded."""
+    file = model.parent / SEEN_FILE
+    return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+
+def cases_of_folder(
+    data: Path, table: pd.DataFrame, config: SourceConfig, seen: dict[str, str]
+) -> Iterator["EvaluationCase"]:
+    """Yield the accepted cases of a folder that have ground truth, in the order of their ids."""
+    from medsam_core.scoring import CaseIdentity
+    from pipelines.tasks.scoring import EvaluationCase
+
+    for row in table.sort_values(["modality", "case_id"]).to_dict("records"):
+        path = data / f"{row['case_id']}.npz"
+        case = read_case(path, path.stem, str(row["modality"]), config)
+        if case.gts is None:
+            continue
+        yield EvaluationCase(
+            identity=CaseIdentity(*(str(row[name]) for name in ("case_id", "modality", "dataset", "group"))),
+            split=seen.get(case.content_hash, UNSEEN),
+            imgs=case.imgs,
+            gts=case.gts,
+            spacing_zyx=case.spacing_zyx,
+            is_3d=case.is_3d,
+        )
+
+
+def evaluate_folder(
+    settings: Settings, model: str, data: Path, output: Path, log: Log, *, groups_csv: Path | None = None
+) -> pd.DataFrame:
+    """Score a model on every npz file with `gts` below a folder, beside box and ellipse.
+
+    Cases that the model's release held for training or validation are marked and left out of the headline.
+
+    Args:
+        settings: How files are read, and where MLflow is.
+        model: safetensors file or MLflow model URI.
+        data: Folder of npz files; boxes are the tight boxes of `gts`.
+        output: Receives the report, as the asset makes it.
+        log: Where progress and rejections are said.
+        groups_csv: Which files share a patient.
+
+    Returns:
+        The comparison table of the headline cases.
+    """
+    from medsam_core.models.checkpoints import load_model
+    from pipelines.results import markdown_table
+    from pipelines.tasks.evaluation import box_predictors, predictor, write_report
+    from pipelines.tasks.scoring import predict_and_score
+
+    output.mkdir(parents=True, exist_ok=True)
+    file = model_file(model, settings, output / ".model")
+    seen = seen_cases(file)
+    table = _accepted(data, settings, groups_csv, log)
+    predictors = {"student": predictor(load_model(file)), **box_predictors()}
+    rows, _ = predict_and_score(cases_of_folder(data, table, _source(settings), seen), predictors, output, log)
+    if rows.empty:
+        raise FileNotFoundError(f"--data: expected npz files with gts below {data}, found none")
+    marked = rows.loc[~rows["split"].isin(HEADLINE), "case_id"].nunique()
+    if marked:
+        log(f"{marked} cases were seen in training or validation: marked, and left out of the headline means")
+    comparison = write_report(rows, output, HEADLINE)
+    log(markdown_table(comparison))
+    log(f"Report: {output}")
+    return comparison

@@ -1,0 +1,214 @@
+"""Prediction of images and volumes, with a model whose answers can be worked out by hand."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor
+
+from medsam_core.config import TeacherConfig
+from medsam_core.inference import PROPAGATION_MARGIN_PX, Predictor
+from medsam_core.models.segmenter import build_teacher
+from medsam_core.prompts import tight_boxes
+
+SIDE = 64
+
+
+class Threshold:
+    """Answers a box with the pixels in it that are brighter than 100; its embedding is the image itself."""
+
+    image_size = SIDE
+
+    def __init__(self) -> None:
+        self.encoded: list[Tensor] = []
+        self.decoded: list[int] = []
+
+    def encode(self, images: Tensor) -> Tensor:
+        self.encoded.append(images)
+        return images
+
+    def decode(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        self.decoded.append(boxes.shape[1])
+        centre = torch.arange(SIDE) + 0.5
+        x_min, y_min, x_max, y_max = (side[..., None] for side in boxes.unbind(-1))
+        inside_x = (centre > x_min) & (centre < x_max)
+        inside_y = (centre > y_min) & (centre < y_max)
+        inside = inside_y[..., :, None] & inside_x[..., None, :]
+        bright = embeddings.mean(dim=1, keepdim=True) > 100
+        return (inside & bright).float() * 2 - 1, torch.zeros(boxes.shape[:2])
+
+
+def discs(depth: int, centres: list[tuple[int, int] | None], radius: int = 6) -> npt.NDArray[np.uint8]:
+    """Return a volume with a bright disc at (x, y) of each slice, or none."""
+    volume = np.zeros((depth, SIDE, SIDE), dtype=np.uint8)
+    y, x = np.mgrid[:SIDE, :SIDE]
+    for z, centre in enumerate(centres):
+        if centre is not None:
+            volume[z][(x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= radius**2] = 200
+    return volume
+
+
+def test_an_image_is_encoded_once_and_each_box_answers_with_its_order() -> None:
+    image = np.zeros((SIDE, SIDE), dtype=np.uint8)
+    image[4:12, 4:12] = image[40:60, 30:50] = 255
+    model = Threshold()
+    segs = Predictor(model).predict(image, np.array([[30, 40, 50, 60], [4, 4, 12, 12]]), is_3d=False)
+    assert segs.dtype == np.uint16
+    expected = np.zeros_like(segs)
+    expected[40:60, 30:50], expected[4:12, 4:12] = 1, 2
+    np.testing.assert_array_equal(segs, expected)
+    assert len(model.encoded) == 1
+
+
+def test_the_later_box_wins_where_answers_overlap() -> None:
+    image = np.full((SIDE, SIDE), 255, dtype=np.uint8)
+    segs = Predictor(Threshold(), batch_boxes=1).predict(image, np.array([[0, 0, 40, 8], [20, 0, 64, 8]]), is_3d=False)
+    assert segs[0].tolist() == [1] * 20 + [2] * 44
+
+
+@pytest.mark.parametrize("shape", [(128, 32), (1, 1), (1, 300), (200, 1), (64, 64)])
+def test_grey_and_rgb_of_any_size_come_back_at_native_size(shape: tuple[int, int]) -> None:
+    image = np.full(shape, 255, dtype=np.uint8)
+    box = np.array([[0, 0, shape[1], shape[0]]])
+    grey = Predictor(Threshold()).predict(image, box, is_3d=False)
+    rgb = Predictor(Threshold()).predict(np.stack([image] * 3, axis=-1), box, is_3d=False)
+    assert grey.shape == shape
+    assert (grey == 1).all(), "a box up to every border is answered up to every border"
+    np.testing.assert_array_equal(rgb, grey)
+
+
+def test_boxes_are_decoded_in_batches_and_more_than_255_keep_their_numbers() -> None:
+    image = np.full((SIDE, SIDE), 255, dtype=np.uint8)
+    y, x = np.divmod(np.arange(300), 32)
+    boxes = np.stack([2 * x, 2 * y, 2 * x + 2, 2 * y + 2], axis=1)
+    model = Threshold()
+    segs = Predictor(model, batch_boxes=16).predict(image, boxes, is_3d=False)
+    assert model.decoded == [16] * 18 + [12]
+    labels, found = tight_boxes(segs)
+    assert labels.tolist() == list(range(1, 301))
+    np.testing.assert_array_equal(found, boxes)
+
+
+@pytest.mark.parametrize("boxes", [np.zeros((0, 4), dtype=np.int64), np.array([])])
+def test_no_box_gives_no_answer_and_costs_nothing(boxes: npt.NDArray[Any]) -> None:
+    model = Threshold()
+    assert not Predictor(model).predict(np.ones((5, 7), dtype=np.uint8), boxes, is_3d=False).any()
+    assert Predictor(model).predict(np.ones((2, 5, 7), dtype=np.uint8), boxes, is_3d=True).shape == (2, 5, 7)
+    assert not model.encoded
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 6), (0, 0), (6, 6), (2, 3), (1, 5)])
+def test_the_z_range_is_closed_at_both_ends(first: int, last: int) -> None:
+    volume = discs(7, [(30, 30)] * 7)
+    segs = Predictor(Threshold()).predict(volume, np.array([[20, 20, first, 40, 40, last]]), is_3d=True)
+    assert np.flatnonzero(segs.any(axis=(1, 2))).tolist() == list(range(first, last + 1))
+    np.testing.assert_array_equal(segs[first : last + 1] == 1, volume[first : last + 1] > 0)
+
+
+def test_the_box_follows_an_object_that_drifts_out_of_it() -> None:
+    drifting = [(32 + 2 * (z - 6), 32) for z in range(13)]
+    volume = discs(13, list(drifting))
+    segs = Predictor(Threshold()).predict(volume, np.array([[26, 26, 0, 39, 39, 12]]), is_3d=True)
+    np.testing.assert_array_equal(segs == 1, volume > 0)
+
+
+def test_after_a_gap_the_box_as_given_is_used_again() -> None:
+    volume = discs(5, [(30, 30), (30, 30), None, (30, 30), (34, 30)])
+    model = Threshold()
+    segs = Predictor(model).predict(volume, np.array([[24, 24, 0, 37, 37, 4]]), is_3d=True)
+    np.testing.assert_array_equal((segs == 1)[:4], volume[:4] > 0)
+    assert (segs[4] == 1).any()
+
+
+def test_the_next_prompt_is_the_tight_box_of_the_mask_grown_in_the_model_frame() -> None:
+    volume = np.full((2, 128, 128), 255, dtype=np.uint8)
+    seen: list[list[float]] = []
+
+    class Watched(Threshold):
+        def decode(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+            seen.extend(boxes[0].tolist())
+            return super().decode(embeddings, boxes)
+
+    Predictor(Watched()).predict(volume, np.array([[20, 40, 0, 120, 128, 1]]), is_3d=True)
+    margin = PROPAGATION_MARGIN_PX
+    assert seen == [[10, 20, 60, 64], [10 - margin, 20 - margin, 60 + margin, 64]]
+
+
+def follow_alone(volume: npt.NDArray[np.uint8], box: list[int]) -> npt.NDArray[np.bool_]:
+    """Return the answer to one box, written as the rule says: outward from the middle, slice by slice, no cache."""
+    mask = np.zeros(volume.shape, dtype=bool)
+    x_min, y_min, first, x_max, y_max, last = box
+    middle = (first + last) // 2
+    given = np.array([x_min, y_min, x_max, y_max], dtype=np.float32)
+    for path in (range(middle, last + 1), range(middle, first - 1, -1)):
+        prompt = given
+        for z in path:
+            logits, _ = Threshold().decode(
+                torch.from_numpy(volume[z]).float()[None, None], torch.from_numpy(prompt)[None, None]
+            )
+            mask[z] = logits[0, 0].numpy() > 0
+            _, found = tight_boxes(mask[z].astype(np.uint8))
+            prompt = given
+            if len(found):
+                prompt = np.clip(found[0].astype(np.float32) + np.array([-3, -3, 3, 3], np.float32), 0, SIDE)
+    return mask
+
+
+@pytest.mark.parametrize("cached_slices", [1, 3, 64])
+def test_boxes_that_travel_together_answer_as_each_alone(cached_slices: int) -> None:
+    rng = np.random.default_rng(4)
+    volume = (rng.random((20, SIDE, SIDE)) < 0.02).astype(np.uint8) * 255
+    low = rng.integers(0, [50, 50, 19], (25, 3))
+    high = low + 1 + rng.integers(0, [13, 13, 10], (25, 3))
+    boxes = np.concatenate([low, np.minimum(high, [SIDE, SIDE, 19])], axis=1)
+    model = Threshold()
+    segs = Predictor(model, batch_boxes=4, cached_slices=cached_slices).predict(volume, boxes, is_3d=True)
+    expected = np.zeros_like(segs)
+    for label, box in enumerate(boxes.tolist(), start=1):
+        expected[follow_alone(volume, box)] = label
+    np.testing.assert_array_equal(segs, expected)
+    assert len(np.unique(segs)) > 20
+    visited = len({z for box in boxes for z in range(box[2], box[5] + 1)})
+    assert len(model.encoded) <= (visited if cached_slices == 64 else 2 * visited)
+
+
+def test_a_constant_image_hides_the_pixels_and_nothing_else() -> None:
+    model = Threshold()
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (50, 40, 3), dtype=np.uint8)
+    segs = Predictor(model, constant_image=128).predict(image, np.array([[0, 0, 20, 50]]), is_3d=False)
+    assert (model.encoded[0] == 128).all()
+    assert segs[:, :20].all()
+    assert not segs[:, 20:].any()
+
+
+def test_wrong_arguments_are_refused() -> None:
+    predictor = Predictor(Threshold())
+    box = np.array([[0, 0, 1, 1]])
+    images: list[npt.NDArray[Any]] = [np.zeros((4, 4)), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4), np.uint8)]
+    for image in images:
+        with pytest.raises(ValueError, match=r"\(H, W\) or \(H, W, 3\)"):
+            predictor.predict(image, box, is_3d=False)
+    with pytest.raises(ValueError, match=r"\(D, H, W\)"):
+        predictor.predict(np.zeros((4, 4), np.uint8), box, is_3d=True)
+    with pytest.raises(ValueError, match=r"\(N, 6\)"):
+        predictor.predict(np.zeros((4, 4, 4), np.uint8), box, is_3d=True)
+    with pytest.raises(ValueError, match="batch_boxes"):
+        Predictor(Threshold(), batch_boxes=0)
+
+
+def test_a_segmenter_predicts_without_leaving_traces_and_not_while_it_trains() -> None:
+    torch.set_num_threads(1)
+    teacher = build_teacher(TeacherConfig(kind="stand_in", image_size=64, embed_dim=32, depth=1, num_heads=2))
+    with pytest.raises(ValueError, match=r"call model\.eval\(\)"):
+        Predictor(teacher.train())
+    predictor = Predictor(teacher.eval())
+    volume = discs(4, [(30, 30)] * 4)
+    boxes = np.array([[20, 20, 0, 40, 40, 3], [0, 0, 1, 10, 10, 2]])
+    segs = predictor.predict(volume, boxes, is_3d=True)
+    assert segs.shape == volume.shape
+    assert set(np.unique(segs).tolist()) <= {0, 1, 2}
+    np.testing.assert_array_equal(predictor.predict(volume, boxes, is_3d=True), segs)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
