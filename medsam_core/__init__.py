@@ -1,1 +1,1 @@
-"""Model science: preprocessing, prompts, plan, models, losses, training, metrics, inference. No Dagster, MLflow, zarr."""
+"""Model science: preprocessing, plan, models, losses, training, metrics, inference. No Dagster, MLflow, zarr."""

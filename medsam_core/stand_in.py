@@ -31,7 +31,7 @@ CASES_PER_MODALITY = 160
 VOLUMES_PER_MODALITY = 16
 
 RECIPE = StageConfig(
-    epochs=12,
+    epochs=7,
     group_size=22,
     groups_per_step=1,
     epoch_slots=22 * 180,
@@ -45,7 +45,7 @@ RECIPE = StageConfig(
         clip_norm=1.0,
         warmup_epochs=1,
         warmup_learning_rate=2e-4,
-        decay_epochs=(8, 11),
+        decay_epochs=(5, 6),
         decay_factor=0.3,
     ),
 )

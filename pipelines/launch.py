@@ -1,10 +1,14 @@
 """Starting the trainer as a process of its own, through Dagster Pipes. What belongs here: commands, not training."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
+
+PARENT_VARIABLE = "MEDSAM_PARENT_PID"
+"""Read by `medsam_core.training.lifetime`, which is not imported here because it would bring torch."""
 
 Launch = Callable[[Path, int], None]
 """Runs a trainer job file to its end with so many processes; raises if it fails."""
@@ -22,7 +26,8 @@ def launch_trainer(context: dg.AssetExecutionContext) -> Launch:
     """Return a launcher whose processes report to this asset's step and end with it."""
 
     def launch(job_file: Path, processes: int) -> None:
-        client = dg.PipesSubprocessClient()
+        # torchrun's agent does not die with this step, so the trainers are told whom to watch.
+        client = dg.PipesSubprocessClient(env={**os.environ, PARENT_VARIABLE: str(os.getpid())})
         client.run(command=trainer_command(job_file, processes), context=context.op_execution_context)
 
     return launch

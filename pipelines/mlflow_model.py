@@ -18,7 +18,6 @@ class RepViTMedSAM(PythonModel):  # type: ignore[misc]
     def load_context(self, context: PythonModelContext) -> None:
         """Load the weights from the file that was logged with the model."""
         from medsam_core.inference import Predictor
-
         from medsam_core.models.checkpoints import load_model
 
         self._predictor = Predictor(load_model(Path(context.artifacts["model"])))
@@ -29,10 +28,15 @@ class RepViTMedSAM(PythonModel):  # type: ignore[misc]
         model_input: dict[str, Any],
         params: dict[str, Any] | None = None,  # noqa: ARG002 - MLflow's signature
     ) -> npt.NDArray[np.uint16]:
-        """Return `segs` as in the challenge: same height, width and depth, label = 1-based order of the box."""
+        """Return `segs` as in the challenge: same height, width and depth, label = 1-based order of the box.
+
+        `boxes` are as files hold them: (N, 4) or, for a volume, (N, 6), maxima inclusive.
+        """
+        from medsam_core.prompts import inclusive_to_half_open
+
         boxes = np.asarray(model_input["boxes"])
         is_3d = bool(model_input.get("is_3d", boxes.shape[-1] == 6))
-        return self._predictor.predict(np.asarray(model_input["imgs"]), boxes, is_3d=is_3d)
+        return self._predictor.predict(np.asarray(model_input["imgs"]), inclusive_to_half_open(boxes), is_3d=is_3d)
 
 
 set_model(RepViTMedSAM())

@@ -32,7 +32,7 @@ class Settings:
     profile: Profile
     seed: str | None
     data: Path
-    groups_csv: Path | None
+    given_groups: Path | None
     teacher: Path | None
     executor: str
     tracking_uri: str
@@ -41,6 +41,12 @@ class Settings:
     def state(self) -> Path:
         """Folder of this profile's stores, caches, checkpoints and reports."""
         return self.home / self.profile.name
+
+    @property
+    def groups_csv(self) -> Path | None:
+        """The map of files to patients: the given one, else `groups.csv` in the data or beside it, else None."""
+        candidates = (self.data / "groups.csv", self.data.parent / "groups.csv")
+        return self.given_groups or next((path for path in candidates if path.is_file()), None)
 
     @property
     def mlflow_folder(self) -> Path:
@@ -56,18 +62,13 @@ class Settings:
             "MEDSAM_EXECUTOR": self.executor,
             "MLFLOW_TRACKING_URI": self.tracking_uri,
         }
-        optional = {"MEDSAM_GROUPS": self.groups_csv, "MEDSAM_TEACHER": self.teacher, "MEDSAM_SEED": self.seed}
+        optional = {"MEDSAM_GROUPS": self.given_groups, "MEDSAM_TEACHER": self.teacher, "MEDSAM_SEED": self.seed}
         return variables | {name: str(value) for name, value in optional.items() if value is not None}
 
 
 def _path(environment: Mapping[str, str], name: str) -> Path | None:
     value = environment.get(name)
     return Path(value).expanduser().absolute() if value else None
-
-
-def _default_groups(data: Path) -> Path | None:
-    candidates = (data / "groups.csv", data.parent / "groups.csv")
-    return next((path for path in candidates if path.is_file()), None)
 
 
 def _profile_changes(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         profile=profile,
         seed=env.get("MEDSAM_SEED"),
         data=data,
-        groups_csv=_path(env, "MEDSAM_GROUPS") or _default_groups(data),
+        given_groups=_path(env, "MEDSAM_GROUPS"),
         teacher=_path(env, "MEDSAM_TEACHER"),
         executor=executor,
         tracking_uri=env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow' / 'mlflow.db'}",

@@ -43,4 +43,9 @@ def _report(workspace: Workspace) -> str:
         return "No evaluation report yet: materialise proposed/evaluation_report."
     report = workspace.artefacts.get(read_json(value))
     comparison = pd.read_csv(report.path / "comparison.csv")
-    return f"{markdown_table(comparison)}\nReport: {report.path}\n"
+    tables = []
+    for metric, tolerance in (("DSC", ""), ("NSD", ", tolerance 2 px or 2 mm")):
+        own = [name for name in comparison.columns if name.startswith(metric)]
+        table = comparison[["modality", "cases", *own]].rename(columns=lambda name: name.removeprefix(f"{metric} "))
+        tables.append(f"{metric} on test groups{tolerance}\n{markdown_table(table)}\n")
+    return "\n".join([*tables, f"Report: {report.path}"])

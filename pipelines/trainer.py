@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from dagster_pipes import open_dagster_pipes
-from storage.teacher_cache import TeacherCache
 from torch import Tensor
 
 from medsam_core.config import StageConfig
@@ -31,6 +30,7 @@ from pipelines.tasks.ingest import release_reader
 from pipelines.tasks.plans import load_plan
 from pipelines.workspace import Workspace
 from storage.atomic import read_json
+from storage.teacher_cache import TeacherCache
 
 RECALIBRATION_BATCHES = 32
 """Clean groups from which a distilled encoder's batch-norm statistics are taken."""
@@ -66,7 +66,8 @@ def _teacher(workspace: Workspace, job: dict[str, Any], device: torch.device) ->
     if job["cache"] is None:
         return None
     if job["cache"]["mode"] == "cached":
-        cache = TeacherCache(workspace.cache_root(job["cache"]["answers"], job["cache"]["cache"]))
+        root = workspace.cache_root(job["cache"]["answers"], job["cache"]["cache"])
+        cache = TeacherCache(root, fingerprint=job["cache"]["fingerprint"])
         return CachedTeacher(cache.read)
     teacher = load_model(workspace.artefacts.get(job["teacher"]).path / "model.safetensors")
     return OnlineTeacher(teacher.to(device))

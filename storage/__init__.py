@@ -1,1 +1,1 @@
-"""Data at rest: npz source, slice store, slice index, releases, teacher cache, fingerprints. No torch, Dagster, MLflow."""
+"""Data at rest: npz source, slice store, index, releases, teacher cache, fingerprints. No torch, Dagster, MLflow."""

@@ -80,9 +80,7 @@ class Artefacts:
             )
         return Artefact(kind, digest, folder, read_json(folder / DONE), reused=True)
 
-    def make(
-        self, kind: str, made_from: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]
-    ) -> Artefact:
+    def make(self, kind: str, made_from: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]) -> Artefact:
         """Return the artefact made from exactly this, building it only if it is not there.
 
         Args:

@@ -26,9 +26,6 @@ SPLITS: Final = ("train", "validation", "test")
 FORMAT_VERSION: Final = 1
 """Bumped by hand whenever a release of the same slices would mean something else."""
 
-LOCATION: Final = ("part_id", "img_offset", "gt_array", "gt_offset")
-"""Columns that say where a slice lies in its store: an address, and so in no fingerprint."""
-
 _TABLE: Final = "release.parquet"
 _SUMMARY: Final = "release.json"
 _SPLITS: Final = "splits.json"
@@ -208,29 +205,6 @@ def load_release(folder: Path) -> Release:
     found = {"fingerprints": _fingerprints(table), "splits": assigned}
     require_same(f"release in {folder}", {"fingerprints": summary["fingerprints"], "splits": splits}, found, remedy)
     return Release(table, splits, summary["fingerprints"])
-
-
-def relocated(release: Release, index: pd.DataFrame) -> pd.DataFrame:
-    """Return a release's table with the addresses that its slices have in a newer slice index.
-
-    A store moves slices when it rewrites a part, and a release outlives that: its slices are the same as long as
-    case, z and content hash are.
-
-    Args:
-        release: A release, possibly of an older index.
-        index: The slice index of the stores that will be read.
-
-    Raises:
-        StorageError: If the stores no longer hold some case as it was frozen.
-    """
-    keys = ["case_id", "z", "content_hash"]
-    places = index[[*keys, *LOCATION]]
-    table = release.table.drop(columns=list(LOCATION)).merge(places, on=keys, how="left", validate="one_to_one")
-    gone = table.loc[table["part_id"].isna(), "case_id"].unique().tolist()
-    if gone:
-        found = f"{len(gone)} missing or changed: {', '.join(gone[:20])}"
-        raise StorageError(f"release: expected all its cases in the stores, found {found}; freeze a newer release")
-    return table[release.table.columns].astype({name: release.table[name].dtype for name in LOCATION})
 
 
 def release_difference(old: Release, new: Release) -> dict[str, list[str]]:

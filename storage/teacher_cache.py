@@ -80,6 +80,9 @@ def _committed(root: Path, spec: CacheSpec, part: CachePart) -> dict[str, Any] |
 def write_part(root: Path, spec: CacheSpec, part: CachePart, answers: Mapping[str, Floats]) -> dict[str, Any]:
     """Encode and write one part: its shards, then the fragment that commits it; a whole part is left as it is.
 
+    Shards lie where the plan puts their slots, so a part of other slots overwrites the one before it. The cache is
+    therefore unpublished, and the old fragment withdrawn, before the first byte is replaced.
+
     Args:
         root: Folder of the cache.
         spec: The cache.
@@ -102,12 +105,15 @@ def write_part(root: Path, spec: CacheSpec, part: CachePart, answers: Mapping[st
             write_json(root / _HEADER, spec.header())
         fragment = _committed(root, spec, part)
         if fragment is None:
+            path = root / "parts" / f"{part.part_id}.json"
+            for claim in (root / _MANIFEST, path):
+                claim.unlink(missing_ok=True)
             layouts = spec.layouts()
             records = [
                 record for name, values in encoded.items() for record in _write_array(root, layouts[name], part, values)
             ]
             fragment = {**asdict(part), "shards": [asdict(record) for record in records]}
-            write_json(root / "parts" / f"{part.part_id}.json", fragment)
+            write_json(path, fragment)
     return fragment
 
 
@@ -174,12 +180,15 @@ class TeacherCache:
         fingerprint: Of all its parts.
     """
 
-    def __init__(self, root: Path, made_from: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, root: Path, made_from: Mapping[str, Any] | None = None, *, fingerprint: str | None = None
+    ) -> None:
         """Open a cache.
 
         Args:
             root: Folder of the cache.
             made_from: What the caller expects it to be made from; None takes any.
+            fingerprint: The one `publish` gave, which covers the content of every slot; None takes any.
 
         Raises:
             StorageError: If it is not published, or another version of this project wrote it.
@@ -193,13 +202,15 @@ class TeacherCache:
                 f"{root}: expected cache format {CACHE_VERSION}, found {manifest['format_version']}; move it away and "
                 "materialise the cache again"
             )
+        what, remedy = f"the teacher cache in {root}", "materialise the cache again"
         if made_from is not None:
-            remedy = f"materialise the cache again, or remove {root}"
-            require_same(f"the teacher cache in {root}", as_stored(dict(made_from)), header["made_from"], remedy)
+            require_same(what, as_stored(dict(made_from)), header["made_from"], remedy)
+        if fingerprint is not None:
+            require_same(what, {"slots": fingerprint}, {"slots": manifest["fingerprint"]}, remedy)
         self.spec = CacheSpec.from_header(header)
         self.fingerprint: str = manifest["fingerprint"]
         layouts = list(self.spec.layouts().values())
-        self._reader = ShardReader(root, layouts, manifest["shards"], "materialise the cache again")
+        self._reader = ShardReader(root, layouts, manifest["shards"], remedy)
 
     def __len__(self) -> int:
         return self.spec.n_slots

@@ -1,6 +1,7 @@
 """A folder of synthetic cases. What belongs here: names, groups and bytes of its files. Not here: what a case shows."""
 
 import io
+import json
 import logging
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,12 @@ _CASES_OF_PATIENTS = (1, 2, 1, 3)
 """Cases of consecutive patients, over and over."""
 
 GROUPS_NAME = "groups.csv"
+
+RECORD_NAME = "sample.json"
+"""Written last: the sample is complete, and what it was made from."""
+
+SAMPLE_VERSION = 1
+"""Raised by hand whenever the same arguments give other files."""
 
 
 class SampleCase(NamedTuple):
@@ -101,9 +108,10 @@ def npz_bytes(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
 
 
 def write_sample(folder: Path, seed: int, cases_per_modality: int = 18, volumes_per_modality: int = 5) -> int:
-    """Write a sample as npz files and `groups.csv`; existing identical files are kept as they are.
+    """Write a sample as npz files, `groups.csv` and, last, `sample.json`.
 
-    A killed run is taken up by the next: each file appears whole or not at all, `groups.csv` last.
+    A complete sample is left alone, whatever was done to its files since: they are its user's to change, add to or
+    remove. A killed run is taken up by the next: each file appears whole or not at all.
 
     Args:
         folder: Made if it is not there; may hold no npz file that is not the sample's.
@@ -118,12 +126,22 @@ def write_sample(folder: Path, seed: int, cases_per_modality: int = 18, volumes_
         FileExistsError: If the folder holds other npz files; nothing is written then.
     """
     entries = list(_entries(cases_per_modality, volumes_per_modality))
+    record = {
+        "version": SAMPLE_VERSION,
+        "seed": seed,
+        "cases_per_modality": cases_per_modality,
+        "volumes_per_modality": volumes_per_modality,
+    }
+    path = folder / RECORD_NAME
+    if path.is_file() and json.loads(path.read_text()) == record:
+        return len(entries)
     _refuse_strangers(folder, {entry.path for entry in entries})
     written = 0
     for case in sample_cases(seed, cases_per_modality, volumes_per_modality):
         written += _write_if_changed(folder / case.path, npz_bytes(_arrays(case.arrays)))
     rows = [f"{entry.path},{entry.dataset},{entry.group}" for entry in entries]
     _write_if_changed(folder / GROUPS_NAME, "\n".join(["file,dataset,group", *rows, ""]).encode())
+    _write_if_changed(path, (json.dumps(record) + "\n").encode())
     _LOG.info("synthetic sample in %s: %d files, %d of them written now", folder, len(entries), written)
     return len(entries)
 

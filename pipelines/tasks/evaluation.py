@@ -276,7 +276,7 @@ def compare(rows: pd.DataFrame) -> pd.DataFrame:
 
     summary = modality_table(rows)
     names = list(dict.fromkeys([*ORDER, *sorted(rows["predictor"].unique())]))
-    columns = {"cases": side_by_side(summary, "n_cases").iloc[:, 0]}
+    columns = {"cases": side_by_side(summary, "n_cases").iloc[:, 0].astype(int)}
     for metric in ("dsc", "nsd"):
         wide = side_by_side(summary, metric)
         columns |= {f"{metric.upper()} {name}": wide[name] for name in names if name in wide}

@@ -62,7 +62,7 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult:
         FileNotFoundError: If the source folder is not there.
     """
     data = workspace.settings.data
-    if workspace.profile.source.kind == "synthetic" and not data.is_dir():
+    if workspace.profile.source.kind == "synthetic":
         make_sample(workspace, log)
     if not data.is_dir():
         raise FileNotFoundError(
@@ -74,7 +74,14 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult:
         if done == total or done % 1000 == 0:
             log(f"scanned {done} of {total} files")
 
-    table = raw_manifest.scan(data, source_config(workspace), workspace.settings.groups_csv, previous, progress)
+    table = raw_manifest.scan(
+        data,
+        source_config(workspace),
+        workspace.settings.groups_csv,
+        previous,
+        progress,
+        checkpoint=lambda partial: write_parquet(workspace.scan_file, partial),
+    )
     write_parquet(workspace.scan_file, table)
     logical = raw_manifest.manifest_fingerprint(table)
 

@@ -101,9 +101,7 @@ def _case_to_predict(file: Path, settings: Settings) -> NpzCase:
 
     case = read_case(file, file.stem, modality_of(file.stem) or "", _source(settings))
     if case.boxes is None:
-        raise BadSampleError(
-            "boxes_shape", f"{file.name}: expected `boxes`, found none; add one row per object"
-        )
+        raise BadSampleError("boxes_shape", f"{file.name}: expected `boxes`, found none; add one row per object")
     return case
 
 

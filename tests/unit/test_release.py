@@ -17,7 +17,6 @@ from storage.release import (
     load_release,
     make_release,
     release_difference,
-    relocated,
     save_release,
 )
 
@@ -281,25 +280,6 @@ class TestSaved:
         path.write_bytes(path.read_bytes()[:-20])
         with pytest.raises(IntegrityError, match="expected a parquet table"):
             load_release(tmp_path)
-
-
-class TestRelocated:
-    def test_addresses_come_from_the_newer_index(self, index: pd.DataFrame) -> None:
-        release = make_release(index, SPLIT_OF)
-        newer = index.assign(part_id="part-00009-cc", img_offset=index["img_offset"] + 77).iloc[::-1]
-        newer = pd.concat([index_of(index_row("CT_0")), newer])
-        table = relocated(release, newer)
-        assert table["img_offset"].tolist() == [77, 1077, 77, 77, 77]
-        assert set(table["part_id"]) == {"part-00009-cc"}
-        same = ["case_id", "z", "split", "labels"]
-        pd.testing.assert_frame_equal(table[same], release.table[same])
-        assert table.dtypes.equals(release.table.dtypes)
-        assert list(table.columns) == list(release.table.columns)
-
-    def test_a_changed_case(self, index: pd.DataFrame) -> None:
-        newer = index.assign(content_hash=index["content_hash"].replace("hash of MR_3", "other"))
-        with pytest.raises(StorageError, match="1 missing or changed: MR_3"):
-            relocated(make_release(index, SPLIT_OF), newer)
 
 
 def test_release_difference(index: pd.DataFrame) -> None:

@@ -142,6 +142,29 @@ def test_a_part_of_other_slots_is_missing(tmp_path: Path) -> None:
     assert missing_parts(tmp_path, SPEC, changed) == [changed[1]]
 
 
+def test_a_part_of_other_slots_unpublishes_the_cache_and_withdraws_what_it_replaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = build(tmp_path)
+    changed = plan_cache_parts(SPEC, ["slots-0", "changed", "slots-2"])
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("storage.teacher_cache.write_shard", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path, changed[1])
+    with pytest.raises(StorageError, match="expected a published teacher cache"):
+        TeacherCache(tmp_path)
+    assert missing_parts(tmp_path, SPEC, plan()) == [plan()[1]], "the old fragment vouches for bytes being replaced"
+    write(tmp_path, changed[1])
+    assert publish(tmp_path, SPEC, changed)["fingerprint"] != first["fingerprint"]
+    with pytest.raises(FingerprintMismatchError, match="slots: expected"):
+        TeacherCache(tmp_path, fingerprint=first["fingerprint"])
+    TeacherCache(tmp_path).read("embeddings", 0, 23)
+
+
 @pytest.mark.parametrize(
     "harm",
     [
