@@ -17,6 +17,8 @@ from storage.errors import StorageError
 DAGSTER_YAML = """\
 telemetry:
   enabled: false
+nux:
+  enabled: false
 concurrency:
   pools:
     granularity: op

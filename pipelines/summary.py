@@ -43,9 +43,11 @@ def _report(workspace: Workspace) -> str:
         return "No evaluation report yet: materialise proposed/evaluation_report."
     report = workspace.artefacts.get(read_json(value))
     comparison = pd.read_csv(report.path / "comparison.csv")
-    tables = []
-    for metric, tolerance in (("DSC", ""), ("NSD", ", tolerance 2 px or 2 mm")):
-        own = [name for name in comparison.columns if name.startswith(metric)]
-        table = comparison[["modality", "cases", *own]].rename(columns=lambda name: name.removeprefix(f"{metric} "))
-        tables.append(f"{metric} on test groups{tolerance}\n{markdown_table(table)}\n")
+    tables = [_metric_table(comparison, "DSC"), _metric_table(comparison, "NSD", ", tolerance 2 px or 2 mm")]
     return "\n".join([*tables, f"Report: {report.path}"])
+
+
+def _metric_table(comparison: pd.DataFrame, metric: str, remark: str = "") -> str:
+    own = {name: name.removeprefix(f"{metric} ") for name in comparison.columns if name.startswith(metric)}
+    table = comparison[["modality", "cases", *own]].rename(columns=own)
+    return f"{metric} on test groups{remark}\n{markdown_table(table)}\n"

@@ -174,12 +174,15 @@ class Tracker:
                 stale.append(str(run.info.run_id))
         return stale
 
-    def register(self, run: TrackedRun, model_file: Path, score: float) -> tuple[str, bool]:
+    def register(
+        self, run: TrackedRun, model_file: Path, score: float, *, beside: Iterable[Path] = ()
+    ) -> tuple[str, bool]:
         """Register a model file as a version, and move the `champion` alias to it if it scores higher on validation.
 
         Args:
             run: The run that the version belongs to.
             model_file: A model saved by `medsam_core.models.checkpoints.save_model`.
+            beside: Further files that lie next to it, and are to do so wherever the version is brought.
             score: Validation score; test scores are never used to choose.
 
         Returns:
@@ -190,7 +193,7 @@ class Tracker:
         if existing:
             version = existing[0]
         else:
-            self._log_model(run, model_file)
+            self._log_model(run, {"model": model_file, **{file.stem: file for file in beside}})
             version = self._client.create_model_version(
                 REGISTERED_MODEL,
                 source=f"{self._client.get_run(run.run_id).info.artifact_uri}/model",
@@ -215,13 +218,13 @@ class Tracker:
             description = "RepViT-MedSAM students; `champion` has the best validation DSC."
             self._client.create_registered_model(REGISTERED_MODEL, description=description)
 
-    def _log_model(self, run: TrackedRun, model_file: Path) -> None:
+    def _log_model(self, run: TrackedRun, files: Mapping[str, Path]) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
             mlflow.pyfunc.save_model(
                 str(folder),
                 python_model=str(Path(__file__).with_name("mlflow_model.py")),
-                artifacts={"model": str(model_file)},
+                artifacts={name: str(file) for name, file in files.items()},
                 pip_requirements=["repvit-medsam"],
             )
             self._client.log_artifacts(run.run_id, str(folder), "model")

@@ -12,6 +12,9 @@ import pandas as pd
 
 from pipelines.results import Link, Picture, TaskResult
 from pipelines.tasks.ingest import release_reader, split_fingerprint
+from pipelines.tasks.predictors import box_predictors, device_of, predictor
+from pipelines.tasks.reports import report_metrics, write_report
+from pipelines.tasks.seen import SEEN_FILE
 from pipelines.tasks.students import parent_run
 from pipelines.tracking import TrackedRun, Tracker
 from pipelines.variants import PROPOSED, Variant
@@ -68,34 +71,10 @@ def _cases(workspace: Workspace, release: Value) -> Iterator["EvaluationCase"]:
         yield from cases_of_release(release_reader(workspace, release, split), split)
 
 
-def predictor(model: "Segmenter", *, constant_image: int | None = None, device: str = "cpu") -> "Predict":
-    """Return a function that predicts a case with a model."""
-    from medsam_core.inference import Predictor
-
-    runner = Predictor(model.eval().to(device), constant_image=constant_image, device=device)
-    return lambda imgs, boxes, is_3d: runner.predict(imgs, boxes, is_3d=is_3d)
-
-
-def box_predictors() -> dict[str, "Predict"]:
-    """Return the predictors that look at boxes alone."""
-    from medsam_core.baselines import filled_boxes, inscribed_ellipses
-
-    return {
-        "ellipse": lambda imgs, boxes, is_3d: inscribed_ellipses(imgs.shape if is_3d else imgs.shape[:2], boxes),
-        "filled_box": lambda imgs, boxes, is_3d: filled_boxes(imgs.shape if is_3d else imgs.shape[:2], boxes),
-    }
-
-
 def _load(workspace: Workspace, reference: Value, name: str = "model") -> "Segmenter":
     from medsam_core.models.checkpoints import load_model
 
     return load_model(workspace.artefacts.get(reference).path / f"{name}.safetensors")
-
-
-def _device(workspace: Workspace) -> str:
-    from pipelines.trainer import choose_device
-
-    return str(choose_device(workspace.profile))
 
 
 def predict_student(
@@ -117,7 +96,7 @@ def predict_student(
         from pipelines.tasks.scoring import predict_and_score
 
         model = _load(workspace, student, weights)
-        predict = {"student": predictor(model, device=_device(workspace))}
+        predict = {"student": predictor(model, device=device_of(workspace))}
         rows, _ = predict_and_score(_cases(workspace, release), predict, folder, log)
         _draw(workspace, release, folder, "student")
         return {"cases": int(rows["case_id"].nunique()), **_means(rows)}
@@ -146,7 +125,7 @@ def predict_baselines(workspace: Workspace, inputs: BaselineInputs, log: Log) ->
         from medsam_core.models.segmenter import build_student
         from pipelines.tasks.scoring import predict_and_score
 
-        device = _device(workspace)
+        device = device_of(workspace)
         student = _load(workspace, inputs.student)
         pixels = inputs.statistics["info"]
         untrained = build_student(profile.student, pixels["mean"], pixels["std"], profile.seeds.init)
@@ -234,66 +213,12 @@ def report(workspace: Workspace, variant: Variant, inputs: ReportInputs, log: Lo
         "MLflow run": Link(run.url),
     }
     if variant.name == PROPOSED.name:
-        weights = workspace.artefacts.get(inputs.student).path / "model.safetensors"
-        version, is_champion = tracker.register(run, weights, made.info["validation_dsc"]["student"])
+        student = workspace.artefacts.get(inputs.student).path
+        score = made.info["validation_dsc"]["student"]
+        version, is_champion = tracker.register(run, student / "model.safetensors", score, beside=[student / SEEN_FILE])
         notes["registered version"] = f"{version}{' (champion)' if is_champion else ''}"
     log(f"{variant.name}: test DSC {made.info['test_dsc']}")
     return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)
-
-
-ORDER = ("student", "teacher", "ellipse", "filled_box", "untrained_student", "student_no_image")
-"""Columns of the printed table, as far as a report has them."""
-
-
-def write_report(rows: pd.DataFrame, folder: Path, headline: tuple[str, ...] = ("test",)) -> pd.DataFrame:
-    """Write a report's tables as CSV.
-
-    Args:
-        rows: Case rows with `predictor` and `split`.
-        folder: Receives `cases.csv` (every row), `summary.csv` (means, intervals and counts by split, predictor and
-            modality), `differences.csv` (paired against the ellipse, where it is there) and `comparison.csv`.
-        headline: Splits whose cases the comparison is made of.
-
-    Returns:
-        The comparison: a row per modality and their mean, DSC and NSD of each predictor, standard mode.
-    """
-    from medsam_core.reporting import comparison_table, modality_table
-
-    rows.to_csv(folder / "cases.csv", index=False)
-    summaries = [modality_table(part).assign(split=split) for split, part in rows.groupby("split")]
-    pd.concat(summaries, ignore_index=True).to_csv(folder / "summary.csv", index=False)
-    counted = rows[rows["split"].isin(headline)]
-    if "ellipse" in set(counted["predictor"]):
-        comparison_table(counted, "ellipse").to_csv(folder / "differences.csv", index=False)
-    comparison = compare(counted)
-    comparison.to_csv(folder / "comparison.csv", index=False)
-    return comparison
-
-
-def compare(rows: pd.DataFrame) -> pd.DataFrame:
-    """Lay out DSC and NSD of predictors side by side: a row per modality, their mean last."""
-    from medsam_core.reporting import modality_table, side_by_side
-
-    summary = modality_table(rows)
-    names = list(dict.fromkeys([*ORDER, *sorted(rows["predictor"].unique())]))
-    columns = {"cases": side_by_side(summary, "n_cases").iloc[:, 0].astype(int)}
-    for metric in ("dsc", "nsd"):
-        wide = side_by_side(summary, metric)
-        columns |= {f"{metric.upper()} {name}": wide[name] for name in names if name in wide}
-    return pd.DataFrame(columns).rename_axis("modality").reset_index()
-
-
-def report_metrics(folder: Path) -> dict[str, float]:
-    """Return a report's means as MLflow metrics: `<split>.<metric>.<predictor>.<modality>`, NaN left out."""
-    from medsam_core.reporting import ALL_MODALITIES, METRICS
-
-    metrics = {}
-    for row in pd.read_csv(folder / "summary.csv").to_dict("records"):
-        modality = "mean" if row["modality"] == ALL_MODALITIES else row["modality"]
-        for metric in METRICS:
-            if pd.notna(row[metric]):
-                metrics[f"{row['split']}.{metric}.{row['predictor']}.{modality}"] = float(row[metric])
-    return metrics
 
 
 def log_report(
@@ -365,7 +290,7 @@ def report_registered(workspace: Workspace, release: Value, log: Log) -> TaskRes
         from pipelines.tracking import champion_uri, download_model
 
         file = download_model(champion_uri(), workspace.settings.tracking_uri, folder / "download")
-        predict = {"student": predictor(load_model(file), device=_device(workspace))}
+        predict = {"student": predictor(load_model(file), device=device_of(workspace))}
         rows, _ = predict_and_score(_cases(workspace, release), predict, folder, log)
         write_report(rows, folder)
         _draw(workspace, release, folder, "student")

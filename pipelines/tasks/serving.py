@@ -3,7 +3,6 @@
 What belongs here: folders in, folders out. Not here: how a case is predicted or scored.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pipelines.settings import Settings
+from pipelines.tasks.seen import read_seen
 from storage import raw_manifest
 from storage.errors import BadSampleError
 from storage.npz_source import NpzCase, SourceConfig, read_case
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from pipelines.tasks.scoring import EvaluationCase
 
 Log = Callable[[str], None]
-
-SEEN_FILE = "seen_cases.json"
-"""Beside a model: content hash of every case of its release, and its split."""
 
 UNSEEN = "unseen"
 HEADLINE = ("test", UNSEEN)
@@ -105,12 +102,6 @@ def _case_to_predict(file: Path, settings: Settings) -> NpzCase:
     return case
 
 
-def seen_cases(model: Path) -> dict[str, str]:
-    """Return the split of every case of the release that a model was made on, by content hash; empty if unrecorded."""
-    file = model.parent / SEEN_FILE
-    return dict(json.loads(file.read_text())) if file.is_file() else {}
-
-
 def cases_of_folder(
     data: Path, table: pd.DataFrame, config: SourceConfig, seen: dict[str, str]
 ) -> Iterator["EvaluationCase"]:
@@ -153,12 +144,13 @@ def evaluate_folder(
     """
     from medsam_core.models.checkpoints import load_model
     from pipelines.results import markdown_table
-    from pipelines.tasks.evaluation import box_predictors, predictor, write_report
+    from pipelines.tasks.predictors import box_predictors, predictor
+    from pipelines.tasks.reports import write_report
     from pipelines.tasks.scoring import predict_and_score
 
     output.mkdir(parents=True, exist_ok=True)
     file = model_file(model, settings, output / ".model")
-    seen = seen_cases(file)
+    seen = read_seen(file)
     table = _accepted(data, settings, groups_csv, log)
     predictors = {"student": predictor(load_model(file)), **box_predictors()}
     rows, _ = predict_and_score(cases_of_folder(data, table, _source(settings), seen), predictors, output, log)

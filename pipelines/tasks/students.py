@@ -16,7 +16,7 @@ from medsam_core.plan import Stage
 from pipelines import pictures
 from pipelines.launch import Launch
 from pipelines.results import Link, Picture, TaskResult
-from pipelines.tasks.serving import SEEN_FILE
+from pipelines.tasks.seen import write_seen
 from pipelines.tracking import Point, TrackedRun, Tracker
 from pipelines.variants import Variant
 from pipelines.workspace import Workspace
@@ -160,7 +160,7 @@ def run_stage(
             launch(job_file, workspace.profile.training.processes)
         points = list(read_points(folder / "metrics.jsonl"))
         pictures.curves(points, _loss_names(points), folder / "curves.png")
-        write_json(folder / SEEN_FILE, _seen(workspace, release))
+        write_seen(folder, load_release(workspace.artefacts.get(release).path))
         return {"steps": len(points), "final": dict(points[-1][1])}
 
     try:
@@ -179,13 +179,6 @@ def run_stage(
         "weights": made.path / "model.safetensors",
     }
     return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)
-
-
-def _seen(workspace: Workspace, release: Value) -> dict[str, str]:
-    """Return the split of every case of a release by content hash, so that an evaluation elsewhere knows its cases."""
-    table = load_release(workspace.artefacts.get(release).path).table
-    cases = table[["content_hash", "split"]].astype(str).drop_duplicates()
-    return dict(zip(cases["content_hash"], cases["split"], strict=True))
 
 
 def _complete(tracker: Tracker, run: TrackedRun, made: Artefact) -> None:
