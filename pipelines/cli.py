@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.profile import ProfileError
-from pipelines.settings import Settings, read_settings
+from pipelines.settings import InputError, Settings, read_settings
 from storage.errors import StorageError
 
 DAGSTER_YAML = """\
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = read_settings()
         status: int = args.run_command(settings, args)
-    except (ProfileError, StorageError, FileNotFoundError, NotADirectoryError) as error:
+    except (InputError, ProfileError, StorageError, FileNotFoundError, NotADirectoryError) as error:
         print(f"medsam {args.command}: {error}", file=sys.stderr)
         return 2
     return status

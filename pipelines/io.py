@@ -1,6 +1,5 @@
 """How values travel between steps: small JSON files, never pickles. What belongs here: the IO manager, nothing else."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ class JsonIOManager(dg.ConfigurableIOManager):
             return
         try:
             write_json(self._path(context), obj)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             message = f"expected a plain JSON value from {context.name}, found {type(obj).__name__}: {error}"
             raise TypeError(message) from error
 
@@ -39,7 +38,4 @@ class JsonIOManager(dg.ConfigurableIOManager):
         if not path.is_file():
             name = context.asset_key.to_user_string() if context.has_asset_key else context.name
             raise FileNotFoundError(f"expected the value of {name} in {path}, found none; materialise {name} first")
-        try:
-            return read_json(path)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: expected JSON, found {error}; materialise the asset again") from error
+        return read_json(path)

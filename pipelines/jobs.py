@@ -5,6 +5,9 @@ import dagster as dg
 from pipelines.assets import evaluation, ingest, students, teacher
 from pipelines.variants import ABLATIONS, PROPOSED
 
+_QUIET = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
+"""What the terminal shows; the page keeps every event."""
+
 _ABLATION_KEYS = dg.AssetSelection.key_prefixes(*[[variant.name] for variant in ABLATIONS])
 _ABLATIONS_ONLY = _ABLATION_KEYS | dg.AssetSelection.assets(*evaluation.ABLATION_ASSETS)
 _REGISTERED = dg.AssetSelection.assets(evaluation.registered_model_report)
@@ -12,24 +15,28 @@ _REGISTERED = dg.AssetSelection.assets(evaluation.registered_model_report)
 ingest_job = dg.define_asset_job(
     "ingest",
     selection=dg.AssetSelection.assets(*ingest.ASSETS),
+    config=_QUIET,
     description="From the folder of npz files to slice stores, index, release and pixel statistics.",
 )
 
 full_pipeline = dg.define_asset_job(
     "full_pipeline",
     selection=dg.AssetSelection.all() - _ABLATIONS_ONLY - _REGISTERED,
+    config=_QUIET,
     description=f"Everything for the variant `{PROPOSED.name}`: ingest, teacher, both stages, evaluation.",
 )
 
 ablations = dg.define_asset_job(
     "ablations",
     selection=dg.AssetSelection.all() - _REGISTERED,
+    config=_QUIET,
     description="All variants, and the table that compares them as the paper's Table 4 does.",
 )
 
 reevaluate = dg.define_asset_job(
     "reevaluate",
     selection=_REGISTERED,
+    config=_QUIET,
     description="Score the model behind the registry's `champion` alias on the newest release.",
 )
 

@@ -27,6 +27,11 @@ def _born(process: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
+def alive(process: int) -> bool:
+    """Return whether a process of this id lives; one that has ended and was not waited for does not."""
+    return _born(process) is not None
+
+
 def note_executor(folder: Path, run_id: str, *, in_process: bool) -> bool:
     """Note which process executes a run.
 
@@ -60,7 +65,8 @@ def end_dead_runs(instance: dg.DagsterInstance, folder: Path, this_run: str) -> 
         if run.run_id == this_run or not note.is_file():
             continue
         content = read_json(note)
-        if _born(int(content["process"])) == content["born"]:
+        born = _born(int(content["process"]))
+        if born is not None and born == content["born"]:
             continue
         message = f"process {content['process']}, which executed this run, is gone"
         instance.report_run_failed(run, message)

@@ -135,18 +135,23 @@ def _merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read(name: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
+    if name in extending:
+        raise ProfileError(f"extends: expected to end at a profile, found a circle: {' -> '.join([*extending, name])}")
     path = PROFILE_FOLDER / f"{name}.yaml"
     if not path.is_file():
         path = Path(name).expanduser()
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILE_FOLDER.glob("*.yaml")))
         raise ProfileError(f"profile: expected one of {known} or the path of a YAML file, found {name!r}")
-    content = yaml.safe_load(path.read_text())
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ProfileError(f"{path}: expected YAML, found: {error}; correct the file") from error
     if not isinstance(content, dict):
         raise ProfileError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
     base = content.pop("extends", None)
-    return _merged(_read(base), content) if base else content
+    return _merged(_read(str(base), (*extending, name)), content) if base else content
 
 
 def load_profile(name: str, changes: dict[str, Any] | None = None) -> Profile:

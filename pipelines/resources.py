@@ -17,13 +17,17 @@ class WorkspaceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     _workspace: Workspace | None = PrivateAttr(default=None)
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        """Note who executes this run; the first process of a run also ends runs whose process is gone."""
+        """Note who executes this run; a run's first process also ends runs whose process is gone, in MLflow too."""
         space = self.open()
-        if context.run_id is None or context.instance is None:
+        if context.run is None or context.instance is None:
             return
+        run_id = context.run.run_id
         folder = space.settings.state / "runs"
-        if note_executor(folder, context.run_id, in_process=space.settings.executor == "in_process"):
-            end_dead_runs(context.instance, folder, context.run_id)
+        first = note_executor(folder, run_id, in_process=space.settings.executor == "in_process")
+        if first and end_dead_runs(context.instance, folder, run_id):
+            from pipelines.tracking import Tracker
+
+            Tracker(space.settings).close_stale()
 
     def open(self) -> Workspace:
         """Return the workspace."""

@@ -23,6 +23,10 @@ from typing import Any
 from pipelines.profile import Profile, ProfileError, load_profile
 
 
+class InputError(ValueError):
+    """What a command was given cannot be used; the message says what was expected, found, and what to do."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the environment says, checked and made absolute."""
@@ -73,9 +77,9 @@ def _path(environment: Mapping[str, str], name: str) -> Path | None:
 
 def _profile_changes(environment: Mapping[str, str]) -> dict[str, Any]:
     seed = environment.get("MEDSAM_SEED")
-    if seed is None:
+    if not seed:
         return {}
-    if not seed.isdigit():
+    if not seed.isdecimal():
         raise ProfileError(f"MEDSAM_SEED: expected a whole number from 0 on, found {seed!r}")
     return {"seeds": {"plan": int(seed), "init": int(seed)}}
 
@@ -107,7 +111,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         home=home,
         profile_name=name,
         profile=profile,
-        seed=env.get("MEDSAM_SEED"),
+        seed=env.get("MEDSAM_SEED") or None,
         data=data,
         given_groups=_path(env, "MEDSAM_GROUPS"),
         teacher=_path(env, "MEDSAM_TEACHER"),

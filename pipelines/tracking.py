@@ -6,6 +6,7 @@ A run is found by the tag `medsam.fingerprint`, never by its name: a reused resu
 a resumed one goes on after the last step it logged.
 """
 
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,7 @@ from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from pipelines.liveness import alive
 from pipelines.settings import Settings
 from storage.atomic import waiting_lock
 
@@ -169,7 +171,7 @@ class Tracker:
         stale = []
         for run in self._client.search_runs([self._experiment_id], "attributes.status = 'RUNNING'"):
             process = run.data.tags.get(PROCESS_TAG, "")
-            if process.isdigit() and int(process) != os.getpid() and not Path(f"/proc/{process}").exists():
+            if process.isdigit() and not alive(int(process)):
                 self._client.set_terminated(run.info.run_id, "KILLED")
                 stale.append(str(run.info.run_id))
         return stale
@@ -201,7 +203,8 @@ class Tracker:
                 tags={"validation_dsc": repr(score)},
             )
         holder = self.champion()
-        if holder is None or score > float(holder.tags.get("validation_dsc", "-1")):
+        held = -1.0 if holder is None else float(holder.tags.get("validation_dsc", "-1"))
+        if holder is None or score > held or math.isnan(held):
             self._client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, version.version)
             holder = self.champion()
         return str(version.version), bool(holder is not None and holder.version == version.version)
@@ -242,10 +245,13 @@ def download_model(uri: str, tracking_uri: str, to: Path) -> Path:
         The path of its safetensors file.
 
     Raises:
-        FileNotFoundError: If what the URI names holds no safetensors file.
+        FileNotFoundError: If the URI names nothing, or something that holds no safetensors file.
     """
     mlflow.set_tracking_uri(tracking_uri)
-    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(to)))
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(to)))
+    except MlflowException as error:
+        raise FileNotFoundError(f"{uri}: expected a model in {tracking_uri}, found none: {error}") from error
     files = sorted(folder.rglob("*.safetensors")) if folder.is_dir() else [folder]
     if len(files) != 1:
         raise FileNotFoundError(f"{uri}: expected one .safetensors file, found {len(files)}; name another model")

@@ -66,7 +66,13 @@ ABLATIONS: tuple[Variant, ...] = (
     Variant(
         "no_distillation_augmentation",
         "Ablation 2, second reading: distillation without any augmentation.",
-        augmentation={"mixing": ("none",), "crop": 0.0, "horizontal_flip": 0.0, "vertical_flip": 0.0},
+        augmentation={
+            "mixing": ("none",),
+            "crop": 0.0,
+            "horizontal_flip": 0.0,
+            "vertical_flip": 0.0,
+            "rotate_right_angles": False,
+        },
     ),
 )
 

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from pipelines.settings import Settings
+from pipelines.settings import InputError, Settings
 from pipelines.tasks.seen import read_seen
 from storage import raw_manifest
+from storage.atomic import read_json, write_json
 from storage.errors import BadSampleError
+from storage.fingerprints import fingerprint, require_same
 from storage.npz_source import NpzCase, SourceConfig, read_case
 
 if TYPE_CHECKING:
+    from medsam_core.models.segmenter import Segmenter
     from pipelines.tasks.scoring import EvaluationCase
 
 Log = Callable[[str], None]
@@ -40,6 +44,15 @@ def model_file(model: str, settings: Settings, scratch: Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"--model: expected a safetensors file or an MLflow model URI, found no file {model}")
     return path
+
+
+def _load(file: Path) -> "Segmenter":
+    from medsam_core.models.checkpoints import CheckpointError, load_model
+
+    try:
+        return load_model(file)
+    except CheckpointError as error:
+        raise InputError(f"--model: {error}") from error
 
 
 def _source(settings: Settings) -> SourceConfig:
@@ -68,38 +81,46 @@ def predict_folder(settings: Settings, model: str, source: Path, output: Path, l
 
     Returns:
         How many files could not be predicted.
+
+    Raises:
+        InputError: If the model cannot be used, or predictions would replace the files they are made from.
     """
     from medsam_core.inference import Predictor
-    from medsam_core.models.checkpoints import load_model
-    from medsam_core.prompts import inclusive_to_half_open
     from pipelines.tasks.scoring import save_segs
 
-    predictor = Predictor(load_model(model_file(model, settings, output / ".model")).eval())
+    if source.resolve() == output.resolve():
+        raise InputError(f"--output: expected another folder than --input, found {output} for both")
+    predictor = Predictor(_load(model_file(model, settings, output / ".model")))
     files = sorted(source.glob("*.npz")) if source.is_dir() else []
     if not files:
         raise FileNotFoundError(f"--input: expected a folder of npz files, found none in {source}")
     failures = 0
     for number, file in enumerate(files, start=1):
         try:
-            case = _case_to_predict(file, settings)
+            case, boxes = _case_to_predict(file, settings)
         except BadSampleError as error:
             failures += 1
             log(f"refused {file.name}: {error.code}: {error}")
             continue
-        boxes = inclusive_to_half_open(case.boxes) if case.boxes is not None else np.zeros((0, 4), np.int64)
         save_segs(output / file.name, predictor.predict(case.imgs, boxes, is_3d=case.is_3d))
         log(f"{number} of {len(files)}: {file.name}, {len(boxes)} boxes")
     return failures
 
 
-def _case_to_predict(file: Path, settings: Settings) -> NpzCase:
-    """Read a case whose modality is not needed: the number of a box's columns tells volumes where the name does not."""
+def _case_to_predict(file: Path, settings: Settings) -> tuple[NpzCase, npt.NDArray[np.int64]]:
+    """Read a case and its boxes, half-open in x and y and cut to the image."""
+    from medsam_core.contract import checked_boxes
+    from medsam_core.prompts import inclusive_to_half_open
     from storage.modalities import modality_of
 
     case = read_case(file, file.stem, modality_of(file.stem) or "", _source(settings))
     if case.boxes is None:
         raise BadSampleError("boxes_shape", f"{file.name}: expected `boxes`, found none; add one row per object")
-    return case
+    shape = case.imgs.shape if case.is_3d else case.imgs.shape[:2]
+    try:
+        return case, checked_boxes(inclusive_to_half_open(case.boxes), shape)
+    except ValueError as error:
+        raise BadSampleError("boxes_shape", f"{file.name}: {error}") from error
 
 
 def cases_of_folder(
@@ -124,6 +145,28 @@ def cases_of_folder(
         )
 
 
+def _claim(output: Path, model: Path, table: pd.DataFrame, settings: Settings) -> None:
+    """Record what predictions in a folder are made from, and refuse a folder that holds those of something else.
+
+    Raises:
+        FingerprintMismatchError: If it does; predictions that lie there are taken over, not made again.
+    """
+    from medsam_core.models.checkpoints import sha256_file
+    from pipelines.tasks.scoring import SCORING_VERSION
+
+    cases = dict(zip(table["case_id"].astype(str), table["content_hash"].astype(str), strict=True))
+    made_from = {
+        "model": sha256_file(model),
+        "cases": fingerprint(cases),
+        "spacing_order": settings.profile.source.spacing_order,
+        "version": SCORING_VERSION,
+    }
+    record = output / "made_from.json"
+    if record.is_file():
+        require_same(f"the report in {output}", made_from, read_json(record), "give another --output, or delete it")
+    write_json(record, made_from)
+
+
 def evaluate_folder(
     settings: Settings, model: str, data: Path, output: Path, log: Log, *, groups_csv: Path | None = None
 ) -> pd.DataFrame:
@@ -142,7 +185,6 @@ def evaluate_folder(
     Returns:
         The comparison table of the headline cases.
     """
-    from medsam_core.models.checkpoints import load_model
     from pipelines.results import markdown_table
     from pipelines.tasks.predictors import box_predictors, predictor
     from pipelines.tasks.reports import write_report
@@ -152,7 +194,8 @@ def evaluate_folder(
     file = model_file(model, settings, output / ".model")
     seen = read_seen(file)
     table = _accepted(data, settings, groups_csv, log)
-    predictors = {"student": predictor(load_model(file)), **box_predictors()}
+    _claim(output, file, table, settings)
+    predictors = {"student": predictor(_load(file)), **box_predictors()}
     rows, _ = predict_and_score(cases_of_folder(data, table, _source(settings), seen), predictors, output, log)
     if rows.empty:
         raise FileNotFoundError(f"--data: expected npz files with gts below {data}, found none")
