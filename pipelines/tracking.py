@@ -171,7 +171,7 @@ class Tracker:
         stale = []
         for run in self._client.search_runs([self._experiment_id], "attributes.status = 'RUNNING'"):
             process = run.data.tags.get(PROCESS_TAG, "")
-            if process.isdigit() and not alive(int(process)):
+            if process.isdigit() and int(process) != os.getpid() and not alive(int(process)):
                 self._client.set_terminated(run.info.run_id, "KILLED")
                 stale.append(str(run.info.run_id))
         return stale

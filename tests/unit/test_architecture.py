@@ -1,0 +1,109 @@
+"""Rules of the house that no linter knows."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("medsam_core", "pipelines", "storage")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+MOST_STATEMENTS = 15
+"""Of an asset's body: it unpacks, calls one function, and returns what the page shows."""
+
+DECORATORS = {"asset", "asset_check", "graph_asset", "op", "multi_asset", "sensor", "schedule"}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def dagster_functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
+    """Yield the functions that a `@dg.…` decorator makes part of the graph."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            called = [item.func if isinstance(item, ast.Call) else item for item in node.decorator_list]
+            if any(isinstance(item, ast.Attribute) and item.attr in DECORATORS for item in called):
+                yield node
+
+
+def n_statements(function: ast.FunctionDef) -> int:
+    """Count the statements of a body, nested ones too, but for its docstring."""
+    count = sum(isinstance(node, ast.stmt) for part in function.body for node in ast.walk(part))
+    return count - (ast.get_docstring(function) is not None)
+
+
+def future_annotations(tree: ast.AST) -> bool:
+    return any(
+        isinstance(node, ast.ImportFrom)
+        and node.module == "__future__"
+        and any(alias.name == "annotations" for alias in node.names)
+        for node in ast.walk(tree)
+    )
+
+
+def test_the_counting_sees_what_it_is_meant_to_see() -> None:
+    lines = "\n".join(f"    x{n} = {n}" for n in range(MOST_STATEMENTS))
+    source = f'@dg.asset(key="a")\ndef long():\n    """Doc."""\n{lines}\n    return 1\ndef plain():\n    pass\n'
+    (found,) = dagster_functions(ast.parse(source))
+    assert (found.name, n_statements(found)) == ("long", MOST_STATEMENTS + 1)
+    assert future_annotations(ast.parse("from __future__ import annotations"))
+    assert not future_annotations(ast.parse("from __future__ import division"))
+
+
+def test_bodies_of_assets_are_short() -> None:
+    found = {
+        f"{name_of(path)}:{function.name}": n_statements(function)
+        for path in sorted((ROOT / "pipelines" / "assets").glob("*.py"))
+        for function in dagster_functions(ast.parse(path.read_text()))
+    }
+    assert len(found) > 15, "the assets have moved: look for them where they are"
+    assert {name: count for name, count in found.items() if count > MOST_STATEMENTS} == {}
+
+
+def test_no_module_of_pipelines_postpones_its_annotations() -> None:
+    """Dagster reads the annotations of assets, which a postponed one hides."""
+    modules = [path for path in MODULES if path.relative_to(ROOT).parts[0] == "pipelines"]
+    assert len(modules) > 20
+    assert [name_of(path) for path in modules if future_annotations(ast.parse(path.read_text()))] == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_opens_by_saying_what_it_is_for(package: str) -> None:
+    modules = [path for path in MODULES if path.relative_to(ROOT).parts[0] == package]
+    assert modules
+    docstrings = {name_of(path): ast.get_docstring(ast.parse(path.read_text())) or "" for path in modules}
+    assert [name for name, text in docstrings.items() if len(text) < 15] == []
+    silent = [name for name, text in docstrings.items() if "belongs here" not in text.lower()]
+    assert [name for name in silent if not name.endswith("__init__.py")] == []
+
+
+def imported(statement: str) -> set[str]:
+    """Return the top-level modules that a statement imports in a fresh process."""
+    script = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    return set(done.stdout.split())
+
+
+def test_a_code_location_loads_without_torch() -> None:
+    """A step process, and a run that reuses everything, must not pay for it."""
+    modules = imported("import pipelines.definitions")
+    assert {"dagster", "pipelines", "storage"} <= modules
+    assert not modules & {"torch", "timm", "torchvision"}
+
+
+def test_the_console_script_starts_without_torch_mlflow_and_dagster() -> None:
+    modules = imported("import pipelines.cli")
+    assert "pipelines" in modules
+    assert not modules & {"torch", "mlflow", "dagster", "zarr", "pandas"}
+
+
+def test_core_and_storage_load_without_each_other_and_without_an_orchestrator() -> None:
+    storage = sorted(name_of(path)[:-3].replace("/", ".") for path in (ROOT / "storage").glob("[a-z]*.py"))
+    modules = imported("import " + ", ".join(storage))
+    assert "zarr" in modules
+    assert not modules & {"medsam_core", "pipelines", "torch", "dagster", "mlflow"}

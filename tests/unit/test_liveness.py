@@ -1,0 +1,127 @@
+"""Runs whose process has died are ended and free what they hold; all others are left alone."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from pipelines.liveness import alive, end_dead_runs, note_executor
+from storage.atomic import read_json, write_json
+
+POOL = "trainer"
+
+
+@pytest.fixture(scope="module")
+def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.local_temp(str(tmp_path_factory.mktemp("dagster"))) as made:
+        made.event_log_storage.set_concurrency_slots(POOL, 8)
+        yield made
+
+
+def started(instance: dg.DagsterInstance, status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED) -> str:
+    """Add a run that holds a slot of the pool."""
+    run_id = instance.add_run(dg.DagsterRun(job_name="job", status=status)).run_id
+    assert instance.event_log_storage.claim_concurrency_slot(POOL, run_id, "train").is_claimed
+    return run_id
+
+
+def holders(instance: dg.DagsterInstance) -> set[str]:
+    return {slot.run_id for slot in instance.event_log_storage.get_concurrency_info(POOL).claimed_slots}
+
+
+def status(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    return run.status
+
+
+def note(folder: Path, run_id: str, process: int, born: str | None) -> None:
+    write_json(folder / f"{run_id}.process.json", {"process": process, "born": born})
+
+
+def dead_process() -> tuple[int, str]:
+    """Return the id and birth of a process that has died."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        born = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        child.kill()
+    return child.pid, born
+
+
+def noted_by_a_process_that_dies(folder: Path, run_id: str) -> int:
+    script = f"from pathlib import Path; import os; from pipelines.liveness import note_executor\n\
+print(os.getpid() if note_executor(Path({str(folder)!r}), {run_id!r}, in_process=True) else 'no')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def test_a_run_left_started_by_a_dead_process_is_ended_and_its_slots_freed(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    run_id = started(instance)
+    process = noted_by_a_process_that_dies(tmp_path, run_id)
+    assert run_id in holders(instance)
+    assert end_dead_runs(instance, tmp_path, "this") == [run_id]
+    assert status(instance, run_id) is dg.DagsterRunStatus.FAILURE
+    assert run_id not in holders(instance)
+    records = instance.get_records_for_run(run_id).records
+    messages = [record.event_log_entry.get_dagster_event().message or "" for record in records]
+    assert any(f"process {process}" in message for message in messages)
+    assert end_dead_runs(instance, tmp_path, "this") == [], "an ended run is ended once"
+
+
+def test_living_runs_runs_without_a_note_and_this_run_are_left_alone(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    living, elsewhere, this = (started(instance) for _ in range(3))
+    assert note_executor(tmp_path, living, in_process=True)
+    note(tmp_path, this, *dead_process())
+    assert end_dead_runs(instance, tmp_path, this) == []
+    for run_id in (living, elsewhere, this):
+        assert status(instance, run_id) is dg.DagsterRunStatus.STARTED
+        assert run_id in holders(instance)
+
+
+def test_a_finished_run_is_left_as_it_ended(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    run_id = started(instance, dg.DagsterRunStatus.SUCCESS)
+    note(tmp_path, run_id, *dead_process())
+    assert end_dead_runs(instance, tmp_path, "this") == []
+    assert status(instance, run_id) is dg.DagsterRunStatus.SUCCESS
+
+
+def test_a_later_process_of_the_same_id_does_not_count_as_the_runs(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    run_id = started(instance)
+    note(tmp_path, run_id, os.getpid(), "1")
+    assert end_dead_runs(instance, tmp_path, "this") == [run_id]
+
+
+def test_a_process_that_was_gone_before_it_was_noted_is_dead(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    run_id = started(instance)
+    note(tmp_path, run_id, dead_process()[0], None)
+    assert end_dead_runs(instance, tmp_path, "this") == [run_id]
+
+
+def test_the_first_note_stays(tmp_path: Path) -> None:
+    assert note_executor(tmp_path, "run", in_process=True)
+    assert not note_executor(tmp_path, "run", in_process=False)
+    assert read_json(tmp_path / "run.process.json")["process"] == os.getpid()
+
+
+def test_a_step_process_notes_the_process_that_started_it(tmp_path: Path) -> None:
+    assert note_executor(tmp_path, "run", in_process=False)
+    assert read_json(tmp_path / "run.process.json")["process"] == os.getppid()
+
+
+def test_a_process_lives_until_it_ends_even_if_nobody_waited_for_it() -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        assert alive(child.pid)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert Path(f"/proc/{child.pid}").exists(), "a zombie until it is waited for"
+        assert not alive(child.pid)
+    assert not alive(child.pid)
