@@ -13,6 +13,9 @@ export DAGSTER_HOME ?= $(MEDSAM_HOME)/dagster
 export DAGSTER_DISABLE_TELEMETRY := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
+export MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR := false
+# Threads that wait by spinning cost more than they save where cores are shared.
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: help setup pipeline ablations dev mlflow test test-slow bench lint typecheck format clean
 
@@ -49,7 +52,7 @@ test: setup ## Run the fast tests, the linters and the type checker
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: setup ## Run the tests that take minutes
 	$(BIN)/pytest -m slow

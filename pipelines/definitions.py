@@ -11,7 +11,7 @@ warnings.filterwarnings("ignore", category=dg.BetaWarning, message=".*data_versi
 
 from pipelines import jobs  # noqa: E402
 from pipelines.io import JsonIOManager  # noqa: E402
-from pipelines.resources import WorkspaceResource  # noqa: E402
+from pipelines.resources import WorkspaceResource, multiprocess_executor  # noqa: E402
 from pipelines.settings import read_settings  # noqa: E402
 
 
@@ -23,11 +23,7 @@ def build_defs(overrides: Mapping[str, str] | None = None) -> dg.Definitions:
     """
     changes = dict(overrides or {})
     settings = read_settings({**os.environ, **changes})
-    executor = (
-        dg.in_process_executor
-        if settings.executor == "in_process"
-        else dg.multiprocess_executor.configured({"max_concurrent": 2})
-    )
+    executor = dg.in_process_executor if settings.executor == "in_process" else multiprocess_executor(settings)
     return dg.Definitions(
         assets=jobs.ASSETS,
         asset_checks=jobs.CHECKS,

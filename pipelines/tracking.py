@@ -9,6 +9,7 @@ a resumed one goes on after the last step it logged.
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,7 +223,9 @@ class Tracker:
             self._client.create_registered_model(REGISTERED_MODEL, description=description)
 
     def _log_model(self, run: TrackedRun, files: Mapping[str, Path]) -> None:
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+            # A case is a dict of arrays of its own shapes, for which MLflow has no schema.
+            warnings.filterwarnings("ignore", message=".*[Tt]ype hint.*")
             folder = Path(scratch) / "model"
             mlflow.pyfunc.save_model(
                 str(folder),

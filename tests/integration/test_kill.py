@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -78,10 +78,10 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def _killed_run(deployment: Deployment, stretch: str) -> None:
-    """Start the pipeline and kill it once it has reached a stretch."""
+def _killed_run(deployment: Deployment, stretch: str, command: Sequence[str] = FULL_PIPELINE) -> None:
+    """Start a run and kill it once it has reached a stretch."""
     state = deployment.state
-    process = deployment.start(*FULL_PIPELINE)
+    process = deployment.start(*command)
     try:
         assert _wait(lambda: STRETCHES[stretch](state) or process.poll() is not None, 600)
         assert process.poll() is None, (
@@ -171,3 +171,22 @@ def test_the_next_run_closes_what_mlflow_still_calls_running(finished: Finished,
     deployment.run_pipeline()
     assert _training_runs(deployment)["proposed/finetuning"] == "FINISHED"
     assert _logged_steps(deployment, "proposed/finetuning") == [0, 1, 2, 3]
+
+
+def test_a_step_in_a_process_of_its_own_dies_with_its_run(finished: Finished, tmp_path: Path) -> None:
+    """The default executor: neither a dead run's step nor the pool's slot that it held stands in the next one's way."""
+    copy = finished.deployment.moved_to(tmp_path / "home")
+    deployment = Deployment(copy.home, copy.profile, {"MEDSAM_EXECUTOR": "multiprocess"})
+    folder = deployment.folder("proposed/student_finetuned")
+    for name in ("done.json", "model.safetensors", "checkpoint.pt"):
+        (folder / name).unlink()
+    command = (DAGSTER, "asset", "materialize", "--select", 'key:"proposed/student_finetuned"')
+    _killed_run(deployment, "finetuning", command)
+
+    process = deployment.start(*command)
+    try:
+        assert _wait(lambda: process.poll() is not None, 300), "expected the next run to end, found it waiting"
+    finally:
+        process.kill()
+    assert process.wait() == 0
+    assert _statuses(deployment) == [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS]

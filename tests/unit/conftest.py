@@ -1,4 +1,4 @@
-"""What every unit test runs under: no telemetry, and a clean environment of settings."""
+"""What every unit test runs under: no telemetry, one thread, and a clean environment of settings."""
 
 import os
 
@@ -6,6 +6,8 @@ import pytest
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "true"
+# Small tensors on several threads wait for one another, several times as long where the machine is shared.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -140,5 +140,5 @@ def test_a_reference_to_something_gone_or_unfinished_says_what_to_do(tmp_path: P
     artefacts = Artefacts(tmp_path)
     made = artefacts.make("model", MADE_OF, Builder())
     (made.path / DONE).unlink()
-    with pytest.raises(IntegrityError, match="expected a finished model.*materialise"):
+    with pytest.raises(IntegrityError, match=r"expected a finished model.*materialise"):
         artefacts.get(made.reference())

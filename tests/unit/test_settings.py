@@ -58,7 +58,7 @@ def test_an_empty_variable_counts_as_unset(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("profile", ["real", "paper"])
 def test_a_profile_that_reads_a_folder_needs_one(profile: str) -> None:
-    with pytest.raises(ProfileError, match="MEDSAM_DATA.*expected its path, found nothing"):
+    with pytest.raises(ProfileError, match=r"MEDSAM_DATA.*expected its path, found nothing"):
         read_settings({"MEDSAM_PROFILE": profile})
 
 

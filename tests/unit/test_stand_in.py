@@ -85,7 +85,7 @@ def test_synthetic_slices_cover_every_modality_and_their_table_agrees() -> None:
 
 def test_the_teacher_does_not_learn_from_the_samples_own_cases() -> None:
     source = load_profile("sample").source
-    assert stand_in.DATA_SEED != source.synthetic_seed
+    assert source.synthetic_seed != stand_in.DATA_SEED
     own, _ = synthetic_slices(stand_in.DATA_SEED, 1, 1)
     sample, _ = synthetic_slices(source.synthetic_seed, 1, 1)
     digests = [{hashlib.sha256(image.tobytes()).digest() for image, _ in part} for part in (own, sample)]

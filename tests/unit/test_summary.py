@@ -19,7 +19,6 @@ from pipelines.summary import run_ledger, summary
 from pipelines.tasks.reports import write_report
 from pipelines.workspace import Workspace
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:.*data_version.*:dagster.BetaWarning")
 
 
@@ -101,7 +100,7 @@ def test_the_last_run_is_meant_where_none_is_named(workspace: Workspace) -> None
 
 
 def test_without_a_run_the_place_is_named_where_one_was_expected(workspace: Workspace) -> None:
-    with pytest.raises(FileNotFoundError, match="expected the ledger of a run in .*runs, found none"):
+    with pytest.raises(FileNotFoundError, match=r"expected the ledger of a run in .*runs, found none"):
         summary(workspace)
     finish(workspace, "run1", "a", 1, 0)
     with pytest.raises(FileNotFoundError):
