@@ -7,8 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 
-PARENT_VARIABLE = "MEDSAM_PARENT_PID"
-"""Read by `medsam_core.training.lifetime`, which is not imported here because it would bring torch."""
+from medsam_core.training.lifetime import PARENT_VARIABLE
 
 Launch = Callable[[Path, int], None]
 """Runs a trainer job file to its end with so many processes; raises if it fails."""

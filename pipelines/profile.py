@@ -14,7 +14,7 @@ from medsam_core.config import Config, Positive, StageConfig, StudentConfig, Tea
 
 PROFILE_FOLDER = Path(__file__).parent / "profiles"
 
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 class ProfileError(ValueError):

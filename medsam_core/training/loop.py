@@ -291,7 +291,13 @@ class _Run:
 
 
 def _identity(stage: Stage, config: StageConfig, precision: Precision, fingerprint: str) -> dict[str, str]:
-    """Return what a folder must have been made from to be gone on with."""
+    """Return what a folder must have been made from to be gone on with.
+
+    A caller's fingerprint covers the settings, and knows better which of them make a difference: `cached_epochs` of all
+    epochs is the same training as none. Without one the settings speak for themselves.
+    """
+    if fingerprint:
+        return {"stage": stage, "precision": precision.name, "fingerprint": fingerprint}
     settings = {f"config.{name}": json.dumps(value) for name, value in config.model_dump(mode="json").items()}
     return {"stage": stage, "precision": precision.name, "fingerprint": fingerprint, **settings}
 

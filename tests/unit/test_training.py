@@ -95,9 +95,21 @@ def test_another_trainings_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="fingerprint: expected b, found a"):
         run_stage("finetuning", tmp_path, fingerprint="b")
     run_stage("finetuning", tmp_path, fingerprint="a")
+
+
+def test_without_a_fingerprint_the_settings_tell_trainings_apart(tmp_path: Path) -> None:
+    run_stage("finetuning", tmp_path)
     config = stage_config("finetuning", box_jitter_px=1)
     with pytest.raises(TrainingError, match=r"config.box_jitter_px: expected 1, found 5"):
-        run_stage("finetuning", tmp_path, fingerprint="a", config=config)
+        run_stage("finetuning", tmp_path, config=config)
+
+
+def test_settings_that_mean_the_same_are_gone_on_with_under_a_fingerprint(tmp_path: Path) -> None:
+    with pytest.raises(KilledError):
+        run_stage("finetuning", tmp_path, on_metrics=kill_at(3), fingerprint="a")
+    config = stage_config("finetuning")
+    spelled_out = config.model_copy(update={"cached_epochs": config.epochs})
+    assert run_stage("finetuning", tmp_path, fingerprint="a", config=spelled_out).first_step > 0
 
 
 def test_a_second_trainer_is_refused(tmp_path: Path) -> None:
