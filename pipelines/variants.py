@@ -77,8 +77,3 @@ ABLATIONS: tuple[Variant, ...] = (
 )
 
 VARIANTS: tuple[Variant, ...] = (PROPOSED, *ABLATIONS)
-
-
-def variant_named(name: str) -> Variant:
-    """Return a variant by name."""
-    return next(variant for variant in VARIANTS if variant.name == name)

@@ -143,9 +143,9 @@ def test_extends_follows_a_chain_of_files(tmp_path: Path) -> None:
 
 
 def test_a_list_is_replaced_not_merged(tmp_path: Path) -> None:
-    own = load_profile(write(tmp_path, "extends: sample\nfinetuning: {optimiser: {decay_epochs: []}}\n"))
-    assert load_profile("sample").finetuning.optimiser.decay_epochs == (3,)
-    assert own.finetuning.optimiser.decay_epochs == ()
+    own = load_profile(write(tmp_path, "extends: paper\nfinetuning: {optimiser: {decay_epochs: [5, 7]}}\n"))
+    assert load_profile("paper").finetuning.optimiser.decay_epochs == (2,)
+    assert own.finetuning.optimiser.decay_epochs == (5, 7)
 
 
 def test_profiles_that_extend_in_a_circle_are_refused(tmp_path: Path) -> None:

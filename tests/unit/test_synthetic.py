@@ -256,11 +256,24 @@ def test_an_interrupted_sample_is_completed_and_good_files_are_kept(tmp_path: Pa
     missing.unlink()
     short.write_bytes(short.read_bytes()[:100])
     (tmp_path / "groups.csv").unlink()
+    (tmp_path / "sample.json").unlink()
     write_sample(tmp_path, SEED, 1, 0)
     after = {path: (path.read_bytes(), path.stat().st_ino) for path in tmp_path.rglob("*") if path.is_file()}
     assert {path: data for path, (data, _) in after.items()} == {path: data for path, (data, _) in before.items()}
-    untouched = before.keys() - {missing, short, tmp_path / "groups.csv"}
+    untouched = before.keys() - {missing, short, tmp_path / "groups.csv", tmp_path / "sample.json"}
     assert all(after[path] == before[path] for path in untouched)
+
+
+def test_a_complete_sample_is_its_users_to_change(tmp_path: Path) -> None:
+    write_sample(tmp_path, SEED, 1, 0)
+    changed, removed = sorted(tmp_path.rglob("*.npz"))[:2]
+    changed.write_bytes(b"changed")
+    removed.unlink()
+    (tmp_path / "CT" / "added.npz").write_bytes(b"added")
+    write_sample(tmp_path, SEED, 1, 0)
+    assert changed.read_bytes() == b"changed"
+    assert not removed.exists()
+    assert (tmp_path / "CT" / "added.npz").read_bytes() == b"added"
 
 
 def test_a_folder_of_other_files_is_refused_untouched(tmp_path: Path) -> None:

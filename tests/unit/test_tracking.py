@@ -31,9 +31,7 @@ from pipelines.tracking import (
 )
 from tests.unit.training_helpers import stand_in
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*[Tt]ype hint.*:UserWarning", "ignore::sqlalchemy.exc.SADeprecationWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 
 _NUMBER = itertools.count()
 
