@@ -23,7 +23,7 @@ from mlflow.tracking import MlflowClient
 
 from pipelines.liveness import alive
 from pipelines.settings import Settings
-from storage.atomic import waiting_lock
+from storage.locks import waiting_lock
 
 FINGERPRINT_TAG = "medsam.fingerprint"
 PROCESS_TAG = "medsam.process"

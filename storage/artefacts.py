@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.atomic import exclusive_lock, read_json, write_json
+from storage.atomic import read_json, write_json
 from storage.errors import IntegrityError
 from storage.fingerprints import fingerprint, require_same
+from storage.locks import exclusive_lock
 
 DONE = "done.json"
 MADE_FROM = "made_from.json"

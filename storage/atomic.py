@@ -1,9 +1,8 @@
-"""Atomic publication of files, exclusive locks. What belongs here: how bytes reach the disk. Not here: their meaning.
+"""Atomic publication of files. What belongs here: how bytes reach the disk. Not here: their meaning, locks.
 
 A file appears under its name whole or not at all: written aside, flushed to the device, renamed, its folder flushed.
 """
 
-import fcntl
 import json
 import os
 import secrets
@@ -14,7 +13,7 @@ from typing import Any, BinaryIO
 
 import pandas as pd
 
-from storage.errors import BusyError, IntegrityError
+from storage.errors import IntegrityError
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -83,34 +82,3 @@ def remove_partials(folder: Path) -> int:
         path.unlink(missing_ok=True)
         count += 1
     return count
-
-
-@contextmanager
-def exclusive_lock(path: Path, *, what: str) -> Iterator[None]:
-    """Hold an exclusive advisory lock on `path` for the block; the kernel frees it when the process dies.
-
-    Raises:
-        BusyError: If another process holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            message = f"{what} is being written by process {holder}; wait for it to end, or stop it, then run again"
-            raise BusyError(message) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-@contextmanager
-def waiting_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive advisory lock on `path` for the block, waiting for whoever holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

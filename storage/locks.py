@@ -1,7 +1,6 @@
-"""Locks that many writers share and one publisher excludes.
+"""Advisory locks between processes; the kernel frees them when their holder dies.
 
-What belongs here: the shared side of the lock on a store. Not here: the exclusive side (`storage.atomic`), which takes
-the same file.
+What belongs here: excluding and sharing. Not here: what a lock protects.
 """
 
 import fcntl
@@ -14,22 +13,46 @@ from storage.errors import BusyError
 
 
 @contextmanager
-def shared_lock(path: Path, *, what: str) -> Iterator[None]:
-    """Hold a shared advisory lock on `path` for the block: other sharers may enter, `exclusive_lock` may not.
+def exclusive_lock(path: Path, *, what: str) -> Iterator[None]:
+    """Hold the lock on `path` alone for the block.
 
     Raises:
-        BusyError: If another process holds the lock exclusively.
+        BusyError: If another process holds it, alone or shared.
     """
+    with _held(path, fcntl.LOCK_EX | fcntl.LOCK_NB, f"{what} is being written"):
+        yield
+
+
+@contextmanager
+def shared_lock(path: Path, *, what: str) -> Iterator[None]:
+    """Hold the lock on `path` for the block together with other sharers: many writers, whom one publisher excludes.
+
+    Raises:
+        BusyError: If another process holds the lock alone.
+    """
+    with _held(path, fcntl.LOCK_SH | fcntl.LOCK_NB, f"{what} is being planned or published"):
+        yield
+
+
+@contextmanager
+def waiting_lock(path: Path) -> Iterator[None]:
+    """Hold the lock on `path` alone for the block, waiting for whoever holds it."""
+    with _held(path, fcntl.LOCK_EX, str(path)):
+        yield
+
+
+@contextmanager
+def _held(path: Path, operation: int, activity: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(file, operation)
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "unknown"
-            message = f"{what} is being planned or published by process {holder}; wait for it to end, then run again"
+            message = f"{activity} by process {holder}; wait for it to end, or stop it, then run again"
             raise BusyError(message) from None
-        # Who is refused the exclusive lock is told a process that shares it.
+        # Whoever is refused is told the last process that got in.
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -7,7 +7,6 @@ A part is committed by its fragment, a small JSON file written last. `publish` g
 without which nothing is read.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from storage.atomic import exclusive_lock, read_json, remove_partials, write_bytes, write_json
+from storage.atomic import read_json, remove_partials, write_bytes, write_json
 from storage.errors import IntegrityError, StorageError
-from storage.fingerprints import combine
+from storage.fingerprints import combine, file_hash
 from storage.layout import (
     GT_ARRAYS,
     STORE_VERSION,
@@ -31,7 +30,7 @@ from storage.layout import (
     modality_folder,
     part_index_path,
 )
-from storage.locks import shared_lock
+from storage.locks import exclusive_lock, shared_lock
 from storage.npz_source import NpzCase
 from storage.shards import ARRAY_METADATA, ArrayLayout, ShardWriter, group_metadata, record_from, record_problem
 from storage.slice_index import slice_row, write_part_rows
@@ -121,7 +120,7 @@ def _write_part(root: Path, plan: PartPlan, config: StoreConfig, load_case: Load
         "fingerprint": plan.fingerprint,
         "n_cases": len(plan.cases),
         "n_slices": len(rows),
-        "index": {"n_bytes": index.stat().st_size, "sha256": hashlib.sha256(index.read_bytes()).hexdigest()},
+        "index": {"n_bytes": index.stat().st_size, "sha256": file_hash(index)},
         "shards": [asdict(record) for record in records],
     }
 

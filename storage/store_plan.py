@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from storage.atomic import exclusive_lock, write_json
+from storage.atomic import write_json
 from storage.errors import StorageError
 from storage.layout import (
     PartPlan,
@@ -21,6 +21,7 @@ from storage.layout import (
     modality_folder,
     part_fingerprint,
 )
+from storage.locks import exclusive_lock
 from storage.shards import round_up
 
 

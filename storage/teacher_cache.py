@@ -16,12 +16,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from storage.atomic import exclusive_lock, read_json, remove_partials, write_bytes, write_json
+from storage.atomic import read_json, remove_partials, write_bytes, write_json
 from storage.cache_plan import CACHE_VERSION, ArraySpec, CachePart, CacheSpec, as_stored, plan_cache_parts
 from storage.encodings import Floats
 from storage.errors import IntegrityError, StorageError
 from storage.fingerprints import combine, require_same
-from storage.locks import shared_lock
+from storage.locks import exclusive_lock, shared_lock
 from storage.shards import (
     ARRAY_METADATA,
     ArrayLayout,

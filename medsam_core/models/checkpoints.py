@@ -4,7 +4,6 @@ Not here: training checkpoints with their optimiser state (`training.checkpoint`
 A model file rebuilds its model from its own header; nothing that is read can run code.
 """
 
-import hashlib
 import json
 import pickle
 from collections.abc import Mapping
@@ -40,12 +39,6 @@ _PUBLISHED_SIZE = 1024
 
 class CheckpointError(RuntimeError):
     """A model file cannot be used; the message says what was expected, what was found and what to do."""
-
-
-def sha256_file(path: Path) -> str:
-    """Return the SHA-256 hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parameter_counts(segmenter: Segmenter) -> dict[str, int]:

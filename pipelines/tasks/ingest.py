@@ -12,6 +12,7 @@ import pandas as pd
 
 from medsam_core.pixel_statistics import balanced_statistics
 from pipelines import pictures
+from pipelines.profile import Profile
 from pipelines.results import Picture, TaskResult
 from pipelines.workspace import Workspace
 from storage import raw_manifest, slice_index, slice_store
@@ -34,9 +35,9 @@ from storage.release_reader import ReleaseReader
 Log = Callable[[str], None]
 
 
-def source_config(workspace: Workspace) -> SourceConfig:
-    """Return how this profile's files are to be read."""
-    source = workspace.profile.source
+def source_config(profile: Profile) -> SourceConfig:
+    """Return how a profile's files are to be read."""
+    source = profile.source
     return SourceConfig(spacing_order=source.spacing_order, max_case_bytes=source.max_case_bytes)
 
 
@@ -76,7 +77,7 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult:
 
     table = raw_manifest.scan(
         data,
-        source_config(workspace),
+        source_config(workspace.profile),
         workspace.settings.groups_csv,
         previous,
         progress,
@@ -129,7 +130,7 @@ def plan_store(workspace: Workspace, modality: str, manifest: dict[str, Any]) ->
 
 def write_store_parts(workspace: Workspace, modality: str, part_ids: Sequence[str], log: Log) -> dict[str, Any]:
     """Write some parts of one modality's store; each is published whole or not at all."""
-    config = source_config(workspace)
+    config = source_config(workspace.profile)
 
     def load(case_id: str) -> NpzCase:
         path = workspace.settings.data / f"{case_id}.npz"

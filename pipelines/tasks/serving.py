@@ -12,11 +12,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipelines.settings import InputError, Settings
+from pipelines.tasks.ingest import source_config
 from pipelines.tasks.seen import read_seen
 from storage import raw_manifest
 from storage.atomic import read_json, write_json
 from storage.errors import BadSampleError
-from storage.fingerprints import fingerprint, require_same
+from storage.fingerprints import file_hash, fingerprint, require_same
 from storage.npz_source import NpzCase, SourceConfig, read_case
 
 if TYPE_CHECKING:
@@ -55,15 +56,10 @@ def _load(file: Path) -> "Segmenter":
         raise InputError(f"--model: {error}") from error
 
 
-def _source(settings: Settings) -> SourceConfig:
-    source = settings.profile.source
-    return SourceConfig(spacing_order=source.spacing_order, max_case_bytes=source.max_case_bytes)
-
-
 def _accepted(data: Path, settings: Settings, groups_csv: Path | None, log: Log) -> pd.DataFrame:
     if not data.is_dir():
         raise NotADirectoryError(f"expected a folder of npz files, found no folder {data}")
-    table = raw_manifest.scan(data, _source(settings), groups_csv, None, None)
+    table = raw_manifest.scan(data, source_config(settings.profile), groups_csv, None, None)
     for row in raw_manifest.rejected(table).to_dict("records"):
         log(f"rejected {row['case_id']}: {row['reason_code']}: {row['reason']}")
     return table[table["status"] == "accepted"]
@@ -113,7 +109,7 @@ def _case_to_predict(file: Path, settings: Settings) -> tuple[NpzCase, npt.NDArr
     from medsam_core.prompts import inclusive_to_half_open
     from storage.modalities import modality_of
 
-    case = read_case(file, file.stem, modality_of(file.stem) or "", _source(settings))
+    case = read_case(file, file.stem, modality_of(file.stem) or "", source_config(settings.profile))
     if case.boxes is None:
         raise BadSampleError("boxes_shape", f"{file.name}: expected `boxes`, found none; add one row per object")
     shape = case.imgs.shape if case.is_3d else case.imgs.shape[:2]
@@ -151,12 +147,11 @@ def _claim(output: Path, model: Path, table: pd.DataFrame, settings: Settings) -
     Raises:
         FingerprintMismatchError: If it does; predictions that lie there are taken over, not made again.
     """
-    from medsam_core.models.checkpoints import sha256_file
     from pipelines.tasks.scoring import SCORING_VERSION
 
     cases = dict(zip(table["case_id"].astype(str), table["content_hash"].astype(str), strict=True))
     made_from = {
-        "model": sha256_file(model),
+        "model": file_hash(model),
         "cases": fingerprint(cases),
         "spacing_order": settings.profile.source.spacing_order,
         "version": SCORING_VERSION,
@@ -196,7 +191,9 @@ def evaluate_folder(
     table = _accepted(data, settings, groups_csv, log)
     _claim(output, file, table, settings)
     predictors = {"student": predictor(_load(file)), **box_predictors()}
-    rows, _ = predict_and_score(cases_of_folder(data, table, _source(settings), seen), predictors, output, log)
+    rows, _ = predict_and_score(
+        cases_of_folder(data, table, source_config(settings.profile), seen), predictors, output, log
+    )
     if rows.empty:
         raise FileNotFoundError(f"--data: expected npz files with gts below {data}, found none")
     marked = rows.loc[~rows["split"].isin(HEADLINE), "case_id"].nunique()

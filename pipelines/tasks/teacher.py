@@ -3,7 +3,6 @@
 Not here: the teacher's cached answers (`pipelines.tasks.caches`).
 """
 
-import hashlib
 from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -14,6 +13,7 @@ from pipelines.launch import Launch
 from pipelines.results import TaskResult
 from pipelines.tasks import plans, students
 from pipelines.workspace import Workspace
+from storage.fingerprints import file_hash
 
 if TYPE_CHECKING:
     from medsam_core.models.segmenter import Segmenter
@@ -43,11 +43,6 @@ def weights_file(workspace: Workspace) -> Path:
     return given
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _load(source: Path, config: TeacherConfig) -> "Segmenter":
     """Load a published checkpoint or one of the project's own, brought to the profile's image size."""
     from medsam_core.models.checkpoints import load_medsam_checkpoint, load_model
@@ -63,7 +58,7 @@ def make_teacher(workspace: Workspace, release: Value, launch: Launch, log: Log)
     source = weights_file(workspace)
     profile = workspace.profile
     architecture = profile.teacher.model_dump(mode="json")
-    base = {"architecture": architecture, "sha256": _sha256(source), "version": 1}
+    base = {"architecture": architecture, "sha256": file_hash(source), "version": 1}
 
     def build(folder: Path) -> dict[str, Any]:
         from medsam_core.models.checkpoints import parameter_counts, save_model

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from storage.artefacts import DONE, MADE_FROM, Artefacts
-from storage.atomic import exclusive_lock
 from storage.errors import BusyError, FingerprintMismatchError, IntegrityError
 from storage.fingerprints import fingerprint
+from storage.locks import exclusive_lock
 
 MADE_OF = {"release": "abc", "settings": {"epochs": 2, "sizes": [1, 2]}}
 

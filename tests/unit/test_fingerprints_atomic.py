@@ -16,16 +16,23 @@ from hypothesis import strategies as st
 
 from storage.atomic import (
     atomic_file,
-    exclusive_lock,
     read_json,
     remove_partials,
-    waiting_lock,
     write_bytes,
     write_json,
     write_parquet,
 )
 from storage.errors import BusyError, FingerprintMismatchError, IntegrityError
-from storage.fingerprints import array_hash, canonical_json, combine, differences, fingerprint, require_same
+from storage.fingerprints import (
+    array_hash,
+    canonical_json,
+    combine,
+    differences,
+    file_hash,
+    fingerprint,
+    require_same,
+)
+from storage.locks import exclusive_lock, waiting_lock
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.floats(-2, 2, width=16) | st.text("ab", max_size=2),
@@ -33,6 +40,12 @@ PLAIN = st.recursive(
     max_leaves=8,
 )
 MAPPINGS = st.dictionaries(st.text("abc", max_size=2), PLAIN, max_size=4)
+
+
+def test_file_hash_is_of_the_bytes(tmp_path: Path) -> None:
+    """SHA-256 of `abc`, FIPS 180-2 appendix B.1."""
+    (tmp_path / "file").write_bytes(b"abc")
+    assert file_hash(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 class TestFingerprint:
@@ -212,7 +225,7 @@ class TestAtomicFile:
 
 class TestLocks:
     HOLD = (
-        "import sys, pathlib; from storage.atomic import exclusive_lock\n"
+        "import sys, pathlib; from storage.locks import exclusive_lock\n"
         "with exclusive_lock(pathlib.Path(sys.argv[1]), what='store'):\n"
         "    print('held', flush=True); sys.stdin.read()\n"
     )

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import zarr
 
-from storage.atomic import exclusive_lock, read_json
+from storage.atomic import read_json
 from storage.errors import BusyError, IntegrityError, StorageError
 from storage.layout import PartPlan, lock_path, shards_needed
-from storage.locks import shared_lock
+from storage.locks import exclusive_lock, shared_lock
 from storage.npz_source import NpzCase
 from storage.slice_index import published_rows
 from storage.slice_store import (

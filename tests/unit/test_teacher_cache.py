@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import zarr
 
-from storage.atomic import exclusive_lock, read_json
+from storage.atomic import read_json
 from storage.encodings import ENCODINGS, Floats
 from storage.errors import BusyError, FingerprintMismatchError, IntegrityError, StorageError
-from storage.locks import shared_lock
+from storage.locks import exclusive_lock, shared_lock
 from storage.teacher_cache import (
     ArraySpec,
     CachePart,
