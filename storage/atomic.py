@@ -46,6 +46,25 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     _sync_folder(path.parent)
 
 
+def create_bytes(path: Path, data: bytes) -> bool:
+    """Publish bytes under `path` atomically unless a file is there; return whether they were published."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # A link, unlike a rename, fails where the name is taken.
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+    return True
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Publish bytes under `path` atomically."""
     with atomic_file(path) as file:
