@@ -1,4 +1,4 @@
-"""The registered model as MLflow loads it (`mlflow.pyfunc.load_model`): one case in, one label map out.
+"""The registered model as MLflow loads it (`mlflow.pyfunc.load_model`): cases in, label maps out.
 
 What belongs here: the wrapper that MLflow executes. Not here: inference itself (`medsam_core.inference`).
 """
@@ -13,7 +13,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
 class RepViTMedSAM(PythonModel):  # type: ignore[misc]
-    """Predicts one case given as a dict with `imgs`, `boxes` and optionally `is_3d`."""
+    """Predicts cases, each a dict with `imgs`, `boxes` and optionally `is_3d`."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the weights from the file that was logged with the model."""
@@ -25,18 +25,21 @@ class RepViTMedSAM(PythonModel):  # type: ignore[misc]
     def predict(
         self,
         context: PythonModelContext,  # noqa: ARG002 - MLflow's signature
-        model_input: dict[str, Any],
+        model_input: list[dict[str, Any]],
         params: dict[str, Any] | None = None,  # noqa: ARG002 - MLflow's signature
-    ) -> npt.NDArray[np.uint16]:
-        """Return `segs` as in the challenge: same height, width and depth, label = 1-based order of the box.
+    ) -> list[Any]:
+        """Return `segs` of each case as in the challenge: uint16 of its shape, label = 1-based order of the box.
 
         `boxes` are as files hold them: (N, 4) or, for a volume, (N, 6), maxima inclusive.
         """
+        return [self._segs(case) for case in model_input]
+
+    def _segs(self, case: dict[str, Any]) -> npt.NDArray[np.uint16]:
         from medsam_core.prompts import inclusive_to_half_open
 
-        boxes = np.asarray(model_input["boxes"])
-        is_3d = bool(model_input.get("is_3d", boxes.shape[-1] == 6))
-        return self._predictor.predict(np.asarray(model_input["imgs"]), inclusive_to_half_open(boxes), is_3d=is_3d)
+        boxes = np.asarray(case["boxes"])
+        is_3d = bool(case.get("is_3d", boxes.shape[-1] == 6))
+        return self._predictor.predict(np.asarray(case["imgs"]), inclusive_to_half_open(boxes), is_3d=is_3d)
 
 
 set_model(RepViTMedSAM())

@@ -9,8 +9,7 @@ a resumed one goes on after the last step it logged.
 import math
 import os
 import tempfile
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +81,7 @@ class Tracker:
         name: str,
         fingerprint: str,
         *,
-        parent: TrackedRun | None = None,
+        parent: Callable[[], TrackedRun] | None = None,
         tags: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
     ) -> TrackedRun:
@@ -91,7 +90,7 @@ class Tracker:
         Args:
             name: What the page shows.
             fingerprint: Of the result that the run is about.
-            parent: Run under which the page shows it.
+            parent: Gives the run under which the page shows a new one; not called for one that is found.
             tags: Further tags of a new run, for example data fingerprints.
             params: Parameters of a new run; those of a found run are left as they are.
         """
@@ -104,7 +103,7 @@ class Tracker:
             return TrackedRun(found.info.run_id, self._url(found.info.run_id), finished)
         all_tags = {FINGERPRINT_TAG: fingerprint, PROCESS_TAG: str(os.getpid()), **(tags or {})}
         if parent is not None:
-            all_tags[PARENT_TAG] = parent.run_id
+            all_tags[PARENT_TAG] = parent().run_id
         run = self._client.create_run(self._experiment_id, tags=all_tags, run_name=name)
         texts = [Param(key, str(value)[:6000]) for key, value in (params or {}).items()]
         for start in range(0, len(texts), 100):
@@ -223,9 +222,7 @@ class Tracker:
             self._client.create_registered_model(REGISTERED_MODEL, description=description)
 
     def _log_model(self, run: TrackedRun, files: Mapping[str, Path]) -> None:
-        with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-            # A case is a dict of arrays of its own shapes, for which MLflow has no schema.
-            warnings.filterwarnings("ignore", message=".*[Tt]ype hint.*")
+        with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
             mlflow.pyfunc.save_model(
                 str(folder),

@@ -226,7 +226,7 @@ def log_report(
 ) -> TrackedRun:
     """Log a report to MLflow as a run of its own, once."""
     splits = {f"medsam.{split}": split_fingerprint(release, split) for split in SPLITS}
-    run = tracker.open_run(name, made.fingerprint, parent=parent_run(tracker, workspace, release), tags=splits)
+    run = tracker.open_run(name, made.fingerprint, parent=lambda: parent_run(tracker, workspace, release), tags=splits)
     if not run.finished:
         tracker.log_metrics(run, report_metrics(made.path))
         tracker.log_files(run, made.path, "report")

@@ -148,7 +148,7 @@ def run_stage(
     run = tracker.open_run(
         name,
         digest,
-        parent=parent_run(tracker, workspace, release),
+        parent=lambda: parent_run(tracker, workspace, release),
         tags={f"medsam.{key}": str(value) for key, value in made_from.items() if isinstance(value, str)},
         params=_flat(made_from),
     )

@@ -106,8 +106,15 @@ def test_nothing_is_found_in_another_experiment(home: Path, tracker: Tracker) ->
 
 def test_a_child_stands_under_its_parent(settings: Settings, tracker: Tracker) -> None:
     parent = tracker.open_run("parent", "p")
-    child = tracker.open_run("child", "c", parent=parent)
+    child = tracker.open_run("child", "c", parent=lambda: parent)
     assert client_of(settings).get_run(child.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
+
+
+def test_a_child_that_is_found_starts_no_parent(settings: Settings, tracker: Tracker) -> None:
+    child = tracker.open_run("child", "c", parent=lambda: tracker.open_run("parent", "p"))
+    again = tracker.open_run("child", "c", parent=lambda: tracker.open_run("another parent", "q"))
+    assert again.run_id == child.run_id
+    assert tracker.find("q") is None
 
 
 def test_more_parameters_than_one_call_takes_all_arrive(settings: Settings, tracker: Tracker) -> None:
@@ -345,11 +352,11 @@ def test_the_registered_model_predicts_what_its_weights_do(registry: Settings, t
     mlflow.set_tracking_uri(registry.tracking_uri)
     model = mlflow.pyfunc.load_model(champion_uri())
     direct = Predictor(load_model(weights))
-    segs = model.predict({"imgs": image, "boxes": np.array([[3, 4, 20, 30], [10, 5, 49, 39]])})
+    (segs,) = model.predict([{"imgs": image, "boxes": np.array([[3, 4, 20, 30], [10, 5, 49, 39]])}])
     wanted = direct.predict(image, np.array([[3, 4, 21, 31], [10, 5, 50, 40]]), is_3d=False)
     np.testing.assert_array_equal(segs, wanted)
     assert set(np.unique(wanted)) >= {1, 2}
-    in_depth = model.predict({"imgs": volume, "boxes": np.array([[3, 4, 0, 20, 30, 1]])})
+    (in_depth,) = model.predict([{"imgs": volume, "boxes": np.array([[3, 4, 0, 20, 30, 1]])}])
     wanted = direct.predict(volume, np.array([[3, 4, 0, 21, 31, 1]]), is_3d=True)
     np.testing.assert_array_equal(in_depth, wanted)
     assert in_depth[:2].any()
