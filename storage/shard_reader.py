@@ -1,0 +1,140 @@
+"""Reading sharded arrays under a manifest, a few chunks at a time, near the speed of decompression.
+
+What belongs here: checked random access to published shards. Not here: writing (`storage.shards`), what elements mean.
+
+A zarr reader takes a missing shard for zeros and reports no error; here a read is refused unless the manifest names
+every shard it touches and each has the size recorded for it. Flipped bytes fail the crc32c of their inner chunk or index.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from storage.blobs import Blobs, OpenBlob
+from storage.errors import IntegrityError
+from storage.shard_codec import ShardError, decode_chunk, index_bytes, read_index
+from storage.shards import ArrayLayout
+
+MAX_OPEN_SHARDS: Final = 256
+"""Shards of one group that a reader keeps open at most: a process may hold about a thousand files."""
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """An open shard: its blob, and offset and size of chunk i at 2 i and 2 i + 1."""
+
+    blob: OpenBlob
+    index: memoryview
+
+
+class ShardReader:
+    """Reads the arrays of one published group, refusing whatever its manifest does not vouch for.
+
+    Threads may share it. Shards are opened when first read from and a few hundred are kept open; a pickled copy, and a
+    forked child, open their own.
+    """
+
+    def __init__(
+        self, group: Blobs, layouts: Sequence[ArrayLayout], shards: Iterable[Mapping[str, Any]], remedy: str
+    ) -> None:
+        """Prepare reading; nothing is opened yet.
+
+        Args:
+            group: The group's place.
+            layouts: Its arrays, as the manifest describes them.
+            shards: The manifest's entries: the fields of a `ShardRecord`, and `part_id`.
+            remedy: What a user runs to have a damaged part written again; ends every error.
+        """
+        self._group, self._remedy = group, remedy
+        self._layouts = {layout.name: layout for layout in layouts}
+        self._records = {(shard["array"], shard["shard"]): (shard["n_bytes"], shard["part_id"]) for shard in shards}
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in {"_open", "_lock", "_process"}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._open: OrderedDict[tuple[str, int], _Shard] = OrderedDict()
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+        """Return elements `start:stop` along axis 0 of an array, (stop - start, *tail).
+
+        Raises:
+            IntegrityError: If a shard is not named by the manifest, is missing or cut, or fails its checksum.
+        """
+        layout = self._layouts[name]
+        if start == stop:
+            return np.empty((0, *layout.tail), layout.dtype)
+        first, last = start // layout.chunk, -(-stop // layout.chunk)
+        values = np.empty(((last - first) * layout.chunk, *layout.tail), layout.dtype)
+        out = values.reshape(last - first, -1).view(np.uint8)
+        per_shard = layout.chunks_per_shard
+        for shard in range(first // per_shard, -(-last // per_shard)):
+            begin, end = max(first, shard * per_shard), min(last, (shard + 1) * per_shard)
+            try:
+                self._decode(layout, shard, begin - shard * per_shard, out[begin - first : end - first])
+            except (ShardError, FileNotFoundError) as error:
+                raise self._damaged(layout, shard, str(error)) from error
+        return values[start - first * layout.chunk : stop - first * layout.chunk]
+
+    def _decode(self, layout: ArrayLayout, number: int, first: int, out: npt.NDArray[np.uint8]) -> None:
+        """Decode as many chunks of a shard as `out` has rows, from `first` on, read in one piece."""
+        shard = self._shard(layout, number)
+        index = shard.index[2 * first : 2 * (first + len(out))]
+        begin = min(index[0::2])
+        n_bytes = max(map(sum, zip(index[0::2], index[1::2], strict=True))) - begin
+        data = np.frombuffer(shard.blob.read(begin, n_bytes), np.uint8)
+        if len(data) != n_bytes:
+            raise ShardError(f"expected {n_bytes} bytes from byte {begin}, found {len(data)}")
+        for row, chunk in enumerate(out):
+            at = index[2 * row] - begin
+            decode_chunk(data[at : at + index[2 * row + 1]], chunk, layout.compression)
+
+    def _shard(self, layout: ArrayLayout, number: int) -> _Shard:
+        if self._process != os.getpid():
+            self._forget()
+        key = (layout.name, number)
+        with self._lock:
+            shard = self._open.get(key)
+            if shard is not None:
+                self._open.move_to_end(key)
+                return shard
+        shard = self._opened(layout, number)
+        with self._lock:
+            self._open[key] = shard
+            if len(self._open) > MAX_OPEN_SHARDS:
+                self._open.popitem(last=False)
+        return shard
+
+    def _opened(self, layout: ArrayLayout, number: int) -> _Shard:
+        if (layout.name, number) not in self._records:
+            raise IntegrityError(
+                f"{self._group.url}/{layout.name}: the manifest names no shard {number}, so nothing vouches for its "
+                f"content; the caller's offsets are of another state of the store: read them again, or {self._remedy}"
+            )
+        expected = self._records[layout.name, number][0]
+        blob = self._group.open(layout.key(number))
+        if blob.n_bytes != expected:
+            raise ShardError(f"expected {expected} bytes, found {blob.n_bytes}")
+        size = index_bytes(layout.chunks_per_shard)
+        footer = blob.read(max(expected - size, 0), size)
+        return _Shard(blob, read_index(footer, layout.chunks_per_shard, expected))
+
+    def _damaged(self, layout: ArrayLayout, shard: int, problem: str) -> IntegrityError:
+        part = self._records[layout.name, shard][1]
+        return IntegrityError(
+            f"{self._group.url}/{layout.key(shard)}: {problem}; delete parts/{part}.json in {self._group.url} and "
+            f"{self._remedy}"
+        )
