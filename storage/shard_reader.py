@@ -3,7 +3,7 @@
 What belongs here: checked random access to published shards. Not here: writing (`storage.shards`), what elements mean.
 
 A zarr reader takes a missing shard for zeros and reports no error; here a read is refused unless the manifest names
-every shard it touches and each has the size recorded for it. Flipped bytes fail the crc32c of their inner chunk or index.
+every shard it touches and each has the size recorded for it. Flipped bytes fail a crc32c, of their chunk or the index.
 """
 
 import os
