@@ -11,10 +11,10 @@ import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
-from storage.atomic import PARTIAL_SUFFIX, create_bytes, remove_partials, write_bytes
-from storage.errors import BusyError
+from storage.atomic import PARTIAL_SUFFIX, create_bytes, parse_json, remove_partials, write_bytes
+from storage.errors import BusyError, StorageError
 from storage.locks import exclusive_lock, shared_lock
 
 LOCK: Final = ".lock"
@@ -74,8 +74,8 @@ class Blobs(Protocol):
             BusyError: If it is not that version any more.
         """
 
-    def keys(self, prefix: str = "") -> list[str]:
-        """Return the keys that begin with `prefix` (whole name parts), sorted."""
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Return key -> bytes of the blobs below `prefix` (whole name parts), sorted by key."""
 
     def delete(self, key: str) -> None:
         """Remove a blob; nothing happens if there is none."""
@@ -166,11 +166,13 @@ class LocalBlobs:
             raise BusyError(f"{self.root / key}: expected it as it was read, found it replaced since; run again")
         self.put(key, data)
 
-    def keys(self, prefix: str = "") -> list[str]:
+    def sizes(self, prefix: str = "") -> dict[str, int]:
         """See `Blobs`; files of writers at work and the lock are none."""
-        files = (path for path in (self.root / prefix).rglob("*") if path.is_file())
-        hidden = (LOCK, PARTIAL_SUFFIX)
-        return sorted(path.relative_to(self.root).as_posix() for path in files if not path.name.endswith(hidden))
+        found = {}
+        for path in sorted((self.root / prefix).rglob("*")):
+            if path.is_file() and not path.name.endswith((LOCK, PARTIAL_SUFFIX)):
+                found[path.relative_to(self.root).as_posix()] = path.stat().st_size
+        return found
 
     def delete(self, key: str) -> None:
         """See `Blobs`."""
@@ -189,6 +191,29 @@ class LocalBlobs:
         return remove_partials(self.root)
 
 
+def read_json(blobs: Blobs, key: str) -> Any:  # noqa: ANN401
+    """Return the value of a JSON blob.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        IntegrityError: If it is no JSON.
+    """
+    return parse_json(blobs.read(key), f"{blobs.url}/{key}")
+
+
 def open_blobs(url: str | Path) -> Blobs:
-    """Return the place that a URL or a path means; nothing is read or made yet."""
+    """Return the place that a path or an `s3://bucket/prefix` means; nothing is read or made yet.
+
+    Raises:
+        StorageError: If it is a URL of another kind.
+    """
+    scheme, separator, rest = str(url).partition("://")
+    if separator and scheme == "s3":
+        from storage.object_blobs import ObjectBlobs
+
+        return ObjectBlobs(*rest.strip("/").partition("/")[::2])
+    if separator:
+        raise StorageError(
+            f"{url}: expected a path or s3://bucket/prefix, found a URL of kind {scheme!r}; give another"
+        )
     return LocalBlobs(Path(url).expanduser().absolute())

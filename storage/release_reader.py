@@ -5,13 +5,13 @@ elsewhere. Rows whose part is no longer published are therefore looked up again 
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from storage.blobs import Blobs
 from storage.errors import IntegrityError, StorageError
 from storage.label_statistics import LabelMap
 from storage.layout import load_manifest
@@ -30,11 +30,11 @@ class ReleaseReader:
     leaves the table behind.
     """
 
-    def __init__(self, root: Path, table: pd.DataFrame) -> None:
+    def __init__(self, root: Blobs, table: pd.DataFrame) -> None:
         """Prepare reading.
 
         Args:
-            root: Folder of all stores.
+            root: Place of all stores.
             table: Rows with the columns of the slice index; row i is the i-th, whatever the table's own row labels.
 
         Raises:
@@ -102,7 +102,7 @@ class ReleaseReader:
         return np.stack([image for image, _ in slices]), labels
 
 
-def _places(root: Path, table: pd.DataFrame, modalities: Sequence[str]) -> pd.DataFrame:
+def _places(root: Blobs, table: pd.DataFrame, modalities: Sequence[str]) -> pd.DataFrame:
     """Return where each row lies now: `_PLACE`, in the order of the table."""
     published = {part["part_id"] for name in modalities for part in load_manifest(root, name)["parts"]}
     places = table[["modality", *_KEY, *_PLACE]].reset_index(drop=True)
@@ -114,7 +114,7 @@ def _places(root: Path, table: pd.DataFrame, modalities: Sequence[str]) -> pd.Da
     return places[_PLACE]
 
 
-def _found_again(root: Path, modality: str, keys: pd.DataFrame) -> npt.NDArray[Any]:
+def _found_again(root: Blobs, modality: str, keys: pd.DataFrame) -> npt.NDArray[Any]:
     rows = published_rows(root, modality, [*_KEY, *_PLACE])
     found = keys.merge(rows, on=_KEY, how="left")
     lost = found.loc[found["img_offset"].isna(), "case_id"].unique().tolist()

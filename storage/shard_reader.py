@@ -85,7 +85,7 @@ class ShardReader:
             begin, end = max(first, shard * per_shard), min(last, (shard + 1) * per_shard)
             try:
                 self._decode(layout, shard, begin - shard * per_shard, out[begin - first : end - first])
-            except (ShardError, FileNotFoundError) as error:
+            except ShardError as error:
                 raise self._damaged(layout, shard, str(error)) from error
         return values[start - first * layout.chunk : stop - first * layout.chunk]
 
@@ -125,7 +125,10 @@ class ShardReader:
                 f"content; the caller's offsets are of another state of the store: read them again, or {self._remedy}"
             )
         expected = self._records[layout.name, number][0]
-        blob = self._group.open(layout.key(number))
+        try:
+            blob = self._group.open(layout.key(number))
+        except FileNotFoundError as error:
+            raise ShardError(f"expected {expected} bytes, found no file") from error
         if blob.n_bytes != expected:
             raise ShardError(f"expected {expected} bytes, found {blob.n_bytes}")
         size = index_bytes(layout.chunks_per_shard)

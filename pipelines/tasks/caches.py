@@ -169,7 +169,7 @@ def publish_cache(
         "bytes on disk": size,
         "bytes per slot": size / work.spec.n_slots,
         "arrays": str(arrays),
-        "folder": work.root,
+        "folder": work.root.url,
     }
     value = {"mode": "cached", "answers": answers, "cache": work.digest, "fingerprint": manifest["fingerprint"]}
     return TaskResult(value, manifest["fingerprint"], len(made), work.spec.n_parts - len(made), notes)

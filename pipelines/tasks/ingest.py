@@ -111,7 +111,10 @@ def _manifest(workspace: Workspace, reference: dict[str, Any]) -> pd.DataFrame:
 def _store_config(workspace: Workspace) -> slice_store.StoreConfig:
     store = workspace.profile.store
     return slice_store.StoreConfig(
-        chunk_bytes=store.chunk_bytes, chunks_per_shard=store.chunks_per_shard, part_shards=store.part_shards
+        chunk_bytes=store.chunk_bytes,
+        chunks_per_shard=store.chunks_per_shard,
+        part_shards=store.part_shards,
+        codec=store.codec,
     )
 
 
