@@ -6,6 +6,7 @@ server's conditional puts (`If-None-Match`, `If-Match`), which stand in for the 
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -29,6 +30,12 @@ def _client(bucket: str, _endpoint: str | None, _process: int) -> S3Store:
     return S3Store(bucket)
 
 
+def _reason(error: Exception) -> str:
+    """Return the server's own code where it gave one, else the first line of what the client says."""
+    code = re.search(r"<Code>(\w+)</Code>", str(error))
+    return code[1] if code else str(error).partition("\n")[0]
+
+
 @contextmanager
 def _told(url: str) -> Iterator[None]:
     """Turn what a server or the network refuses into an error that says what to look at."""
@@ -40,7 +47,7 @@ def _told(url: str) -> Iterator[None]:
         if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
             raise FileNotFoundError(f"{url}: expected an object, found none") from error
         raise StorageError(
-            f"{url}: expected an answer from S3, found: {str(error).splitlines()[0]}; check the bucket, the AWS_* "
+            f"{url}: expected an answer from S3, found: {_reason(error)}; check the bucket, the AWS_* "
             "variables and the network, then run again"
         ) from error
 
