@@ -8,6 +8,7 @@ crc32c of that index. An inner chunk is its elements, little-endian, compressed,
 Sources: zarr v3 specification, codecs `sharding_indexed`, `bytes`, `zstd`, `blosc` and `crc32c`.
 """
 
+import struct
 from collections.abc import Callable
 from typing import Any, Final, Literal, cast
 
@@ -22,6 +23,9 @@ Compression = Literal["zstd", "lz4"]
 COMPRESSIONS: Final = ("zstd", "lz4")
 CRC_BYTES: Final = 4
 BLOSC_LEVEL: Final = 5
+
+_CRC: Final = struct.Struct("<I")
+_DECOMPRESS: Final = {"zstd": zstd.decompress, "lz4": blosc.decompress}
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -94,7 +98,7 @@ def index_bytes(n_chunks: int) -> int:
 
 
 def read_index(data: bytes, n_chunks: int, n_bytes: int) -> memoryview:
-    """Return the index of a shard as u64: offset and size of chunk i at 2 i and 2 i + 1.
+    """Return where the chunks of a shard end, as u64: chunk i lies from the i-th number to the one after it.
 
     Args:
         data: The last `index_bytes(n_chunks)` bytes of the shard.
@@ -102,37 +106,37 @@ def read_index(data: bytes, n_chunks: int, n_bytes: int) -> memoryview:
         n_bytes: Size of the shard.
 
     Raises:
-        ShardError: If the index is cut, fails its checksum, or points outside the shard or at no chunk.
+        ShardError: If the index is cut, fails its checksum, or its chunks do not fill the shard one after another.
     """
     if len(data) != index_bytes(n_chunks):
         raise ShardError(f"expected an index of {index_bytes(n_chunks)} bytes, found {len(data)}")
     entries = data[:-CRC_BYTES]
     if crc32c(entries) != data[-CRC_BYTES:]:
         raise ShardError("the shard's index fails its checksum")
-    index = np.frombuffer(entries, "<u8").astype(np.uint64)
-    offsets, sizes = index[0::2], index[1::2]
-    room = np.uint64(n_bytes - len(data))
-    if ((offsets > room) | (sizes > room) | (offsets + sizes > room) | (sizes < CRC_BYTES)).any():
+    offsets, sizes = np.frombuffer(entries, "<u8").astype(np.uint64).reshape(-1, 2).T
+    ends = np.append(offsets, np.uint64(n_bytes - len(data)))
+    if offsets[0] != 0 or (sizes < CRC_BYTES).any() or (offsets + sizes != ends[1:]).any():
         raise ShardError("the shard's index points outside the shard, or names a chunk that is not there")
-    return index.data
+    return ends.data
 
 
-def decode_chunk(data: Bytes, out: Bytes, compression: Compression) -> None:
+def decode_chunk(data: bytes, start: int, stop: int, out: Bytes, compression: Compression) -> None:
     """Decompress one inner chunk into the caller's memory.
 
     Args:
-        data: The chunk as stored, with its checksum.
+        data: Bytes that hold the chunk as stored, with its checksum.
+        start: Where it begins.
+        stop: Where it ends.
         out: Contiguous bytes of exactly the chunk's size.
         compression: How it was compressed.
 
     Raises:
         ShardError: If the bytes fail their checksum or do not decompress.
     """
-    payload = data[:-CRC_BYTES]
-    if crc32c(payload) != data[-CRC_BYTES:].tobytes():
+    payload = np.frombuffer(data, np.uint8, stop - start - CRC_BYTES, start)
+    if google_crc32c.value(payload) != _CRC.unpack_from(data, stop - CRC_BYTES)[0]:
         raise ShardError("an inner chunk fails its checksum")
-    decompress = zstd.decompress if compression == "zstd" else blosc.decompress
     try:
-        decompress(payload, out)
+        _DECOMPRESS[compression](payload, out)
     except (RuntimeError, ValueError) as error:
         raise ShardError(f"an inner chunk does not decompress: {error}") from error

@@ -27,10 +27,10 @@ MAX_OPEN_SHARDS: Final = 256
 
 @dataclass(frozen=True)
 class _Shard:
-    """An open shard: its blob, and offset and size of chunk i at 2 i and 2 i + 1."""
+    """An open shard: its blob; chunk i lies from byte `ends[i]` to byte `ends[i + 1]`."""
 
     blob: OpenBlob
-    index: memoryview
+    ends: memoryview
 
 
 class ShardReader:
@@ -77,30 +77,29 @@ class ShardReader:
         layout = self._layouts[name]
         if start == stop:
             return np.empty((0, *layout.tail), layout.dtype)
-        first, last = start // layout.chunk, -(-stop // layout.chunk)
-        values = np.empty(((last - first) * layout.chunk, *layout.tail), layout.dtype)
-        out = values.reshape(last - first, -1).view(np.uint8)
-        per_shard = layout.chunks_per_shard
-        for shard in range(first // per_shard, -(-last // per_shard)):
-            begin, end = max(first, shard * per_shard), min(last, (shard + 1) * per_shard)
-            try:
-                self._decode(layout, shard, begin - shard * per_shard, out[begin - first : end - first])
-            except ShardError as error:
-                raise self._damaged(layout, shard, str(error)) from error
-        return values[start - first * layout.chunk : stop - first * layout.chunk]
+        chunk, per_shard = layout.chunk, layout.chunks_per_shard
+        first, last = start // chunk, -(-stop // chunk)
+        values = np.empty(((last - first) * chunk, *layout.tail), layout.dtype)
+        out = values.view(np.uint8).reshape(last - first, -1)
+        begin = first
+        while begin < last:
+            shard, at = divmod(begin, per_shard)
+            end = min(last, begin - at + per_shard)
+            self._decode(layout, shard, at, out[begin - first : end - first])
+            begin = end
+        return values[start - first * chunk : stop - first * chunk]
 
     def _decode(self, layout: ArrayLayout, number: int, first: int, out: npt.NDArray[np.uint8]) -> None:
         """Decode as many chunks of a shard as `out` has rows, from `first` on, read in one piece."""
-        shard = self._shard(layout, number)
-        index = shard.index[2 * first : 2 * (first + len(out))]
-        begin = min(index[0::2])
-        n_bytes = max(map(sum, zip(index[0::2], index[1::2], strict=True))) - begin
-        data = np.frombuffer(shard.blob.read(begin, n_bytes), np.uint8)
-        if len(data) != n_bytes:
-            raise ShardError(f"expected {n_bytes} bytes from byte {begin}, found {len(data)}")
-        for row, chunk in enumerate(out):
-            at = index[2 * row] - begin
-            decode_chunk(data[at : at + index[2 * row + 1]], chunk, layout.compression)
+        try:
+            shard = self._shard(layout, number)
+            ends = shard.ends[first : first + len(out) + 1].tolist()
+            origin = ends[0]
+            data = _exactly(shard.blob, origin, ends[-1] - origin)
+            for row, chunk in enumerate(out):
+                decode_chunk(data, ends[row] - origin, ends[row + 1] - origin, chunk, layout.compression)
+        except ShardError as error:
+            raise self._damaged(layout, number, str(error)) from error
 
     def _shard(self, layout: ArrayLayout, number: int) -> _Shard:
         if self._process != os.getpid():
@@ -132,7 +131,7 @@ class ShardReader:
         if blob.n_bytes != expected:
             raise ShardError(f"expected {expected} bytes, found {blob.n_bytes}")
         size = index_bytes(layout.chunks_per_shard)
-        footer = blob.read(max(expected - size, 0), size)
+        footer = _exactly(blob, expected - size, size)
         return _Shard(blob, read_index(footer, layout.chunks_per_shard, expected))
 
     def _damaged(self, layout: ArrayLayout, shard: int, problem: str) -> IntegrityError:
@@ -141,3 +140,10 @@ class ShardReader:
             f"{self._group.url}/{layout.key(shard)}: {problem}; delete parts/{part}.json in {self._group.url} and "
             f"{self._remedy}"
         )
+
+
+def _exactly(blob: OpenBlob, start: int, n_bytes: int) -> bytes:
+    data = blob.read(start, n_bytes)
+    if len(data) != n_bytes:
+        raise ShardError(f"expected {n_bytes} bytes from byte {start}, found {len(data)}")
+    return data
