@@ -12,6 +12,8 @@ Not here: any number that changes a result; those are in `pipelines.profile`.
 | MEDSAM_TEACHER | path of the teacher's weights | the shipped stand-in |
 | MEDSAM_SEED | one number for both the plan's and the initialisation's seed | the profile's |
 | MEDSAM_EXECUTOR | `multiprocess` or `in_process` | `multiprocess` |
+| MEDSAM_WORKERS | processes and threads that read and write files in one step | the machine's cores |
+| MEDSAM_MEMORY | bytes of cases that one step holds at once, in all its processes | 4294967296 |
 | MLFLOW_TRACKING_URI | MLflow server or store | sqlite file under MEDSAM_HOME |
 """
 
@@ -41,6 +43,8 @@ class Settings:
     given_stores: str | None
     teacher: Path | None
     executor: str
+    workers: int
+    memory_bytes: int
     tracking_uri: str
 
     @property
@@ -71,6 +75,8 @@ class Settings:
             "MEDSAM_PROFILE": self.profile_name,
             "MEDSAM_DATA": str(self.data),
             "MEDSAM_EXECUTOR": self.executor,
+            "MEDSAM_WORKERS": str(self.workers),
+            "MEDSAM_MEMORY": str(self.memory_bytes),
             "MLFLOW_TRACKING_URI": self.tracking_uri,
         }
         optional = {
@@ -91,6 +97,15 @@ def _url(environment: Mapping[str, str], name: str) -> str | None:
     """Return a URL as it is, a path made absolute."""
     value = environment.get(name)
     return value if value and "://" in value else str(Path(value).expanduser().absolute()) if value else None
+
+
+def _count(environment: Mapping[str, str], name: str, default: int) -> int:
+    value = environment.get(name)
+    if not value:
+        return default
+    if not value.isdecimal() or int(value) < 1:
+        raise ProfileError(f"{name}: expected a whole number from 1 on, found {value!r}")
+    return int(value)
 
 
 def _profile_changes(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -135,5 +150,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         given_stores=_url(env, "MEDSAM_STORES"),
         teacher=_path(env, "MEDSAM_TEACHER"),
         executor=executor,
+        workers=_count(env, "MEDSAM_WORKERS", os.cpu_count() or 1),
+        memory_bytes=_count(env, "MEDSAM_MEMORY", 4 * 2**30),
         tracking_uri=env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow' / 'mlflow.db'}",
     )

@@ -14,12 +14,13 @@ from medsam_core.pixel_statistics import balanced_statistics
 from pipelines import pictures
 from pipelines.profile import Profile
 from pipelines.results import Picture, TaskResult
+from pipelines.tasks.part_writing import NpzFolder, process_count, write_parts
 from pipelines.workspace import Workspace
 from storage import raw_manifest, slice_index, slice_store
 from storage.artefacts import Artefact
 from storage.atomic import read_json, write_json, write_parquet
 from storage.modalities import MODALITIES
-from storage.npz_source import NpzCase, SourceConfig, read_case
+from storage.npz_source import SourceConfig
 from storage.release import (
     SplitFractions,
     assign_splits,
@@ -81,6 +82,7 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult:
         workspace.settings.groups_csv,
         previous,
         progress,
+        workers=workspace.settings.workers,
         checkpoint=lambda partial: write_parquet(workspace.scan_file, partial),
     )
     write_parquet(workspace.scan_file, table)
@@ -133,17 +135,13 @@ def plan_store(workspace: Workspace, modality: str, manifest: dict[str, Any]) ->
 
 def write_store_parts(workspace: Workspace, modality: str, part_ids: Sequence[str], log: Log) -> dict[str, Any]:
     """Write some parts of one modality's store; each is published whole or not at all."""
-    config = source_config(workspace.profile)
-
-    def load(case_id: str) -> NpzCase:
-        path = workspace.settings.data / f"{case_id}.npz"
-        return read_case(path, path.stem, modality, config)
-
+    load = NpzFolder(workspace.settings.data, modality, source_config(workspace.profile))
     wanted = set(part_ids)
-    for part in slice_store.load_plan(workspace.stores, modality):
-        if part.part_id in wanted:
-            fragment = slice_store.write_part(workspace.stores, part, load)
-            log(f"{modality} {part.part_id}: {fragment['n_cases']} cases, {fragment['n_slices']} slices")
+    parts = [part for part in slice_store.load_plan(workspace.stores, modality) if part.part_id in wanted]
+    processes = process_count(parts, workspace.settings.workers, workspace.settings.memory_bytes)
+    for done, fragment in enumerate(write_parts(workspace.stores, parts, load, processes), start=1):
+        counts = f"{fragment['n_cases']} cases, {fragment['n_slices']} slices"
+        log(f"{modality} {fragment['part_id']}: {counts}; {done} of {len(parts)} parts of this step")
     return {"made": list(part_ids)}
 
 
