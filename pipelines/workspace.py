@@ -40,6 +40,11 @@ class Workspace:
         return self.settings.state / "manifest" / "scan.parquet"
 
     @property
+    def withdrawn_file(self) -> Path:
+        """Ids of the cases that are never to be used again."""
+        return self.settings.state / "withdrawn.json"
+
+    @property
     def splits_file(self) -> Path:
         """The recorded assignment of groups to splits; it only ever grows."""
         return self.settings.state / "splits.json"

@@ -8,13 +8,15 @@ Keys are relative, with `/` between their parts. A blob is there whole or not at
 
 import hashlib
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from storage.atomic import PARTIAL_SUFFIX, create_bytes, parse_json, remove_partials, write_bytes
-from storage.errors import BusyError, StorageError
+from storage.atomic import PARTIAL_SUFFIX, create_bytes, json_bytes, parse_json, remove_partials, write_bytes
+from storage.errors import BusyError, IntegrityError, StorageError
+from storage.fingerprints import fingerprint
 from storage.locks import exclusive_lock, shared_lock
 
 LOCK: Final = ".lock"
@@ -189,6 +191,24 @@ class LocalBlobs:
     def sweep(self) -> int:
         """See `Blobs`."""
         return remove_partials(self.root)
+
+
+def seal(value: Mapping[str, Any]) -> bytes:
+    """Return a plain value as JSON that holds a hash of itself under `sha256`."""
+    return json_bytes({**value, "sha256": fingerprint(dict(value))})
+
+
+def unseal(data: bytes, where: str) -> dict[str, Any]:
+    """Return the value that `seal` was given.
+
+    Raises:
+        IntegrityError: If a byte differs from what was sealed; the message begins with `where`.
+    """
+    value: dict[str, Any] = parse_json(data, where)
+    found = value.pop("sha256", None) if isinstance(value, dict) else None
+    if found is None or data != seal(value):
+        raise IntegrityError(f"{where}: expected JSON that its own sha256 vouches for, found it altered; repair it")
+    return value
 
 
 def read_json(blobs: Blobs, key: str) -> Any:  # noqa: ANN401

@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from storage.atomic import parse_json
-from storage.blobs import Blobs
+from storage.blobs import Blobs, unseal
 from storage.errors import StorageError
 from storage.fingerprints import fingerprint
 from storage.shard_codec import COMPRESSIONS, Compression
 from storage.shards import ArrayLayout, round_up
 
-STORE_VERSION: Final = 1
+STORE_VERSION: Final = 2
 """Raised by hand whenever the same cases would be stored differently."""
 
 ARRAY_TYPES: Final[dict[str, str]] = {"imgs": "uint8", "gts_u8": "uint8", "gts_u16": "uint16"}
@@ -218,9 +218,7 @@ def read_layout(group: Blobs) -> tuple[StoreLayout, str] | None:
     found = group.read_version(LAYOUT)
     if found is None:
         return None
-    value = parse_json(found[0], f"{group.url}/{LAYOUT}")
-    _require_version(group, LAYOUT, value)
-    return StoreLayout.from_json(value), found[1]
+    return StoreLayout.from_json(_opened(group, LAYOUT, found[0])), found[1]
 
 
 def load_plan(root: Blobs, modality: str) -> list[PartPlan]:
@@ -241,14 +239,16 @@ def load_manifest(root: Blobs, modality: str) -> dict[str, Any]:
         raise StorageError(
             f"{group.url}/{MANIFEST}: expected a published store, found none; materialise slice_store/{modality}"
         ) from None
-    value: dict[str, Any] = parse_json(data, f"{group.url}/{MANIFEST}")
-    _require_version(group, MANIFEST, value)
-    return value
+    return _opened(group, MANIFEST, data)
 
 
-def _require_version(group: Blobs, key: str, value: Mapping[str, Any]) -> None:
-    if value["format_version"] != STORE_VERSION:
+def _opened(group: Blobs, key: str, data: bytes) -> dict[str, Any]:
+    """Return the value of a sealed file, after a look at its version, for older ones are sealed in another way."""
+    where = f"{group.url}/{key}"
+    version = parse_json(data, where).get("format_version")
+    if version != STORE_VERSION:
         raise StorageError(
-            f"{group.url}/{key}: expected store format {STORE_VERSION}, found {value['format_version']}; move "
-            f"{group.url} away and materialise the store again"
+            f"{where}: expected store format {STORE_VERSION}, found {version}; move {group.url} away and materialise "
+            "the store again"
         )
+    return unseal(data, where)

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.atomic import json_bytes
-from storage.blobs import Blobs, read_json
+from storage.blobs import Blobs, seal, unseal
 from storage.errors import IntegrityError, StorageError
 from storage.fingerprints import combine
 from storage.layout import (
@@ -54,13 +53,23 @@ def _committed(
     size_of = group.size if sizes is None else sizes.get
     if size_of(fragment_key(part.part_id)) is None:
         return None
-    fragment: dict[str, Any] = read_json(group, fragment_key(part.part_id))
+    fragment = _fragment(group, part.part_id)
+    if fragment is None:
+        return None
     layouts = config.array_layouts()
     expected = {rows_key(part.part_id): fragment["index"]["n_bytes"]}
     for record in map(record_from, fragment["shards"]):
         expected[layouts[record.array].key(record.shard)] = record.n_bytes
     whole = all(size_of(key) == n_bytes for key, n_bytes in expected.items())
     return fragment if whole and fragment["fingerprint"] == part.fingerprint else None
+
+
+def _fragment(group: Blobs, part_id: str) -> dict[str, Any] | None:
+    """Return a fragment as it was sealed, None if it is altered: its part then counts as missing."""
+    try:
+        return unseal(group.read(fragment_key(part_id)), part_id)
+    except IntegrityError:
+        return None
 
 
 def write_part(root: Blobs, plan: PartPlan, load_case: LoadCase) -> dict[str, Any]:
@@ -98,7 +107,7 @@ def write_part(root: Blobs, plan: PartPlan, load_case: LoadCase) -> dict[str, An
 
 def _commit(group: Blobs, plan: PartPlan, fragment: dict[str, Any]) -> None:
     key = fragment_key(plan.part_id)
-    if not group.create(key, json_bytes(fragment)) and read_json(group, key) != fragment:
+    if not group.create(key, seal(fragment)) and group.read(key) != seal(fragment):
         raise IntegrityError(
             f"{group.url}/{key}: expected the fragment just written, found another writer's with other bytes; use one "
             "version of this project and its libraries on all machines, delete the fragment and run again"
@@ -129,6 +138,8 @@ def _write_part(group: Blobs, plan: PartPlan, config: StoreConfig, load_case: Lo
         "format_version": STORE_VERSION,
         "part_id": plan.part_id,
         "fingerprint": plan.fingerprint,
+        "first_shard": plan.first_shard,
+        "n_shards": plan.n_shards,
         "n_cases": len(plan.cases),
         "n_slices": len(rows),
         "index": {"n_bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()},
@@ -183,7 +194,7 @@ def publish(root: Blobs, modality: str, plan: Sequence[PartPlan]) -> dict[str, A
         _put_changed(group, ARRAY_METADATA, group_metadata())
         for name, array in layout.config.array_layouts().items():
             _put_changed(group, f"{name}/{ARRAY_METADATA}", array.metadata(manifest["arrays"][name]["length"]))
-        group.replace(MANIFEST, json_bytes(manifest), before and before[1])
+        group.replace(MANIFEST, seal(manifest), before and before[1])
         _remove_unnamed(group, layout, manifest)
     return manifest
 
@@ -215,9 +226,17 @@ def _manifest(modality: str, layout: StoreLayout, fragments: Sequence[dict[str, 
         "config": asdict(layout.config),
         # Lengths only grow, so that a reader of the manifest before still finds its elements.
         "arrays": {name: _array_entry(array, layout.next_shard[name]) for name, array in arrays.items()},
+        "next_part": layout.next_part,
         "parts": [{key: value for key, value in item.items() if key != "shards"} for item in fragments],
         "shards": [{**shard, "part_id": item["part_id"]} for item in fragments for shard in item["shards"]],
     }
+
+
+def fragment_of(manifest: dict[str, Any], part_id: str) -> dict[str, Any]:
+    """Return the fragment of a part as a manifest repeats it."""
+    (part,) = [item for item in manifest["parts"] if item["part_id"] == part_id]
+    own = [shard for shard in manifest["shards"] if shard["part_id"] == part_id]
+    return {**part, "shards": [{key: value for key, value in shard.items() if key != "part_id"} for shard in own]}
 
 
 def _array_entry(array: ArrayLayout, n_shards: int) -> dict[str, Any]:

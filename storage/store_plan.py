@@ -8,8 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from storage.atomic import json_bytes
-from storage.blobs import Blobs
+from storage.blobs import Blobs, seal
 from storage.errors import StorageError
 from storage.layout import (
     LAYOUT,
@@ -48,7 +47,7 @@ def plan_parts(root: Blobs, modality: str, manifest_rows: pd.DataFrame, config: 
         before, version = read_layout(group) or (StoreLayout(config), None)
         after = _replanned(modality, before, wanted, config)
         if version is None or after != before:
-            group.replace(LAYOUT, json_bytes(after.to_json()), version)
+            group.replace(LAYOUT, seal(after.to_json()), version)
     return after.parts
 
 

@@ -50,7 +50,7 @@ def _ours(folder: Path, paths: Sequence[Path], codec: str) -> Callable[[], Local
 
 
 def _plain(folder: Path, paths: Sequence[Path]) -> Callable[[], None]:
-    """Return what a user would write: `zipfile`'s inflate through numpy, sharded zarr arrays with zarr's default codec."""
+    """Return what a user would write: numpy's reading of npz, sharded zarr arrays with zarr's default codec."""
     shape = (len(paths), 512, 512)
 
     def work() -> None:
