@@ -6,8 +6,8 @@ from typing import Any
 import dagster as dg
 
 from pipelines.resources import WorkspaceResource
-from pipelines.results import materialised
-from pipelines.tasks import ingest
+from pipelines.results import markdown_table, materialised
+from pipelines.tasks import ingest, store_care
 from storage.modalities import MODALITIES
 
 Value = dict[str, Any]
@@ -58,6 +58,20 @@ def _slice_store(modality: str) -> dg.AssetsDefinition:
     return store
 
 
+def _whole(modality: str) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=["slice_store", modality],
+        name="is_whole",
+        description="Every byte of the store is what its manifest vouches for; reads the whole store.",
+    )
+    def whole(context: dg.AssetCheckExecutionContext, workspace: WorkspaceResource) -> dg.AssetCheckResult:
+        damages = store_care.verify_stores(workspace.open(), [modality], context.log.info)
+        listing = dg.MetadataValue.md(markdown_table(damages.head(200)))
+        return dg.AssetCheckResult(passed=damages.empty, metadata={"damaged": len(damages), "damages": listing})
+
+    return whole
+
+
 slice_stores: list[dg.AssetsDefinition] = [_slice_store(modality) for modality in MODALITIES]
 
 
@@ -103,4 +117,7 @@ def pixel_statistics(
 
 
 ASSETS = [raw_manifest, *slice_stores, slice_index, dataset_release, pixel_statistics]
-CHECKS = [no_leakage]
+STORE_CHECKS = [_whole(modality) for modality in MODALITIES]
+"""They read every byte, so they run when they are asked for and not with every materialisation."""
+
+CHECKS = [no_leakage, *STORE_CHECKS]
