@@ -40,6 +40,11 @@ class Workspace:
         return self.settings.state / "manifest" / "scan.parquet"
 
     @property
+    def adopted_file(self) -> Path:
+        """The release that training and evaluation were last given."""
+        return self.settings.state / "adopted_release.json"
+
+    @property
     def withdrawn_file(self) -> Path:
         """Ids of the cases that are never to be used again."""
         return self.settings.state / "withdrawn.json"

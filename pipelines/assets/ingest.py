@@ -7,7 +7,7 @@ import dagster as dg
 
 from pipelines.resources import WorkspaceResource
 from pipelines.results import markdown_table, materialised
-from pipelines.tasks import ingest, store_care
+from pipelines.tasks import ingest, releases, store_care
 from storage.modalities import MODALITIES
 
 Value = dict[str, Any]
@@ -95,7 +95,7 @@ def dataset_release(
 ) -> dg.Output[Value]:
     """A frozen, content-hashed choice of slices with ground truth, each patient group in one recorded split."""
     space = workspace.open()
-    result = ingest.freeze_release(space, slice_index, context.log.info)
+    result = releases.freeze_release(space, slice_index, context.log.info)
     return materialised(context.op_execution_context, space, "dataset_release", result)
 
 
@@ -112,7 +112,7 @@ def pixel_statistics(
 ) -> dg.Output[Value]:
     """Mean and standard deviation by channel over the training split, every modality counting alike."""
     space = workspace.open()
-    result = ingest.measure_pixels(space, dataset_release)
+    result = releases.measure_pixels(space, dataset_release)
     return materialised(context.op_execution_context, space, "pixel_statistics", result)
 
 

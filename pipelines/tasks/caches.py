@@ -13,8 +13,8 @@ import numpy as np
 
 from medsam_core.plan import Plan, Stage, plan_inputs
 from pipelines.results import TaskResult
-from pipelines.tasks.ingest import release_reader
 from pipelines.tasks.plans import load_plan
+from pipelines.tasks.releases import release_reader
 from pipelines.variants import Variant
 from pipelines.workspace import Workspace
 from storage import teacher_cache
