@@ -1,47 +1,38 @@
 """Reading sharded arrays under a manifest, a few chunks at a time, near the speed of decompression.
 
-What belongs here: checked random access to published shards. Not here: writing (`storage.shards`), what elements mean.
+What belongs here: checked random access to published shards. Not here: which shards are open (`storage.open_shards`),
+writing (`storage.shards`), what elements mean.
 
 A zarr reader takes a missing shard for zeros and reports no error; here a read is refused unless the manifest names
 every shard it touches and each has the size recorded for it. Flipped bytes fail a crc32c, of their chunk or the index.
 """
 
-import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from storage.blobs import Blobs, OpenBlob
 from storage.errors import IntegrityError
+from storage.open_shards import OpenShard, OpenShards
 from storage.shard_codec import ShardError, decode_chunk, index_bytes, read_index
 from storage.shards import ArrayLayout
-
-MAX_OPEN_SHARDS: Final = 256
-"""Shards of one group that a reader keeps open at most: a process may hold about a thousand files."""
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """An open shard: its blob; chunk i lies from byte `ends[i]` to byte `ends[i + 1]`."""
-
-    blob: OpenBlob
-    ends: memoryview
 
 
 class ShardReader:
     """Reads the arrays of one published group, refusing whatever its manifest does not vouch for.
 
-    Threads may share it. Shards are opened when first read from and a few hundred are kept open; a pickled copy, and a
-    forked child, open their own.
+    Threads may share it. Shards are opened when first read from; a pickled copy, and a forked child, open their own.
     """
 
     def __init__(
-        self, group: Blobs, layouts: Sequence[ArrayLayout], shards: Iterable[Mapping[str, Any]], remedy: str
+        self,
+        group: Blobs,
+        layouts: Sequence[ArrayLayout],
+        shards: Iterable[Mapping[str, Any]],
+        remedy: str,
+        opened: OpenShards | None = None,
     ) -> None:
         """Prepare reading; nothing is opened yet.
 
@@ -50,23 +41,13 @@ class ShardReader:
             layouts: Its arrays, as the manifest describes them.
             shards: The manifest's entries: the fields of a `ShardRecord`, and `part_id`.
             remedy: What a user runs to have a damaged part written again; ends every error.
+            opened: Where open shards are kept; None: by this reader alone.
         """
         self._group, self._remedy = group, remedy
         self._layouts = {layout.name: layout for layout in layouts}
         self._records = {(shard["array"], shard["shard"]): (shard["n_bytes"], shard["part_id"]) for shard in shards}
-        self._forget()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in {"_open", "_lock", "_process"}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
-
-    def _forget(self) -> None:
-        self._open: OrderedDict[tuple[str, int], _Shard] = OrderedDict()
-        self._lock = threading.Lock()
-        self._process = os.getpid()
+        self._url = group.url
+        self._opened = OpenShards() if opened is None else opened
 
     def read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         """Return elements `start:stop` along axis 0 of an array, (stop - start, *tail).
@@ -79,6 +60,10 @@ class ShardReader:
             return np.empty((0, *layout.tail), layout.dtype)
         chunk, per_shard = layout.chunk, layout.chunks_per_shard
         first, last = start // chunk, -(-stop // chunk)
+        if last - first > per_shard:
+            # Wrong offsets may ask for more memory than there is.
+            for shard in range(first // per_shard, -(-last // per_shard)):
+                self._require_named(layout, shard)
         values = np.empty(((last - first) * chunk, *layout.tail), layout.dtype)
         out = values.view(np.uint8).reshape(last - first, -1)
         begin = first
@@ -101,28 +86,23 @@ class ShardReader:
         except ShardError as error:
             raise self._damaged(layout, number, str(error)) from error
 
-    def _shard(self, layout: ArrayLayout, number: int) -> _Shard:
-        if self._process != os.getpid():
-            self._forget()
-        key = (layout.name, number)
-        with self._lock:
-            shard = self._open.get(key)
-            if shard is not None:
-                self._open.move_to_end(key)
-                return shard
-        shard = self._opened(layout, number)
-        with self._lock:
-            self._open[key] = shard
-            if len(self._open) > MAX_OPEN_SHARDS:
-                self._open.popitem(last=False)
+    def _shard(self, layout: ArrayLayout, number: int) -> OpenShard:
+        key = (self._url, layout.name, number)
+        shard = self._opened.get(key)
+        if shard is None:
+            shard = self._open(layout, number)
+            self._opened.keep(key, shard)
         return shard
 
-    def _opened(self, layout: ArrayLayout, number: int) -> _Shard:
+    def _require_named(self, layout: ArrayLayout, number: int) -> None:
         if (layout.name, number) not in self._records:
             raise IntegrityError(
-                f"{self._group.url}/{layout.name}: the manifest names no shard {number}, so nothing vouches for its "
+                f"{self._url}/{layout.name}: the manifest names no shard {number}, so nothing vouches for its "
                 f"content; the caller's offsets are of another state of the store: read them again, or {self._remedy}"
             )
+
+    def _open(self, layout: ArrayLayout, number: int) -> OpenShard:
+        self._require_named(layout, number)
         expected = self._records[layout.name, number][0]
         try:
             blob = self._group.open(layout.key(number))
@@ -132,13 +112,12 @@ class ShardReader:
             raise ShardError(f"expected {expected} bytes, found {blob.n_bytes}")
         size = index_bytes(layout.chunks_per_shard)
         footer = _exactly(blob, expected - size, size)
-        return _Shard(blob, read_index(footer, layout.chunks_per_shard, expected))
+        return OpenShard(blob, read_index(footer, layout.chunks_per_shard, expected))
 
     def _damaged(self, layout: ArrayLayout, shard: int, problem: str) -> IntegrityError:
         part = self._records[layout.name, shard][1]
         return IntegrityError(
-            f"{self._group.url}/{layout.key(shard)}: {problem}; delete parts/{part}.json in {self._group.url} and "
-            f"{self._remedy}"
+            f"{self._url}/{layout.key(shard)}: {problem}; delete parts/{part}.json in {self._url} and {self._remedy}"
         )
 
 

@@ -17,6 +17,7 @@ from storage.blobs import Blobs
 from storage.fingerprints import combine
 from storage.label_statistics import LabelMap
 from storage.layout import PartPlan, PlannedCase, StoreConfig, load_manifest, load_plan
+from storage.open_shards import OpenShards
 from storage.shard_reader import ShardReader
 from storage.slice_writer import missing_parts, publish, write_part
 from storage.store_plan import plan_parts
@@ -54,9 +55,10 @@ class SliceStore:
     def __init__(self, root: Blobs) -> None:
         self.root = root
         self._readers: dict[str, ShardReader] = {}
+        self._opened = OpenShards()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "_readers": {}}
+        return {"root": self.root, "_readers": {}, "_opened": OpenShards()}
 
     def open(self, modality: str) -> ShardReader:
         """Return the reader of one modality's arrays.
@@ -68,7 +70,8 @@ class SliceStore:
             manifest = load_manifest(self.root, modality)
             layouts = list(StoreConfig(**manifest["config"]).array_layouts().values())
             remedy = f"materialise slice_store/{modality} again"
-            self._readers[modality] = ShardReader(self.root.below(modality), layouts, manifest["shards"], remedy)
+            group = self.root.below(modality)
+            self._readers[modality] = ShardReader(group, layouts, manifest["shards"], remedy, self._opened)
         return self._readers[modality]
 
     def read(

@@ -87,9 +87,9 @@ def assign_splits(
 
     A group has one split in all its modalities, and a recorded one keeps it for ever. Groups of one family share
     theirs: those that come later join the most held out split of the recorded ones. Within each modality, in canonical
-    order, groups without a split follow in the order of SHA-256 of `seed:group`: they fill test, then validation, each up to
-    its share of the modality's groups and at least one, then training. A modality with fewer than three groups goes to
-    training, but for groups that have their split from elsewhere.
+    order, groups without a split follow in the order of SHA-256 of `seed:group`: they fill test, then validation, each
+    up to its share of the modality's groups and at least one, then training. A modality with fewer than three groups
+    goes to training, but for groups that have their split from elsewhere.
 
     Args:
         groups: Columns modality and group, one row or more for each pair.

@@ -217,7 +217,7 @@ class TestDuplicates:
         assert splits["g7"] == splits["g8"]
         assert set(splits) == {*names(12), *names(6, "h")}
         alone = assign_splits(groups, {}, SplitFractions(0.25, 0.25), seed)
-        assert {split for split in splits.values()} == set(alone.values())
+        assert set(splits.values()) == set(alone.values())
 
     def test_a_new_group_joins_the_most_held_out_of_its_family_and_nothing_recorded_moves(self) -> None:
         recorded = {"a": "train", "b": "validation", "c": "test"}

@@ -1,6 +1,7 @@
 """Shards made without zarr are what zarr-python and TensorStore make and read; damage is found, never decoded."""
 
 import itertools
+import os
 import pickle
 import threading
 from pathlib import Path
@@ -16,9 +17,9 @@ from hypothesis import strategies as st
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
-from storage import shard_reader
 from storage.blobs import LocalBlobs
 from storage.errors import IntegrityError, StorageError
+from storage.open_shards import OpenShards
 from storage.shard_codec import (
     Compression,
     ShardEncoder,
@@ -51,13 +52,16 @@ def random_block(layout: ArrayLayout, seed: int) -> npt.NDArray[Any]:
     return block
 
 
-def group_of(root: Path, layout: ArrayLayout, blocks: list[npt.NDArray[Any]]) -> ShardReader:
+def group_of(
+    root: Path, layout: ArrayLayout, blocks: list[npt.NDArray[Any]], opened: OpenShards | None = None
+) -> ShardReader:
     """Write a group with one array of these shards, and return its reader."""
     place = LocalBlobs(root)
     place.put("zarr.json", group_metadata())
     place.put(f"{layout.name}/zarr.json", layout.metadata(len(blocks) * layout.shard))
     records = [put_shard(place, layout, number, layout.encode(block)) for number, block in enumerate(blocks)]
-    return ShardReader(place, [layout], [{**record.__dict__, "part_id": "part-0"} for record in records], "mend it")
+    named = [{**record.__dict__, "part_id": "part-0"} for record in records]
+    return ShardReader(place, [layout], named, "mend it", opened)
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
@@ -163,11 +167,10 @@ def test_an_index_that_points_nowhere_is_refused_even_with_a_right_checksum(entr
         read_index(entries + crc32c(entries), 2, 84)
 
 
-def test_threads_share_a_reader_that_keeps_few_shards_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_reader, "MAX_OPEN_SHARDS", 2)
-    layout = LAYOUTS[0]
+def test_threads_share_a_reader_that_keeps_few_shards_open(tmp_path: Path) -> None:
+    layout, opened = LAYOUTS[0], OpenShards(limit=2)
     blocks = [random_block(layout, seed) for seed in range(9)]
-    reader, expected = group_of(tmp_path, layout, blocks), np.concatenate(blocks)
+    reader, expected = group_of(tmp_path, layout, blocks, opened), np.concatenate(blocks)
     wrong: list[int] = []
 
     def work(seed: int) -> None:
@@ -183,6 +186,7 @@ def test_threads_share_a_reader_that_keeps_few_shards_open(tmp_path: Path, monke
     for thread in threads:
         thread.join()
     assert not wrong
+    assert len(opened) == 2
     assert len(list(Path("/proc/self/fd").iterdir())) < 100, "closed shards give their files back"
 
 
@@ -200,3 +204,21 @@ def test_a_shard_of_another_part_size_is_refused_when_opened(tmp_path: Path) -> 
     (tmp_path / "flat" / "c" / "0").write_bytes(b"short")
     with pytest.raises(IntegrityError, match=r"expected \d+ bytes, found 5; delete parts/part-0\.json.*mend it"):
         reader.read("flat", 0, 1)
+
+
+def test_offsets_of_another_store_are_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    reader = group_of(tmp_path, LAYOUTS[0], [random_block(LAYOUTS[0], 0)])
+    with pytest.raises(IntegrityError, match="names no shard 1"):
+        reader.read("flat", 0, 2**62)
+
+
+def test_a_forked_child_opens_its_own(tmp_path: Path) -> None:
+    layout = LAYOUTS[0]
+    block = random_block(layout, 0)
+    opened = OpenShards()
+    reader = group_of(tmp_path, layout, [block], opened)
+    reader.read("flat", 0, 9)
+    child = os.fork()
+    if not child:
+        os._exit(0 if np.array_equal(reader.read("flat", 3, 99), block[3:99]) and len(opened) == 1 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
