@@ -13,6 +13,7 @@ from pathlib import Path
 from pipelines.profile import ProfileError
 from pipelines.settings import InputError, Settings, read_settings
 from storage.errors import StorageError
+from storage.modalities import MODALITIES
 
 DAGSTER_YAML = """\
 telemetry:
@@ -82,6 +83,30 @@ def _evaluate(settings: Settings, args: argparse.Namespace) -> int:
     return 0
 
 
+def _verify(settings: Settings, args: argparse.Namespace) -> int:
+    from pipelines.tasks.store_care import published_modalities, repair_store, verify_stores
+    from pipelines.workspace import Workspace
+
+    workspace = Workspace(settings)
+    modalities = args.modality or published_modalities(workspace)
+    if not modalities:
+        raise FileNotFoundError(f"expected published stores in {settings.stores}, found none; run the ingest job")
+    damaged = verify_stores(workspace, modalities, _log)
+    if args.repair:
+        for modality in dict.fromkeys(damaged["modality"]):
+            repair_store(workspace, modality, _log)
+        return 0
+    return 1 if len(damaged) else 0
+
+
+def _erase(settings: Settings, args: argparse.Namespace) -> int:
+    from pipelines.tasks.store_care import erase_cases
+    from pipelines.workspace import Workspace
+
+    erase_cases(Workspace(settings), args.case, _log)
+    return 0
+
+
 def _make_teacher(_settings: Settings, args: argparse.Namespace) -> int:
     from medsam_core.stand_in import make_stand_in
 
@@ -116,6 +141,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("-o", "--output", type=Path, required=True, help="folder for the report")
     evaluate.add_argument("--groups", type=Path, help="CSV file,dataset,group")
     evaluate.set_defaults(run_command=_evaluate)
+
+    verify = commands.add_parser("verify", help="compare every byte of the slice stores with their manifests")
+    verify.add_argument("--modality", action="append", choices=MODALITIES, help="one store; all by default")
+    verify.add_argument("--repair", action="store_true", help="write what is damaged again, from the source")
+    verify.set_defaults(run_command=_verify)
+
+    erase = commands.add_parser("erase", help="withdraw cases for good and remove their pixels from the stores")
+    erase.add_argument("case", nargs="+", help="path below the data, without .npz")
+    erase.set_defaults(run_command=_erase)
 
     teacher = commands.add_parser("make-teacher", help="make the shipped stand-in teacher from synthetic data")
     teacher.add_argument("-o", "--output", type=Path, required=True, help="safetensors file to write")

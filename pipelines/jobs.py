@@ -12,23 +12,25 @@ _ABLATION_KEYS = dg.AssetSelection.key_prefixes(*[[variant.name] for variant in 
 _ABLATIONS_ONLY = _ABLATION_KEYS | dg.AssetSelection.assets(*evaluation.ABLATION_ASSETS)
 _REGISTERED = dg.AssetSelection.assets(evaluation.registered_model_report)
 
+_EVERY_BYTE = dg.AssetSelection.checks(*ingest.STORE_CHECKS)
+
 ingest_job = dg.define_asset_job(
     "ingest",
-    selection=dg.AssetSelection.assets(*ingest.ASSETS),
+    selection=dg.AssetSelection.assets(*ingest.ASSETS) - _EVERY_BYTE,
     config=_QUIET,
     description="From the folder of npz files to slice stores, index, release and pixel statistics.",
 )
 
 full_pipeline = dg.define_asset_job(
     "full_pipeline",
-    selection=dg.AssetSelection.all() - _ABLATIONS_ONLY - _REGISTERED,
+    selection=dg.AssetSelection.all() - _ABLATIONS_ONLY - _REGISTERED - _EVERY_BYTE,
     config=_QUIET,
     description=f"Everything for the variant `{PROPOSED.name}`: ingest, teacher, both stages, evaluation.",
 )
 
 ablations = dg.define_asset_job(
     "ablations",
-    selection=dg.AssetSelection.all() - _REGISTERED,
+    selection=dg.AssetSelection.all() - _REGISTERED - _EVERY_BYTE,
     config=_QUIET,
     description="All variants, and the table that compares them as the paper's Table 4 does.",
 )
@@ -40,6 +42,13 @@ reevaluate = dg.define_asset_job(
     description="Score the model behind the registry's `champion` alias on the newest release.",
 )
 
+verify_stores = dg.define_asset_job(
+    "verify_stores",
+    selection=_EVERY_BYTE,
+    config=_QUIET,
+    description="Compare every byte of every slice store with its manifest; `medsam verify --repair` mends.",
+)
+
 nightly_reevaluation = dg.ScheduleDefinition(
     name="nightly_reevaluation",
     job=reevaluate,
@@ -47,7 +56,7 @@ nightly_reevaluation = dg.ScheduleDefinition(
     description="Every night at 03:00 UTC; off until switched on.",
 )
 
-JOBS = [ingest_job, full_pipeline, ablations, reevaluate]
+JOBS = [ingest_job, full_pipeline, ablations, reevaluate, verify_stores]
 SCHEDULES = [nightly_reevaluation]
 
 ASSETS = [*ingest.ASSETS, *teacher.ASSETS, *students.ASSETS, *evaluation.ASSETS]

@@ -42,6 +42,8 @@ class StoreSettings(Config):
 
     chunk_bytes: Positive = 262_144
     chunks_per_shard: Positive = 256
+    codec: Literal["zstd", "lz4"] = "zstd"
+    """`lz4` reads about twice as fast and takes about 1.3 times the room."""
     part_shards: Positive = 8
     parts_per_step: Positive = 8
     """Parts written by one step."""

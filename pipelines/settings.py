@@ -8,9 +8,12 @@ Not here: any number that changes a result; those are in `pipelines.profile`.
 | MEDSAM_PROFILE | `sample`, `real`, `paper`, or the path of a YAML profile | `sample` |
 | MEDSAM_DATA | folder of npz files, for profiles whose source is a folder | none |
 | MEDSAM_GROUPS | CSV file,dataset,group: which files share a patient | `groups.csv` beside or in the data |
+| MEDSAM_STORES | path or `s3://bucket/prefix` of the slice stores | `stores` of the profile's state |
 | MEDSAM_TEACHER | path of the teacher's weights | the shipped stand-in |
 | MEDSAM_SEED | one number for both the plan's and the initialisation's seed | the profile's |
 | MEDSAM_EXECUTOR | `multiprocess` or `in_process` | `multiprocess` |
+| MEDSAM_WORKERS | processes and threads that read and write files in one step | the machine's cores |
+| MEDSAM_MEMORY | bytes of cases that one step holds at once, in all its processes | 4294967296 |
 | MLFLOW_TRACKING_URI | MLflow server or store | sqlite file under MEDSAM_HOME |
 """
 
@@ -37,8 +40,11 @@ class Settings:
     seed: str | None
     data: Path
     given_groups: Path | None
+    given_stores: str | None
     teacher: Path | None
     executor: str
+    workers: int
+    memory_bytes: int
     tracking_uri: str
 
     @property
@@ -53,6 +59,11 @@ class Settings:
         return self.given_groups or next((path for path in candidates if path.is_file()), None)
 
     @property
+    def stores(self) -> str:
+        """URL or path of the slice stores."""
+        return self.given_stores or str(self.state / "stores")
+
+    @property
     def mlflow_folder(self) -> Path:
         """Folder of MLflow's sqlite file and artefacts."""
         return self.home / "mlflow"
@@ -64,15 +75,37 @@ class Settings:
             "MEDSAM_PROFILE": self.profile_name,
             "MEDSAM_DATA": str(self.data),
             "MEDSAM_EXECUTOR": self.executor,
+            "MEDSAM_WORKERS": str(self.workers),
+            "MEDSAM_MEMORY": str(self.memory_bytes),
             "MLFLOW_TRACKING_URI": self.tracking_uri,
         }
-        optional = {"MEDSAM_GROUPS": self.given_groups, "MEDSAM_TEACHER": self.teacher, "MEDSAM_SEED": self.seed}
+        optional = {
+            "MEDSAM_GROUPS": self.given_groups,
+            "MEDSAM_STORES": self.given_stores,
+            "MEDSAM_TEACHER": self.teacher,
+            "MEDSAM_SEED": self.seed,
+        }
         return variables | {name: str(value) for name, value in optional.items() if value is not None}
 
 
 def _path(environment: Mapping[str, str], name: str) -> Path | None:
     value = environment.get(name)
     return Path(value).expanduser().absolute() if value else None
+
+
+def _url(environment: Mapping[str, str], name: str) -> str | None:
+    """Return a URL as it is, a path made absolute."""
+    value = environment.get(name)
+    return value if value and "://" in value else str(Path(value).expanduser().absolute()) if value else None
+
+
+def _count(environment: Mapping[str, str], name: str, default: int) -> int:
+    value = environment.get(name)
+    if not value:
+        return default
+    if not value.isdecimal() or int(value) < 1:
+        raise ProfileError(f"{name}: expected a whole number from 1 on, found {value!r}")
+    return int(value)
 
 
 def _profile_changes(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -114,7 +147,10 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         seed=env.get("MEDSAM_SEED") or None,
         data=data,
         given_groups=_path(env, "MEDSAM_GROUPS"),
+        given_stores=_url(env, "MEDSAM_STORES"),
         teacher=_path(env, "MEDSAM_TEACHER"),
         executor=executor,
+        workers=_count(env, "MEDSAM_WORKERS", os.cpu_count() or 1),
+        memory_bytes=_count(env, "MEDSAM_MEMORY", 4 * 2**30),
         tracking_uri=env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow' / 'mlflow.db'}",
     )

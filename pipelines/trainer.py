@@ -26,8 +26,8 @@ from medsam_core.training.teachers import CachedTeacher, OnlineTeacher, TeacherA
 from medsam_core.training.world import World
 from pipelines.profile import Profile
 from pipelines.settings import read_settings
-from pipelines.tasks.ingest import release_reader
 from pipelines.tasks.plans import load_plan
+from pipelines.tasks.releases import release_reader
 from pipelines.workspace import Workspace
 from storage.atomic import read_json
 from storage.teacher_cache import TeacherCache

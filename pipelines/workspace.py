@@ -10,6 +10,7 @@ from pathlib import Path
 from pipelines.profile import Profile
 from pipelines.settings import Settings
 from storage.artefacts import Artefacts
+from storage.blobs import Blobs, LocalBlobs, open_blobs
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Workspace:
         return Artefacts(self.settings.state / "artefacts")
 
     @property
-    def stores(self) -> Path:
-        """Root of the slice stores, one zarr group per modality."""
-        return self.settings.state / "stores"
+    def stores(self) -> Blobs:
+        """Place of the slice stores, one zarr group per modality."""
+        return open_blobs(self.settings.stores)
 
     @property
     def scan_file(self) -> Path:
@@ -39,10 +40,20 @@ class Workspace:
         return self.settings.state / "manifest" / "scan.parquet"
 
     @property
+    def adopted_file(self) -> Path:
+        """The release that training and evaluation were last given."""
+        return self.settings.state / "adopted_release.json"
+
+    @property
+    def withdrawn_file(self) -> Path:
+        """Ids of the cases that are never to be used again."""
+        return self.settings.state / "withdrawn.json"
+
+    @property
     def splits_file(self) -> Path:
         """The recorded assignment of groups to splits; it only ever grows."""
         return self.settings.state / "splits.json"
 
-    def cache_root(self, kind: str, fingerprint: str) -> Path:
-        """Folder of one teacher cache."""
-        return self.settings.state / "caches" / kind / fingerprint[:16]
+    def cache_root(self, kind: str, fingerprint: str) -> Blobs:
+        """Place of one teacher cache."""
+        return LocalBlobs(self.settings.state / "caches" / kind / fingerprint[:16])

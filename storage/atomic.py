@@ -46,6 +46,25 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     _sync_folder(path.parent)
 
 
+def create_bytes(path: Path, data: bytes) -> bool:
+    """Publish bytes under `path` atomically unless a file is there; return whether they were published."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # A link, unlike a rename, fails where the name is taken.
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+    return True
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Publish bytes under `path` atomically."""
     with atomic_file(path) as file:
@@ -54,7 +73,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
     """Publish a plain value as indented JSON with sorted keys, atomically."""
-    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:  # noqa: ANN401
+    """Return a plain value as indented JSON with sorted keys."""
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401
@@ -63,10 +87,19 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
     Raises:
         IntegrityError: If its text is not JSON.
     """
+    return parse_json(path.read_bytes(), str(path))
+
+
+def parse_json(data: bytes, where: str) -> Any:  # noqa: ANN401
+    """Return the value that JSON text describes.
+
+    Raises:
+        IntegrityError: If it is no JSON; the message begins with `where`.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(data)
     except ValueError as error:
-        raise IntegrityError(f"{path}: expected JSON, found: {error}; remove it and make it again") from error
+        raise IntegrityError(f"{where}: expected JSON, found: {error}; remove it and make it again") from error
 
 
 def write_parquet(path: Path, table: pd.DataFrame) -> None:

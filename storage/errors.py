@@ -19,6 +19,10 @@ class BadSampleError(StorageError):
         super().__init__(message)
         self.code = code
 
+    def __reduce__(self) -> tuple[type["BadSampleError"], tuple[str, str]]:
+        """Let the error cross from one process to another with its code."""
+        return BadSampleError, (self.code, str(self))
+
 
 class FingerprintMismatchError(StorageError):
     """Something on disk was made from other inputs than the caller asks for; the message lists every difference."""

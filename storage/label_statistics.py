@@ -2,7 +2,6 @@
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 LabelMap = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 LabelStatistics = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int32]]
@@ -19,18 +18,16 @@ def label_statistics(mask: LabelMap | None) -> LabelStatistics:
         areas: (L,) int64, pixels.
         boxes: (L, 4) int32, tight `xyxy_px` in the native slice, half-open.
     """
-    counts = np.zeros(1, np.int64) if mask is None else np.bincount(mask.reshape(-1))
-    counts[0] = 0
-    labels = np.flatnonzero(counts)
-    if mask is None or not labels.size:
+    if mask is None:
         return np.empty(0, np.int32), np.empty(0, np.int64), np.empty((0, 4), np.int32)
-    # Ids are made dense first: the search for boxes takes time and memory by the largest id.
-    dense = np.zeros(counts.size, dtype=np.int32)
-    dense[labels] = np.arange(1, labels.size + 1)
-    boxes = [_box(found) for found in ndimage.find_objects(dense[mask])]
-    return labels.astype(np.int32), counts[labels].astype(np.int64), np.array(boxes, np.int32)
-
-
-def _box(found: tuple[slice, ...]) -> tuple[int, int, int, int]:
-    rows, columns = found
-    return columns.start, rows.start, columns.stop, rows.stop
+    flat, width = mask.reshape(-1), mask.shape[1]
+    # Most of a map is background. Sorting what is left by label keeps each label's pixels in the order of rows.
+    pixels = np.flatnonzero(flat != 0)
+    pixels = pixels[np.argsort(flat[pixels], kind="stable")]
+    found = flat[pixels]
+    starts = np.flatnonzero(np.diff(found, prepend=np.zeros(1, found.dtype)))
+    ends = np.append(starts, pixels.size)[1:]
+    columns = pixels - pixels // width * width
+    left, right = (edge.reduceat(columns, starts) if starts.size else columns for edge in (np.minimum, np.maximum))
+    boxes = np.stack([left, pixels[starts] // width, right + 1, pixels[ends - 1] // width + 1], axis=1)
+    return found[starts].astype(np.int32), ends - starts, boxes.astype(np.int32)

@@ -33,6 +33,7 @@ REASONS: Final[dict[str, str]] = {
     "boxes_shape": "`boxes` is no (N, 4) or, for a volume, (N, 6) list of whole numbers with min <= max.",
     "spacing": "`spacing` is not three positive, finite numbers.",
     "no_modality": "Neither the file's name nor a folder above it states a known modality.",
+    "withdrawn": "The case was withdrawn; its file is not read.",
     "too_large": "The arrays promise more bytes than the source's limit allows.",
 }
 """Reason code of a rejected file -> what it means."""

@@ -7,7 +7,7 @@ A bad file is a row, never an error. Files are kept as columns; pixels are held 
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -68,13 +68,15 @@ def scan(
     progress: Callable[[int, int], None] | None = None,
     *,
     workers: int = 1,
+    withdrawn: Collection[str] = (),
     checkpoint: Callable[[pd.DataFrame], None] | None = None,
 ) -> pd.DataFrame:
     """Make the manifest of every `*.npz` file below a folder, sorted by case id.
 
     A row of `previous` is taken over without opening its file if size, clocks, modality and way of reading are equal;
-    only files that could not be opened are always tried again. Data set and group are read from `groups_csv` every
-    time; without a row there, the data set is the folders between modality and file, and a case is its own group.
+    only files that could not be opened, or were withdrawn, are always looked at again. Data set and group are read from
+    `groups_csv` every time; without a row there, the data set is the folders between modality and file, and a case is
+    its own group.
 
     Args:
         root: Source folder; linked folders below it are followed once.
@@ -83,6 +85,7 @@ def scan(
         previous: An earlier result for the same root.
         progress: Called with (files examined, files to examine) after each file.
         workers: Threads that read files; inflating and hashing run outside the interpreter's lock.
+        withdrawn: Cases that are rejected whatever their file holds, which is not read.
         checkpoint: Called now and then with a table of the rows so far, fit to be the `previous` of a later call.
 
     Returns:
@@ -96,9 +99,11 @@ def scan(
     files["modality"] = [_modality(case_id) for case_id in files["case_id"]]
     files["reader"] = fingerprint({"version": READER_VERSION, **asdict(config)})[:16]
     kept = _taken_over(files, previous)
+    files, refused = _apart(files, withdrawn)
+    kept = kept[~kept["case_id"].isin(refused["case_id"])]
     fresh = files[~files["case_id"].isin(kept["case_id"])]
     logger.info("%s: %d files, %d unchanged, %d to read", root, len(files), len(kept), len(fresh))
-    tables = [kept]
+    tables = [kept, refused]
     batches = _examine_all(root, fresh, config, progress or (lambda _done, _total: None), workers)
     for number, batch in enumerate(batches, start=1):
         tables.append(batch)
@@ -107,6 +112,14 @@ def scan(
     if groups is not None:
         _report_coverage(files["case_id"], groups)
     return _finished(tables, groups)
+
+
+def _apart(files: pd.DataFrame, withdrawn: Collection[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the files that may be used, and the rows of those that are withdrawn."""
+    out = files["case_id"].isin(withdrawn)
+    error = BadSampleError("withdrawn", "this case is withdrawn; it is not read")
+    refused = files[out].reset_index(drop=True)
+    return files[~out], refused.join(pd.DataFrame([_rejected_facts(error)] * len(refused)))
 
 
 def _modality(case_id: str) -> str:
@@ -118,7 +131,7 @@ def _taken_over(files: pd.DataFrame, previous: pd.DataFrame | None) -> pd.DataFr
     """Return the rows of `previous` that still hold for a listed file."""
     if previous is None or not set(COLUMNS) <= set(previous.columns):
         return _typed(pd.DataFrame(columns=list(COLUMNS)))
-    usable = _typed(previous[previous["reason_code"] != "unreadable"]).drop_duplicates("case_id")
+    usable = _typed(previous[~previous["reason_code"].isin(["unreadable", "withdrawn"])]).drop_duplicates("case_id")
     return files.merge(usable, on=_LISTED, how="inner", validate="one_to_one")
 
 

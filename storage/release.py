@@ -1,14 +1,11 @@
 """Dataset releases: a frozen, fingerprinted choice of labelled slices with their splits.
 
-What belongs here: assigning groups to splits, freezing, saving, comparing and checking a release. Not here: pixels, or
-where a release is kept. Training reads a release, never the slice index.
+What belongs here: freezing, saving, comparing and checking a release. Not here: who gets which split
+(`storage.splits`), pixels, where a release is kept. Training reads a release, never the slice index.
 """
 
-import hashlib
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -20,91 +17,15 @@ import pyarrow as pa
 from storage.atomic import read_json, write_json, write_parquet
 from storage.errors import IntegrityError, StorageError
 from storage.fingerprints import array_hash, combine, fingerprint, require_same
-from storage.modalities import MODALITIES
+from storage.splits import SPLITS
 
-SPLITS: Final = ("train", "validation", "test")
 FORMAT_VERSION: Final = 1
 """Bumped by hand whenever a release of the same slices would mean something else."""
 
 _TABLE: Final = "release.parquet"
 _SUMMARY: Final = "release.json"
 _SPLITS: Final = "splits.json"
-_SMALLEST_SPLIT_MODALITY: Final = 3
-
-
-@dataclass(frozen=True)
-class SplitFractions:
-    """Share of each modality's groups that validation and test get; training gets the rest."""
-
-    validation: float = 0.1
-    test: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Check the shares.
-
-        Raises:
-            ValueError: If one is not above 0, or nothing is left for training.
-        """
-        if min(self.validation, self.test) <= 0 or self.validation + self.test >= 1:
-            found = f"validation {self.validation}, test {self.test}"
-            raise ValueError(
-                f"split fractions: expected both above 0 and their sum below 1, found {found}; correct them"
-            )
-
-    def targets(self, n_groups: int) -> dict[str, int]:
-        """Return how many of a modality's groups test and validation should have, in the order they are filled."""
-        if n_groups < _SMALLEST_SPLIT_MODALITY:
-            return {"test": 0, "validation": 0}
-        n_test = min(max(1, round(self.test * n_groups)), n_groups - 2)
-        n_validation = min(max(1, round(self.validation * n_groups)), n_groups - n_test - 1)
-        return {"test": n_test, "validation": n_validation}
-
-
-def labelled_groups(index: pd.DataFrame) -> pd.DataFrame:
-    """Return the distinct (modality, group) pairs of the slices that have ground truth: what a release splits."""
-    return index.loc[index["gt_array"] != "", ["modality", "group"]].drop_duplicates(ignore_index=True)
-
-
-def assign_splits(
-    groups: pd.DataFrame, recorded: Mapping[str, str], fractions: SplitFractions, seed: int
-) -> dict[str, str]:
-    """Give every group a split (DESIGN decision 8).
-
-    A group has one split in all its modalities, and a recorded one keeps it for ever. Within each modality, in
-    canonical order, groups without a split follow in the order of SHA-256 of `seed:group`: they fill test, then
-    validation, each up to its share of the modality's groups and at least one, then training. A modality with fewer
-    than three groups goes to training, but for groups that have their split from elsewhere.
-
-    Args:
-        groups: Columns modality and group, one row or more for each pair.
-        recorded: Group -> split, as assigned before.
-        fractions: Shares of validation and test.
-        seed: The split's seed.
-
-    Returns:
-        Group -> split, of recorded groups and of those in `groups`.
-
-    Raises:
-        StorageError: If a recorded split or a modality is unknown.
-    """
-    _require_known("recorded splits", set(recorded.values()), SPLITS)
-    _require_known("modalities", set(groups["modality"].astype("str")), MODALITIES)
-    splits = dict(recorded)
-    for modality in MODALITIES:
-        members = groups.loc[groups["modality"] == modality, "group"].astype("str").unique().tolist()
-        ordered = sorted(members, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
-        taken = Counter(splits[group] for group in members if group in splits)
-        waiting = iter([group for group in ordered if group not in splits])
-        for split, target in fractions.targets(len(members)).items():
-            splits.update(dict.fromkeys(islice(waiting, max(0, target - taken[split])), split))
-        splits.update(dict.fromkeys(waiting, "train"))
-    return splits
-
-
-def _require_known(what: str, found: set[str], known: tuple[str, ...]) -> None:
-    unknown = sorted(found - set(known))
-    if unknown:
-        raise StorageError(f"{what}: expected {', '.join(known)}, found {', '.join(unknown)}; correct them")
+_LEFT_OUT: Final = "left_out.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +38,8 @@ class Release:
     """Group -> split, of the groups in `table`."""
     fingerprints: dict[str, str]
     """`train`, `validation` and `test`: what each one's slices are; `all`: those three together."""
+    left_out: pd.DataFrame
+    """case_id, split, kept_in: cases whose content a more held out split has, so that it must not be met here."""
 
     def split(self, name: str) -> pd.DataFrame:
         """Return the rows of one split, numbered from 0.
@@ -124,12 +47,16 @@ class Release:
         Raises:
             StorageError: If there is no such split.
         """
-        _require_known("split", {name}, SPLITS)
+        if name not in SPLITS:
+            raise StorageError(f"split: expected {', '.join(SPLITS)}, found {name}; correct it")
         return self.table[self.table["split"] == name].reset_index(drop=True)
 
 
 def make_release(index: pd.DataFrame, splits: Mapping[str, str]) -> Release:
     """Freeze the slices that have ground truth.
+
+    Content that cases of several splits share, because their groups were recorded before it was found to be the same,
+    stays in the most held out of them and is left out of the others.
 
     Args:
         index: The slice index.
@@ -142,12 +69,31 @@ def make_release(index: pd.DataFrame, splits: Mapping[str, str]) -> Release:
     twice = table.loc[table.duplicated(["case_id", "z"]), "case_id"].unique().tolist()
     if twice:
         raise StorageError(f"slice index: expected each slice once, found some twice in {twice[:20]}; build it again")
-    used = table["group"].astype("str").unique().tolist()
-    lacking = [group for group in used if group not in splits]
+    lacking = [group for group in table["group"].astype("str").unique() if group not in splits]
     if lacking:
         raise StorageError(f"splits: expected one for each group, found none for {lacking[:20]}; assign splits again")
     table["split"] = table["group"].astype("str").map(dict(splits)).astype("str")
-    return Release(table, {group: splits[group] for group in used}, _fingerprints(table))
+    left_out = _leaking(table)
+    table = table[~table["case_id"].isin(left_out["case_id"])].reset_index(drop=True)
+    used = table["group"].astype("str").unique()
+    return Release(table, {group: splits[group] for group in used}, _fingerprints(table), left_out)
+
+
+def _leaking(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the cases whose content a more held out split has: case_id, split, kept_in."""
+    cases = table[["case_id", "content_hash", "split"]].drop_duplicates("case_id").astype("str")
+    rank = cases["split"].map(SPLITS.index)
+    highest = rank.groupby(cases["content_hash"]).transform("max")
+    found = cases.assign(kept_in=[SPLITS[number] for number in highest])[rank < highest]
+    return found[["case_id", "split", "kept_in"]].reset_index(drop=True)
+
+
+def duplicates(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the content that several cases of a table share: content_hash, cases, groups (how many), case_ids."""
+    cases = table[["case_id", "content_hash", "group"]].drop_duplicates("case_id").astype("str")
+    shared = cases[cases.duplicated("content_hash", keep=False)].groupby("content_hash")
+    found = shared.agg(cases=("case_id", "size"), groups=("group", "nunique"), case_ids=("case_id", ", ".join))
+    return found.reset_index()
 
 
 def _fingerprints(table: pd.DataFrame) -> dict[str, str]:
@@ -174,6 +120,7 @@ def save_release(folder: Path, release: Release) -> None:
     """Write a release into a folder: its table, its splits and, last, its summary."""
     write_parquet(folder / _TABLE, release.table)
     write_json(folder / _SPLITS, release.splits)
+    write_json(folder / _LEFT_OUT, release.left_out.to_dict("records"))
     summary = {
         "format": FORMAT_VERSION,
         "fingerprints": release.fingerprints,
@@ -190,7 +137,7 @@ def load_release(folder: Path) -> Release:
         IntegrityError: If a file cannot be read.
         FingerprintMismatchError: If its table or splits are not what was frozen.
     """
-    missing = [name for name in (_TABLE, _SPLITS, _SUMMARY) if not (folder / name).is_file()]
+    missing = [name for name in (_TABLE, _SPLITS, _LEFT_OUT, _SUMMARY) if not (folder / name).is_file()]
     if missing:
         raise StorageError(f"{folder}: expected a release, found no {', '.join(missing)}; freeze it again")
     summary = read_json(folder / _SUMMARY)
@@ -204,7 +151,24 @@ def load_release(folder: Path) -> Release:
     assigned = dict(zip(table["group"].astype("str"), table["split"].astype("str"), strict=True))
     found = {"fingerprints": _fingerprints(table), "splits": assigned}
     require_same(f"release in {folder}", {"fingerprints": summary["fingerprints"], "splits": splits}, found, remedy)
-    return Release(table, splits, summary["fingerprints"])
+    left_out = pd.DataFrame(read_json(folder / _LEFT_OUT), columns=["case_id", "split", "kept_in"])
+    return Release(table, splits, summary["fingerprints"], left_out)
+
+
+def recomputed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """List what moving from one release to another makes anew, by the fingerprints of their splits.
+
+    What is made from the training split alone stays as it is while that is the same.
+    """
+    changed = {split for split in SPLITS if old.get(split) != new.get(split)}
+    lines = []
+    if "train" in changed:
+        lines += ["pixel_statistics", "distillation_plan and finetuning_plan", "teacher_checkpoint, if trained here"]
+        lines += ["teacher_embeddings and teacher_logits", "student_distilled and student_finetuned of every variant"]
+    if changed:
+        lines += ["baseline_predictions, predictions and evaluation_report of every variant", "ablation_report"]
+        lines += ["registered_model_report"]
+    return lines
 
 
 def release_difference(old: Release, new: Release) -> dict[str, list[str]]:

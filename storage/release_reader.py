@@ -5,13 +5,13 @@ elsewhere. Rows whose part is no longer published are therefore looked up again 
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from storage.blobs import Blobs
 from storage.errors import IntegrityError, StorageError
 from storage.label_statistics import LabelMap
 from storage.layout import load_manifest
@@ -30,11 +30,11 @@ class ReleaseReader:
     leaves the table behind.
     """
 
-    def __init__(self, root: Path, table: pd.DataFrame) -> None:
+    def __init__(self, root: Blobs, table: pd.DataFrame) -> None:
         """Prepare reading.
 
         Args:
-            root: Folder of all stores.
+            root: Place of all stores.
             table: Rows with the columns of the slice index; row i is the i-th, whatever the table's own row labels.
 
         Raises:
@@ -76,13 +76,29 @@ class ReleaseReader:
             IndexError: If there is no such row.
             IntegrityError: If bytes are missing or fail their checksum.
         """
-        if not 0 <= row < len(self):
-            raise IndexError(f"row: expected 0 to {len(self) - 1}, found {row}")
-        height, width, channels = (int(size) for size in self._shape[row])
+        self._require(row)
+        height, width, channels = self._shape[row].tolist()
         shape = (height, width) if channels == 1 else (height, width, channels)
         gt_array = _GT_ARRAYS[self._gt_array[row]]
         modality = self._names[self._modality[row]]
         return self._store.read(modality, int(self._img_offset[row]), shape, gt_array, int(self._gt_offset[row]))
+
+    def read_batch(self, rows: Sequence[int]) -> list[tuple[npt.NDArray[np.uint8], LabelMap | None]]:
+        """Return what `read` gives for each row, in the order of `rows`, read in the order in which they are stored.
+
+        Raises:
+            IndexError: If there is no such row.
+            IntegrityError: If bytes are missing or fail their checksum.
+        """
+        for row in rows:
+            self._require(row)
+        order = np.lexsort((self._img_offset[list(rows)], self._modality[list(rows)])).tolist()
+        slices = {i: self.read(rows[i]) for i in order}
+        return [slices[i] for i in range(len(rows))]
+
+    def _require(self, row: int) -> None:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row: expected 0 to {len(self) - 1}, found {row}")
 
     def read_case(self, rows: Sequence[int]) -> tuple[npt.NDArray[np.uint8], LabelMap | None]:
         """Return the slices of a volume stacked along a new axis 0, in the order of `rows`.
@@ -102,7 +118,7 @@ class ReleaseReader:
         return np.stack([image for image, _ in slices]), labels
 
 
-def _places(root: Path, table: pd.DataFrame, modalities: Sequence[str]) -> pd.DataFrame:
+def _places(root: Blobs, table: pd.DataFrame, modalities: Sequence[str]) -> pd.DataFrame:
     """Return where each row lies now: `_PLACE`, in the order of the table."""
     published = {part["part_id"] for name in modalities for part in load_manifest(root, name)["parts"]}
     places = table[["modality", *_KEY, *_PLACE]].reset_index(drop=True)
@@ -114,7 +130,7 @@ def _places(root: Path, table: pd.DataFrame, modalities: Sequence[str]) -> pd.Da
     return places[_PLACE]
 
 
-def _found_again(root: Path, modality: str, keys: pd.DataFrame) -> npt.NDArray[Any]:
+def _found_again(root: Blobs, modality: str, keys: pd.DataFrame) -> npt.NDArray[Any]:
     rows = published_rows(root, modality, [*_KEY, *_PLACE])
     found = keys.merge(rows, on=_KEY, how="left")
     lost = found.loc[found["img_offset"].isna(), "case_id"].unique().tolist()

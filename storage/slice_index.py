@@ -7,17 +7,16 @@ when the index is built, so that a changed map of groups needs no pixel to be st
 """
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.atomic import atomic_file
+from storage.blobs import Blobs
 from storage.errors import IntegrityError, StorageError
 from storage.label_statistics import label_statistics
-from storage.layout import GT_ARRAYS, load_manifest, part_index_path
+from storage.layout import GT_ARRAYS, fragment_key, load_manifest, rows_key
 from storage.modalities import MODALITIES
 from storage.npz_source import NpzCase
 
@@ -86,18 +85,18 @@ def slice_row(case: NpzCase, z: int, img_offset: int, gt_offset: int) -> dict[st
     }
 
 
-def write_part_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Publish a part's rows as parquet, atomically."""
-    table = pa.Table.from_pylist(list(rows), schema=PART_SCHEMA)
-    with atomic_file(path) as file:
-        pq.write_table(table, file, compression="zstd")
+def encode_rows(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Return a part's rows as parquet."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=PART_SCHEMA), sink, compression="zstd")
+    return cast("bytes", sink.getvalue().to_pybytes())
 
 
-def published_rows(root: Path, modality: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+def published_rows(root: Blobs, modality: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Return the rows of a modality's published parts, sorted by case and z.
 
     Args:
-        root: Folder of all stores.
+        root: Place of all stores.
         modality: Canonical modality name.
         columns: Which of `PART_SCHEMA` to read; all if None. Must hold `case_id` and `z`.
 
@@ -107,26 +106,26 @@ def published_rows(root: Path, modality: str, columns: Sequence[str] | None = No
     """
     schema = PART_SCHEMA if columns is None else pa.schema([PART_SCHEMA.field(name) for name in columns])
     parts = load_manifest(root, modality)["parts"]
-    tables = [_read_rows(part_index_path(root, modality, part["part_id"]), schema) for part in parts]
+    tables = [_read_rows(root.below(modality), part["part_id"], schema) for part in parts]
     rows: pd.DataFrame = pa.concat_tables([schema.empty_table(), *tables]).to_pandas()
     return rows.sort_values(["case_id", "z"], ignore_index=True)
 
 
-def _read_rows(path: Path, schema: pa.Schema) -> pa.Table:
+def _read_rows(group: Blobs, part_id: str, schema: pa.Schema) -> pa.Table:
     try:
-        return pq.read_table(path, columns=schema.names).cast(schema)
-    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        return pq.read_table(pa.BufferReader(group.read(rows_key(part_id))), columns=schema.names).cast(schema)
+    except (FileNotFoundError, OSError, pa.ArrowInvalid) as error:
         raise IntegrityError(
-            f"{path}: expected the index rows of a part, found none or a damaged file ({error}); delete "
-            f"{path.with_suffix('.json').name} beside it and materialise the slice store again"
+            f"{group.url}/{rows_key(part_id)}: expected the index rows of a part, found none or damaged ones "
+            f"({error}); delete {fragment_key(part_id)} beside them and materialise the slice store again"
         ) from error
 
 
-def build_index(root: Path, modalities: Iterable[str], manifest: pd.DataFrame) -> pd.DataFrame:
+def build_index(root: Blobs, modalities: Iterable[str], manifest: pd.DataFrame) -> pd.DataFrame:
     """Return the slice index of published stores, sorted by modality (canonical order), case and z.
 
     Args:
-        root: Folder of all stores.
+        root: Place of all stores.
         modalities: Which of them.
         manifest: The raw manifest the stores were made from; gives each case's data set and group.
 

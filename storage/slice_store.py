@@ -8,16 +8,17 @@ planning (`storage.store_plan`), writing (`storage.slice_writer`), the byte form
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from storage.blobs import Blobs
 from storage.fingerprints import combine
 from storage.label_statistics import LabelMap
-from storage.layout import PartPlan, PlannedCase, StoreConfig, load_manifest, load_plan, modality_folder
-from storage.shards import ShardReader
+from storage.layout import PartPlan, PlannedCase, StoreConfig, load_manifest, load_plan
+from storage.open_shards import OpenShards
+from storage.shard_reader import ShardReader
 from storage.slice_writer import missing_parts, publish, write_part
 from storage.store_plan import plan_parts
 
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 
-def store_fingerprint(root: Path, modalities: Iterable[str]) -> str:
+def store_fingerprint(root: Blobs, modalities: Iterable[str]) -> str:
     """Return one fingerprint over the published stores of these modalities.
 
     Raises:
@@ -51,12 +52,13 @@ class SliceStore:
     Nothing is opened before it is read from; a pickled copy opens its own.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Blobs) -> None:
         self.root = root
         self._readers: dict[str, ShardReader] = {}
+        self._opened = OpenShards()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "_readers": {}}
+        return {"root": self.root, "_readers": {}, "_opened": OpenShards()}
 
     def open(self, modality: str) -> ShardReader:
         """Return the reader of one modality's arrays.
@@ -68,8 +70,8 @@ class SliceStore:
             manifest = load_manifest(self.root, modality)
             layouts = list(StoreConfig(**manifest["config"]).array_layouts().values())
             remedy = f"materialise slice_store/{modality} again"
-            folder = modality_folder(self.root, modality)
-            self._readers[modality] = ShardReader(folder, layouts, manifest["shards"], remedy)
+            group = self.root.below(modality)
+            self._readers[modality] = ShardReader(group, layouts, manifest["shards"], remedy, self._opened)
         return self._readers[modality]
 
     def read(

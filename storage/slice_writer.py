@@ -7,71 +7,79 @@ A part is committed by its fragment, a small JSON file written last. `publish` g
 without which nothing is read.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from storage.atomic import read_json, remove_partials, write_bytes, write_json
+from storage.blobs import Blobs, seal, unseal
 from storage.errors import IntegrityError, StorageError
-from storage.fingerprints import combine, file_hash
+from storage.fingerprints import combine
 from storage.layout import (
     GT_ARRAYS,
+    MANIFEST,
     STORE_VERSION,
     PartPlan,
     PlannedCase,
     StoreConfig,
     StoreLayout,
-    fragment_path,
+    fragment_key,
     load_layout,
-    lock_path,
-    modality_folder,
-    part_index_path,
+    rows_key,
 )
-from storage.locks import exclusive_lock, shared_lock
 from storage.npz_source import NpzCase
-from storage.shards import ARRAY_METADATA, ArrayLayout, ShardWriter, group_metadata, record_from, record_problem
-from storage.slice_index import slice_row, write_part_rows
+from storage.shards import ARRAY_METADATA, ArrayLayout, ShardWriter, group_metadata, record_from
+from storage.slice_index import encode_rows, slice_row
 
 LoadCase = Callable[[str], NpzCase]
 
 
-def missing_parts(root: Path, modality: str, plan: Sequence[PartPlan]) -> list[PartPlan]:
-    """Return the parts of a plan that are not on disk, whole and of the planned fingerprint.
+def missing_parts(root: Blobs, modality: str, plan: Sequence[PartPlan]) -> list[PartPlan]:
+    """Return the parts of a plan that are not there, whole and of the planned fingerprint.
 
-    Looks at fragments and at the presence and size of files, not at their content.
+    Looks at fragments and at the presence and size of blobs, not at their content.
     """
-    config = load_layout(root, modality).config
-    return [part for part in plan if _committed(root, part, config) is None]
+    group, config = root.below(modality), load_layout(root, modality).config
+    sizes = group.sizes()
+    return [part for part in plan if _committed(group, part, config, sizes) is None]
 
 
-def _committed(root: Path, part: PartPlan, config: StoreConfig) -> dict[str, Any] | None:
-    """Return the fragment of a part if the part is whole, else None."""
-    path = fragment_path(root, part)
-    if not path.is_file():
+def _committed(
+    group: Blobs, part: PartPlan, config: StoreConfig, sizes: Mapping[str, int] | None = None
+) -> dict[str, Any] | None:
+    """Return the fragment of a part if the part is whole, else None; `sizes` spares asking for each blob."""
+    size_of = group.size if sizes is None else sizes.get
+    if size_of(fragment_key(part.part_id)) is None:
         return None
-    fragment: dict[str, Any] = read_json(path)
-    folder, layouts = modality_folder(root, part.modality), config.array_layouts()
-    rows = part_index_path(root, part.modality, part.part_id)
-    whole = (
-        fragment["fingerprint"] == part.fingerprint
-        and rows.is_file()
-        and rows.stat().st_size == fragment["index"]["n_bytes"]
-        and not any(record_problem(folder, layouts[shard["array"]], record_from(shard)) for shard in fragment["shards"])
-    )
-    return fragment if whole else None
+    fragment = _fragment(group, part.part_id)
+    if fragment is None:
+        return None
+    layouts = config.array_layouts()
+    expected = {rows_key(part.part_id): fragment["index"]["n_bytes"]}
+    for record in map(record_from, fragment["shards"]):
+        expected[layouts[record.array].key(record.shard)] = record.n_bytes
+    whole = all(size_of(key) == n_bytes for key, n_bytes in expected.items())
+    return fragment if whole and fragment["fingerprint"] == part.fingerprint else None
 
 
-def write_part(root: Path, plan: PartPlan, load_case: LoadCase) -> dict[str, Any]:
+def _fragment(group: Blobs, part_id: str) -> dict[str, Any] | None:
+    """Return a fragment as it was sealed, None if it is altered: its part then counts as missing."""
+    try:
+        return unseal(group.read(fragment_key(part_id)), part_id)
+    except IntegrityError:
+        return None
+
+
+def write_part(root: Blobs, plan: PartPlan, load_case: LoadCase) -> dict[str, Any]:
     """Write one part: its shards, then its index rows, then the fragment that commits it.
 
-    At most one shard of each array and one case are in memory. A part that is already whole is not written again;
-    writing again what a killed process left gives the same bytes.
+    At most one compressed shard of each array and one case are in memory. A part that is already whole is not written
+    again; writing again what a killed process left gives the same bytes.
 
     Args:
-        root: Folder of all stores.
+        root: Place of all stores.
         plan: The part, one of the recorded plan.
         load_case: Returns a case by its id.
 
@@ -81,16 +89,29 @@ def write_part(root: Path, plan: PartPlan, load_case: LoadCase) -> dict[str, Any
     Raises:
         BusyError: If another process is planning or publishing this store.
         StorageError: If the plan was replaced, or a case is no longer the one planned.
+        IntegrityError: If another process has meanwhile written the part with other bytes.
     """
-    with shared_lock(lock_path(root, plan.modality), what=f"slice store {plan.modality}"):
+    group = root.below(plan.modality)
+    with group.shared(f"slice store {plan.modality}"):
         layout = load_layout(root, plan.modality)
         if plan not in layout.parts:
             raise _replaced(plan.modality, plan.part_id)
-        fragment = _committed(root, plan, layout.config)
+        fragment = _committed(group, plan, layout.config)
         if fragment is None:
-            fragment = _write_part(root, plan, layout.config, load_case)
-            write_json(fragment_path(root, plan), fragment)
+            # What commits a part that is not whole would commit what is about to be written before it is there.
+            group.delete(fragment_key(plan.part_id))
+            fragment = _write_part(group, plan, layout.config, load_case)
+            _commit(group, plan, fragment)
     return fragment
+
+
+def _commit(group: Blobs, plan: PartPlan, fragment: dict[str, Any]) -> None:
+    key = fragment_key(plan.part_id)
+    if not group.create(key, seal(fragment)) and group.read(key) != seal(fragment):
+        raise IntegrityError(
+            f"{group.url}/{key}: expected the fragment just written, found another writer's with other bytes; use one "
+            "version of this project and its libraries on all machines, delete the fragment and run again"
+        )
 
 
 def _replaced(modality: str, what: str) -> StorageError:
@@ -100,10 +121,9 @@ def _replaced(modality: str, what: str) -> StorageError:
     )
 
 
-def _write_part(root: Path, plan: PartPlan, config: StoreConfig, load_case: LoadCase) -> dict[str, Any]:
-    folder = modality_folder(root, plan.modality)
+def _write_part(group: Blobs, plan: PartPlan, config: StoreConfig, load_case: LoadCase) -> dict[str, Any]:
     writers = {
-        name: ShardWriter(folder, layout, plan.first_shard[name], plan.n_shards[name])
+        name: ShardWriter(group, layout, plan.first_shard[name], plan.n_shards[name])
         for name, layout in config.array_layouts().items()
     }
     rows: list[dict[str, Any]] = []
@@ -112,15 +132,17 @@ def _write_part(root: Path, plan: PartPlan, config: StoreConfig, load_case: Load
         found = _write_case(_checked(load_case(planned.case_id), planned), writers)
         rows += [{**row, **named, "part_id": plan.part_id} for row in found]
     records = [record for writer in writers.values() for record in writer.close()]
-    index = part_index_path(root, plan.modality, plan.part_id)
-    write_part_rows(index, rows)
+    index = encode_rows(rows)
+    group.put(rows_key(plan.part_id), index)
     return {
         "format_version": STORE_VERSION,
         "part_id": plan.part_id,
         "fingerprint": plan.fingerprint,
+        "first_shard": plan.first_shard,
+        "n_shards": plan.n_shards,
         "n_cases": len(plan.cases),
         "n_slices": len(rows),
-        "index": {"n_bytes": index.stat().st_size, "sha256": file_hash(index)},
+        "index": {"n_bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()},
         "shards": [asdict(record) for record in records],
     }
 
@@ -145,11 +167,11 @@ def _write_case(case: NpzCase, writers: dict[str, ShardWriter]) -> list[dict[str
     return rows
 
 
-def publish(root: Path, modality: str, plan: Sequence[PartPlan]) -> dict[str, Any]:
+def publish(root: Blobs, modality: str, plan: Sequence[PartPlan]) -> dict[str, Any]:
     """Publish a modality's parts: array metadata, then the manifest, then away with what it does not name.
 
     Args:
-        root: Folder of all stores.
+        root: Place of all stores.
         modality: Canonical modality name.
         plan: The whole recorded plan.
 
@@ -161,27 +183,35 @@ def publish(root: Path, modality: str, plan: Sequence[PartPlan]) -> dict[str, An
         StorageError: If the plan is not the recorded one.
         IntegrityError: If a part is missing.
     """
-    folder = modality_folder(root, modality)
-    with exclusive_lock(lock_path(root, modality), what=f"slice store {modality}"):
+    group = root.below(modality)
+    with group.exclusive(f"slice store {modality}"):
+        # Before the plan: a manifest published for a newer plan since then is never replaced by this one.
+        before = group.read_version(MANIFEST)
         layout = load_layout(root, modality)
         if list(plan) != layout.parts:
             raise _replaced(modality, f"{len(plan)} parts")
-        fragments = _fragments(root, layout)
-        manifest = _manifest(modality, layout, fragments)
-        write_bytes(folder / ARRAY_METADATA, group_metadata())
+        manifest = _manifest(modality, layout, _fragments(group, modality, layout))
+        _put_changed(group, ARRAY_METADATA, group_metadata())
         for name, array in layout.config.array_layouts().items():
-            write_bytes(folder / name / ARRAY_METADATA, array.metadata(manifest["arrays"][name]["length"]))
-        write_json(folder / "manifest.json", manifest)
-        _remove_unnamed(folder, layout, manifest)
+            _put_changed(group, f"{name}/{ARRAY_METADATA}", array.metadata(manifest["arrays"][name]["length"]))
+        group.replace(MANIFEST, seal(manifest), before and before[1])
+        _remove_unnamed(group, layout, manifest)
     return manifest
 
 
-def _fragments(root: Path, layout: StoreLayout) -> list[dict[str, Any]]:
-    found = [(part, _committed(root, part, layout.config)) for part in layout.parts]
+def _put_changed(group: Blobs, key: str, data: bytes) -> None:
+    found = group.read_version(key)
+    if found is None or found[0] != data:
+        group.put(key, data)
+
+
+def _fragments(group: Blobs, modality: str, layout: StoreLayout) -> list[dict[str, Any]]:
+    sizes = group.sizes()
+    found = [(part, _committed(group, part, layout.config, sizes)) for part in layout.parts]
     missing = [part.part_id for part, fragment in found if fragment is None]
     if missing:
         raise IntegrityError(
-            f"slice store {layout.parts[0].modality}: expected {len(found)} whole parts, found {len(missing)} missing: "
+            f"slice store {modality}: expected {len(found)} whole parts, found {len(missing)} missing: "
             f"{', '.join(missing[:5])}; write them, then publish again"
         )
     return [fragment for _, fragment in found if fragment is not None]
@@ -196,22 +226,41 @@ def _manifest(modality: str, layout: StoreLayout, fragments: Sequence[dict[str, 
         "config": asdict(layout.config),
         # Lengths only grow, so that a reader of the manifest before still finds its elements.
         "arrays": {name: _array_entry(array, layout.next_shard[name]) for name, array in arrays.items()},
+        "next_part": layout.next_part,
         "parts": [{key: value for key, value in item.items() if key != "shards"} for item in fragments],
         "shards": [{**shard, "part_id": item["part_id"]} for item in fragments for shard in item["shards"]],
     }
+
+
+def fragment_of(manifest: dict[str, Any], part_id: str) -> dict[str, Any]:
+    """Return the fragment of a part as a manifest repeats it."""
+    (part,) = [item for item in manifest["parts"] if item["part_id"] == part_id]
+    own = [shard for shard in manifest["shards"] if shard["part_id"] == part_id]
+    return {**part, "shards": [{key: value for key, value in shard.items() if key != "part_id"} for shard in own]}
 
 
 def _array_entry(array: ArrayLayout, n_shards: int) -> dict[str, Any]:
     return {"dtype": array.dtype, "chunk": array.chunk, "shard": array.shard, "length": array.shard * n_shards}
 
 
-def _remove_unnamed(folder: Path, layout: StoreLayout, manifest: dict[str, Any]) -> None:
+def _remove_unnamed(group: Blobs, layout: StoreLayout, manifest: dict[str, Any]) -> None:
+    """Delete shards and parts that the manifest does not name, of numbers that its plan has given out.
+
+    Where writers cannot be locked out, one may already be at work on parts of a newer plan, whose numbers are higher.
+    """
     arrays = layout.config.array_layouts()
-    named = {arrays[shard["array"]].path(folder, shard["shard"]) for shard in manifest["shards"]}
+    named = {arrays[shard["array"]].key(shard["shard"]) for shard in manifest["shards"]}
     for part in manifest["parts"]:
-        named |= {folder / "parts" / f"{part['part_id']}.{suffix}" for suffix in ("json", "parquet")}
-    for candidates in (folder / "parts", *(folder / name / "c" for name in arrays)):
-        for path in candidates.glob("*"):
-            if path not in named:
-                path.unlink(missing_ok=True)
-    remove_partials(folder)
+        named |= {fragment_key(part["part_id"]), rows_key(part["part_id"])}
+    limits = {f"{name}/c": layout.next_shard[name] for name in arrays} | {"parts": layout.next_part}
+    for folder, limit in limits.items():
+        for key in group.sizes(folder):
+            if key not in named and _number(key) < limit:
+                group.delete(key)
+    group.sweep()
+
+
+def _number(key: str) -> int:
+    """Return the shard's or part's number of a key: `imgs/c/12`, `parts/part-00012-1a2b3c4d.json`."""
+    name = key.rsplit("/", 1)[-1]
+    return int(name.split("-")[1] if name.startswith("part-") else name)

@@ -4,28 +4,25 @@ What belongs here: the first plan and replanning after the source changed. Not h
 """
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from storage.atomic import write_json
+from storage.blobs import Blobs, seal
 from storage.errors import StorageError
 from storage.layout import (
+    LAYOUT,
     PartPlan,
     PlannedCase,
     StoreConfig,
     StoreLayout,
-    load_layout,
-    lock_path,
-    modality_folder,
     part_fingerprint,
+    read_layout,
 )
-from storage.locks import exclusive_lock
 from storage.shards import round_up
 
 
-def plan_parts(root: Path, modality: str, manifest_rows: pd.DataFrame, config: StoreConfig) -> list[PartPlan]:
+def plan_parts(root: Blobs, modality: str, manifest_rows: pd.DataFrame, config: StoreConfig) -> list[PartPlan]:
     """Decide and record which parts hold a modality's cases, keeping every part whose cases are unchanged.
 
     The first time the cases are taken in the order of their ids. Later a part with a changed or removed case is planned
@@ -33,7 +30,7 @@ def plan_parts(root: Path, modality: str, manifest_rows: pd.DataFrame, config: S
     whose bytes would differ under another `config` are planned anew as well.
 
     Args:
-        root: Folder of all stores.
+        root: Place of all stores.
         modality: Canonical modality name.
         manifest_rows: Accepted rows of this modality from the raw manifest.
         config: How the store is cut.
@@ -45,12 +42,12 @@ def plan_parts(root: Path, modality: str, manifest_rows: pd.DataFrame, config: S
         BusyError: If another process is planning, writing or publishing this store.
     """
     wanted = planned_cases(manifest_rows)
-    with exclusive_lock(lock_path(root, modality), what=f"slice store {modality}"):
-        path = modality_folder(root, modality) / "layout.json"
-        before = load_layout(root, modality) if path.is_file() else StoreLayout(config)
+    group = root.below(modality)
+    with group.exclusive(f"slice store {modality}"):
+        before, version = read_layout(group) or (StoreLayout(config), None)
         after = _replanned(modality, before, wanted, config)
-        if not path.is_file() or after != before:
-            write_json(path, after.to_json())
+        if version is None or after != before:
+            group.replace(LAYOUT, seal(after.to_json()), version)
     return after.parts
 
 

@@ -10,27 +10,26 @@ the answers were made from; a part is committed by its fragment, written last; `
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from storage.atomic import read_json, remove_partials, write_bytes, write_json
+from storage.atomic import json_bytes
+from storage.blobs import Blobs, read_json
 from storage.cache_plan import CACHE_VERSION, ArraySpec, CachePart, CacheSpec, as_stored, plan_cache_parts
 from storage.encodings import Floats
 from storage.errors import IntegrityError, StorageError
 from storage.fingerprints import combine, require_same
-from storage.locks import exclusive_lock, shared_lock
+from storage.shard_reader import ShardReader
 from storage.shards import (
     ARRAY_METADATA,
     ArrayLayout,
-    ShardReader,
     ShardRecord,
     group_metadata,
+    put_shard,
     record_from,
     record_problem,
-    write_shard,
 )
 
 __all__ = [
@@ -46,30 +45,35 @@ __all__ = [
 
 _HEADER: Final = "header.json"
 _MANIFEST: Final = "manifest.json"
-_LOCK: Final = ".lock"
 
 
-def missing_parts(root: Path, spec: CacheSpec, parts: Sequence[CachePart]) -> list[CachePart]:
+def missing_parts(root: Blobs, spec: CacheSpec, parts: Sequence[CachePart]) -> list[CachePart]:
     """Return the parts that are not on disk, whole and of the planned fingerprint.
 
     Raises:
-        FingerprintMismatchError: If the folder holds a cache made from something else.
+        FingerprintMismatchError: If the place holds a cache made from something else.
     """
-    if (root / _HEADER).is_file():
-        _require_header(root, spec)
+    _require_header(root, spec)
     return [part for part in parts if _committed(root, spec, part) is None]
 
 
-def _require_header(root: Path, spec: CacheSpec) -> None:
-    remedy = f"move {root} away, or ask for the cache with the inputs it was made from"
-    require_same(f"the teacher cache in {root}", spec.header(), read_json(root / _HEADER), remedy)
+def _require_header(root: Blobs, spec: CacheSpec) -> bool:
+    """Return whether there is a header; one of another cache is refused."""
+    if root.size(_HEADER) is None:
+        return False
+    remedy = f"move {root.url} away, or ask for the cache with the inputs it was made from"
+    require_same(f"the teacher cache in {root.url}", spec.header(), read_json(root, _HEADER), remedy)
+    return True
 
 
-def _committed(root: Path, spec: CacheSpec, part: CachePart) -> dict[str, Any] | None:
-    path = root / "parts" / f"{part.part_id}.json"
-    if not path.is_file():
+def _fragment_key(part: CachePart) -> str:
+    return f"parts/{part.part_id}.json"
+
+
+def _committed(root: Blobs, spec: CacheSpec, part: CachePart) -> dict[str, Any] | None:
+    if root.size(_fragment_key(part)) is None:
         return None
-    fragment: dict[str, Any] = read_json(path)
+    fragment: dict[str, Any] = read_json(root, _fragment_key(part))
     layouts = spec.layouts()
     whole = fragment["fingerprint"] == part.fingerprint and not any(
         record_problem(root, layouts[shard["array"]], record_from(shard)) for shard in fragment["shards"]
@@ -77,14 +81,14 @@ def _committed(root: Path, spec: CacheSpec, part: CachePart) -> dict[str, Any] |
     return fragment if whole else None
 
 
-def write_part(root: Path, spec: CacheSpec, part: CachePart, answers: Mapping[str, Floats]) -> dict[str, Any]:
+def write_part(root: Blobs, spec: CacheSpec, part: CachePart, answers: Mapping[str, Floats]) -> dict[str, Any]:
     """Encode and write one part: its shards, then the fragment that commits it; a whole part is left as it is.
 
     Shards lie where the plan puts their slots, so a part of other slots overwrites the one before it. The cache is
     therefore unpublished, and the old fragment withdrawn, before the first byte is replaced.
 
     Args:
-        root: Folder of the cache.
+        root: Place of the cache.
         spec: The cache.
         part: One of its parts.
         answers: Array name -> (stop - start, *tail) float32.
@@ -95,25 +99,22 @@ def write_part(root: Path, spec: CacheSpec, part: CachePart, answers: Mapping[st
     Raises:
         BusyError: If another process is publishing this cache.
         StorageError: If an array is missing, has another shape, or holds a value its encoding cannot.
-        FingerprintMismatchError: If the folder holds a cache made from something else.
+        FingerprintMismatchError: If the place holds a cache made from something else.
     """
     encoded = _encoded(spec, part, answers)
-    with shared_lock(root / _LOCK, what=f"teacher cache {root.name}"):
-        if (root / _HEADER).is_file():
-            _require_header(root, spec)
-        else:
-            write_json(root / _HEADER, spec.header())
+    with root.shared(f"the teacher cache in {root.url}"):
+        if not _require_header(root, spec):
+            root.put(_HEADER, json_bytes(spec.header()))
         fragment = _committed(root, spec, part)
         if fragment is None:
-            path = root / "parts" / f"{part.part_id}.json"
-            for claim in (root / _MANIFEST, path):
-                claim.unlink(missing_ok=True)
+            for claim in (_MANIFEST, _fragment_key(part)):
+                root.delete(claim)
             layouts = spec.layouts()
             records = [
                 record for name, values in encoded.items() for record in _write_array(root, layouts[name], part, values)
             ]
             fragment = {**asdict(part), "shards": [asdict(record) for record in records]}
-            write_json(path, fragment)
+            root.put(_fragment_key(part), json_bytes(fragment))
     return fragment
 
 
@@ -129,17 +130,17 @@ def _encoded(spec: CacheSpec, part: CachePart, answers: Mapping[str, Floats]) ->
     }
 
 
-def _write_array(root: Path, layout: ArrayLayout, part: CachePart, values: npt.NDArray[Any]) -> list[ShardRecord]:
+def _write_array(root: Blobs, layout: ArrayLayout, part: CachePart, values: npt.NDArray[Any]) -> list[ShardRecord]:
     records = []
     for start in range(0, len(values), layout.shard):
         block = np.zeros((layout.shard, *layout.tail), layout.dtype)
         piece = values[start : start + layout.shard]
         block[: len(piece)] = piece
-        records.append(write_shard(root, layout, (part.start + start) // layout.shard, block))
+        records.append(put_shard(root, layout, (part.start + start) // layout.shard, layout.encode(block)))
     return records
 
 
-def publish(root: Path, spec: CacheSpec, parts: Sequence[CachePart]) -> dict[str, Any]:
+def publish(root: Blobs, spec: CacheSpec, parts: Sequence[CachePart]) -> dict[str, Any]:
     """Publish a cache whose parts are all there, and clear away what killed writers left.
 
     Returns:
@@ -147,28 +148,28 @@ def publish(root: Path, spec: CacheSpec, parts: Sequence[CachePart]) -> dict[str
 
     Raises:
         BusyError: If another process is writing or publishing this cache.
-        FingerprintMismatchError: If the folder holds a cache made from something else.
+        FingerprintMismatchError: If the place holds a cache made from something else.
         IntegrityError: If a part is missing.
     """
-    with exclusive_lock(root / _LOCK, what=f"teacher cache {root.name}"):
+    with root.exclusive(f"the teacher cache in {root.url}"):
         missing = [part.part_id for part in missing_parts(root, spec, parts)]
         if missing or len(parts) != spec.n_parts:
             raise IntegrityError(
-                f"{root}: expected {spec.n_parts} whole parts, found {len(parts) - len(missing)}, without "
+                f"{root.url}: expected {spec.n_parts} whole parts, found {len(parts) - len(missing)}, without "
                 f"{', '.join(missing[:5])}; write them, then publish again"
             )
-        fragments = [read_json(root / "parts" / f"{part.part_id}.json") for part in parts]
+        fragments = [read_json(root, _fragment_key(part)) for part in parts]
         manifest = {
             "format_version": CACHE_VERSION,
             "fingerprint": combine(part.fingerprint for part in parts),
             "parts": [asdict(part) for part in parts],
             "shards": [{**shard, "part_id": item["part_id"]} for item in fragments for shard in item["shards"]],
         }
-        write_bytes(root / ARRAY_METADATA, group_metadata())
+        root.put(ARRAY_METADATA, group_metadata())
         for name, layout in spec.layouts().items():
-            write_bytes(root / name / ARRAY_METADATA, layout.metadata(spec.n_slots))
-        write_json(root / _MANIFEST, manifest)
-        remove_partials(root)
+            root.put(f"{name}/{ARRAY_METADATA}", layout.metadata(spec.n_slots))
+        root.put(_MANIFEST, json_bytes(manifest))
+        root.sweep()
     return manifest
 
 
@@ -181,12 +182,12 @@ class TeacherCache:
     """
 
     def __init__(
-        self, root: Path, made_from: Mapping[str, Any] | None = None, *, fingerprint: str | None = None
+        self, root: Blobs, made_from: Mapping[str, Any] | None = None, *, fingerprint: str | None = None
     ) -> None:
         """Open a cache.
 
         Args:
-            root: Folder of the cache.
+            root: Place of the cache.
             made_from: What the caller expects it to be made from; None takes any.
             fingerprint: The one `publish` gave, which covers the content of every slot; None takes any.
 
@@ -194,15 +195,15 @@ class TeacherCache:
             StorageError: If it is not published, or another version of this project wrote it.
             FingerprintMismatchError: If it was made from something else.
         """
-        if not (root / _MANIFEST).is_file():
-            raise StorageError(f"{root}: expected a published teacher cache, found none; materialise it")
-        manifest, header = read_json(root / _MANIFEST), read_json(root / _HEADER)
+        if root.size(_MANIFEST) is None:
+            raise StorageError(f"{root.url}: expected a published teacher cache, found none; materialise it")
+        manifest, header = read_json(root, _MANIFEST), read_json(root, _HEADER)
         if manifest["format_version"] != CACHE_VERSION:
             raise StorageError(
-                f"{root}: expected cache format {CACHE_VERSION}, found {manifest['format_version']}; move it away and "
-                "materialise the cache again"
+                f"{root.url}: expected cache format {CACHE_VERSION}, found {manifest['format_version']}; move it away "
+                "and materialise the cache again"
             )
-        what, remedy = f"the teacher cache in {root}", "materialise the cache again"
+        what, remedy = f"the teacher cache in {root.url}", "materialise the cache again"
         if made_from is not None:
             require_same(what, as_stored(dict(made_from)), header["made_from"], remedy)
         if fingerprint is not None:

@@ -6,8 +6,8 @@ from typing import Any
 import dagster as dg
 
 from pipelines.resources import WorkspaceResource
-from pipelines.results import materialised
-from pipelines.tasks import ingest
+from pipelines.results import markdown_table, materialised
+from pipelines.tasks import ingest, releases, store_care
 from storage.modalities import MODALITIES
 
 Value = dict[str, Any]
@@ -58,6 +58,20 @@ def _slice_store(modality: str) -> dg.AssetsDefinition:
     return store
 
 
+def _whole(modality: str) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=["slice_store", modality],
+        name="is_whole",
+        description="Every byte of the store is what its manifest vouches for; reads the whole store.",
+    )
+    def whole(context: dg.AssetCheckExecutionContext, workspace: WorkspaceResource) -> dg.AssetCheckResult:
+        damages = store_care.verify_stores(workspace.open(), [modality], context.log.info)
+        listing = dg.MetadataValue.md(markdown_table(damages.head(200)))
+        return dg.AssetCheckResult(passed=damages.empty, metadata={"damaged": len(damages), "damages": listing})
+
+    return whole
+
+
 slice_stores: list[dg.AssetsDefinition] = [_slice_store(modality) for modality in MODALITIES]
 
 
@@ -81,7 +95,7 @@ def dataset_release(
 ) -> dg.Output[Value]:
     """A frozen, content-hashed choice of slices with ground truth, each patient group in one recorded split."""
     space = workspace.open()
-    result = ingest.freeze_release(space, slice_index, context.log.info)
+    result = releases.freeze_release(space, slice_index, context.log.info)
     return materialised(context.op_execution_context, space, "dataset_release", result)
 
 
@@ -98,9 +112,12 @@ def pixel_statistics(
 ) -> dg.Output[Value]:
     """Mean and standard deviation by channel over the training split, every modality counting alike."""
     space = workspace.open()
-    result = ingest.measure_pixels(space, dataset_release)
+    result = releases.measure_pixels(space, dataset_release)
     return materialised(context.op_execution_context, space, "pixel_statistics", result)
 
 
 ASSETS = [raw_manifest, *slice_stores, slice_index, dataset_release, pixel_statistics]
-CHECKS = [no_leakage]
+STORE_CHECKS = [_whole(modality) for modality in MODALITIES]
+"""They read every byte, so they run when they are asked for and not with every materialisation."""
+
+CHECKS = [no_leakage, *STORE_CHECKS]

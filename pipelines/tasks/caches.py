@@ -13,8 +13,8 @@ import numpy as np
 
 from medsam_core.plan import Plan, Stage, plan_inputs
 from pipelines.results import TaskResult
-from pipelines.tasks.ingest import release_reader
 from pipelines.tasks.plans import load_plan
+from pipelines.tasks.releases import release_reader
 from pipelines.variants import Variant
 from pipelines.workspace import Workspace
 from storage import teacher_cache
@@ -169,7 +169,7 @@ def publish_cache(
         "bytes on disk": size,
         "bytes per slot": size / work.spec.n_slots,
         "arrays": str(arrays),
-        "folder": work.root,
+        "folder": work.root.url,
     }
     value = {"mode": "cached", "answers": answers, "cache": work.digest, "fingerprint": manifest["fingerprint"]}
     return TaskResult(value, manifest["fingerprint"], len(made), work.spec.n_parts - len(made), notes)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from pipelines.results import Link, Picture, TaskResult
-from pipelines.tasks.ingest import release_reader, split_fingerprint
 from pipelines.tasks.predictors import box_predictors, device_of, predictor
+from pipelines.tasks.releases import release_reader, split_fingerprint
 from pipelines.tasks.reports import report_metrics, write_report
 from pipelines.tasks.seen import SEEN_FILE
 from pipelines.tasks.students import parent_run

@@ -1,4 +1,4 @@
-"""From a folder of npz files to slice stores, their index and a release.
+"""From a folder of npz files to slice stores and their index.
 
 What belongs here: calls into `storage` in the order of the flow, and what the page shows of them. Not here: formats.
 """
@@ -10,26 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medsam_core.pixel_statistics import balanced_statistics
 from pipelines import pictures
 from pipelines.profile import Profile
 from pipelines.results import Picture, TaskResult
+from pipelines.tasks.part_writing import NpzFolder, process_count, write_parts
 from pipelines.workspace import Workspace
 from storage import raw_manifest, slice_index, slice_store
-from storage.artefacts import Artefact
-from storage.atomic import read_json, write_json, write_parquet
+from storage.atomic import read_json, write_parquet
 from storage.modalities import MODALITIES
-from storage.npz_source import NpzCase, SourceConfig, read_case
-from storage.release import (
-    SplitFractions,
-    assign_splits,
-    labelled_groups,
-    leakage,
-    load_release,
-    make_release,
-    release_difference,
-    save_release,
-)
+from storage.npz_source import SourceConfig
 from storage.release_reader import ReleaseReader
 
 Log = Callable[[str], None]
@@ -81,6 +70,8 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult:
         workspace.settings.groups_csv,
         previous,
         progress,
+        workers=workspace.settings.workers,
+        withdrawn=read_json(workspace.withdrawn_file) if workspace.withdrawn_file.is_file() else (),
         checkpoint=lambda partial: write_parquet(workspace.scan_file, partial),
     )
     write_parquet(workspace.scan_file, table)
@@ -111,7 +102,10 @@ def _manifest(workspace: Workspace, reference: dict[str, Any]) -> pd.DataFrame:
 def _store_config(workspace: Workspace) -> slice_store.StoreConfig:
     store = workspace.profile.store
     return slice_store.StoreConfig(
-        chunk_bytes=store.chunk_bytes, chunks_per_shard=store.chunks_per_shard, part_shards=store.part_shards
+        chunk_bytes=store.chunk_bytes,
+        chunks_per_shard=store.chunks_per_shard,
+        part_shards=store.part_shards,
+        codec=store.codec,
     )
 
 
@@ -130,17 +124,13 @@ def plan_store(workspace: Workspace, modality: str, manifest: dict[str, Any]) ->
 
 def write_store_parts(workspace: Workspace, modality: str, part_ids: Sequence[str], log: Log) -> dict[str, Any]:
     """Write some parts of one modality's store; each is published whole or not at all."""
-    config = source_config(workspace.profile)
-
-    def load(case_id: str) -> NpzCase:
-        path = workspace.settings.data / f"{case_id}.npz"
-        return read_case(path, path.stem, modality, config)
-
+    load = NpzFolder(workspace.settings.data, modality, source_config(workspace.profile))
     wanted = set(part_ids)
-    for part in slice_store.load_plan(workspace.stores, modality):
-        if part.part_id in wanted:
-            fragment = slice_store.write_part(workspace.stores, part, load)
-            log(f"{modality} {part.part_id}: {fragment['n_cases']} cases, {fragment['n_slices']} slices")
+    parts = [part for part in slice_store.load_plan(workspace.stores, modality) if part.part_id in wanted]
+    processes = process_count(parts, workspace.settings.workers, workspace.settings.memory_bytes)
+    for done, fragment in enumerate(write_parts(workspace.stores, parts, load, processes), start=1):
+        counts = f"{fragment['n_cases']} cases, {fragment['n_slices']} slices"
+        log(f"{modality} {fragment['part_id']}: {counts}; {done} of {len(parts)} parts of this step")
     return {"made": list(part_ids)}
 
 
@@ -194,75 +184,4 @@ def make_index(workspace: Workspace, manifest: dict[str, Any], stores: Sequence[
 
     made = workspace.artefacts.make("index", made_from, build)
     notes = {**made.info, "modality index": pd.read_parquet(made.path / "modality_index.parquet")}
-    return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)
-
-
-def _pinned_release(workspace: Workspace) -> Artefact | None:
-    wanted = workspace.profile.release
-    if wanted == "latest":
-        return None
-    return workspace.artefacts.get({"kind": "release", "fingerprint": wanted})
-
-
-def freeze_release(workspace: Workspace, index: dict[str, Any], log: Log) -> TaskResult:
-    """Choose the accepted slices with ground truth, give each group its recorded split, and freeze the choice."""
-    table = pd.read_parquet(workspace.artefacts.get(index).path / "slice_index.parquet")
-    recorded = read_json(workspace.splits_file) if workspace.splits_file.is_file() else {}
-    split = workspace.profile.split
-    groups = labelled_groups(table)
-    splits = assign_splits(groups, recorded, SplitFractions(split.validation, split.test), split.seed)
-    if splits != recorded:
-        write_json(workspace.splits_file, {**recorded, **splits})
-    used = {str(group): splits[str(group)] for group in groups["group"].unique()}
-    release = make_release(table, used)
-
-    def build(folder: Path) -> dict[str, Any]:
-        save_release(folder, release)
-        return {"fingerprints": release.fingerprints, "leaks": leakage(release)[:50], "slices": len(release.table)}
-
-    made = workspace.artefacts.make("release", {"fingerprints": release.fingerprints, "version": 1}, build)
-    pinned = _pinned_release(workspace)
-    chosen = pinned or made
-    counts = release.table.groupby(["modality", "split"], observed=True)["case_id"].agg(slices="size", cases="nunique")
-    notes = {
-        "slices": chosen.info["slices"],
-        "by modality and split": counts.reset_index(),
-        "leaks between splits": "\n".join(chosen.info["leaks"]) or "none",
-        "recorded splits": workspace.splits_file,
-    }
-    if pinned is not None and pinned.fingerprint != made.fingerprint:
-        change = release_difference(load_release(pinned.path), release)
-        listing = ", ".join(f"{len(cases)} cases {kind}" for kind, cases in change.items())
-        notes["a newer release"] = f"{made.fingerprint}: {listing}; set `release` in the profile to adopt it"
-        log(f"training stays on release {pinned.fingerprint[:16]}; newer: {listing}")
-    return TaskResult(chosen.reference(), chosen.fingerprint, int(not made.reused), int(made.reused), notes)
-
-
-def release_reader(workspace: Workspace, release: dict[str, Any], split: str) -> ReleaseReader:
-    """Return a reader of one split's slices, rows in release order."""
-    table = load_release(workspace.artefacts.get(release).path).split(split)
-    return ReleaseReader(workspace.stores, table)
-
-
-def split_fingerprint(release: dict[str, Any], split: str) -> str:
-    """Return the fingerprint of one split of a release, on which everything made from that split alone depends."""
-    return str(release["info"]["fingerprints"][split])
-
-
-def measure_pixels(workspace: Workspace, release: dict[str, Any]) -> TaskResult:
-    """Compute the student's normalisation over the training split."""
-    made_from = {"train": split_fingerprint(release, "train"), "version": 1}
-
-    def build(_folder: Path) -> dict[str, Any]:
-        reader = release_reader(workspace, release, "train")
-        modalities = reader.table["modality"].astype(str)
-        mean, std = balanced_statistics((name, reader.read(row)[0]) for row, name in enumerate(modalities))
-        return {"mean": mean.tolist(), "std": std.tolist(), "slices": len(modalities)}
-
-    made = workspace.artefacts.make("statistics", made_from, build)
-    notes = {
-        "mean": ", ".join(f"{value:.4f}" for value in made.info["mean"]),
-        "std": ", ".join(f"{value:.4f}" for value in made.info["std"]),
-        "slices": made.info["slices"],
-    }
     return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)

@@ -11,7 +11,7 @@ from medsam_core.config import StageConfig
 from medsam_core.plan import Plan, Stage, plan_inputs
 from pipelines.adapters import slice_table
 from pipelines.results import Picture, TaskResult
-from pipelines.tasks.ingest import release_reader, split_fingerprint
+from pipelines.tasks.releases import release_reader, split_fingerprint
 from pipelines.workspace import Workspace
 from storage.atomic import atomic_file
 

@@ -18,8 +18,8 @@ import pytest
 from medsam_core.config import StageConfig
 from medsam_core.plan import Plan, Stage
 from pipelines.adapters import slice_table
-from pipelines.tasks.ingest import release_reader
 from pipelines.tasks.predictors import box_predictors
+from pipelines.tasks.releases import release_reader
 from pipelines.tasks.reports import write_report
 from pipelines.tasks.scoring import cases_of_release, predict_and_score
 from tests.integration.deployment import DAGSTER, Deployment, deploy

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from storage.blobs import Blobs, LocalBlobs
 from storage.fingerprints import array_hash
 from storage.npz_source import NpzCase
 from storage.slice_store import StoreConfig, missing_parts, plan_parts, publish, write_part
@@ -76,11 +77,18 @@ def manifest_of(cases: Mapping[str, NpzCase], modality: str = "CT") -> pd.DataFr
 def build_store(
     root: Path, cases: Mapping[str, NpzCase], modality: str = "CT", config: StoreConfig = CONFIG
 ) -> dict[str, Any]:
+    """Plan, write what is missing and publish in a folder; returns the manifest."""
+    return build_in(LocalBlobs(root), cases, modality, config)
+
+
+def build_in(
+    place: Blobs, cases: Mapping[str, NpzCase], modality: str = "CT", config: StoreConfig = CONFIG
+) -> dict[str, Any]:
     """Plan, write what is missing and publish; returns the manifest."""
-    plan = plan_parts(root, modality, manifest_of(cases, modality), config)
-    for part in missing_parts(root, modality, plan):
-        write_part(root, part, cases.__getitem__)
-    return publish(root, modality, plan)
+    plan = plan_parts(place, modality, manifest_of(cases, modality), config)
+    for part in missing_parts(place, modality, plan):
+        write_part(place, part, cases.__getitem__)
+    return publish(place, modality, plan)
 
 
 def files_below(folder: Path) -> dict[str, bytes]:

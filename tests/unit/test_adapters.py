@@ -7,6 +7,7 @@ import pandas as pd
 
 from medsam_core.prompts import tight_boxes
 from pipelines.adapters import slice_table
+from storage.blobs import LocalBlobs
 from storage.modalities import MODALITIES
 from storage.slice_index import build_index
 from tests.unit.store_helpers import build_store, manifest_of, random_case, varied_cases
@@ -18,7 +19,7 @@ def test_rows_of_a_real_index_describe_the_labels_of_every_slice(tmp_path: Path)
     build_store(tmp_path, cases, "MR")
     build_store(tmp_path, other, "XRay")
     manifest = pd.concat([manifest_of(cases, "MR"), manifest_of(other, "XRay")], ignore_index=True)
-    rows = build_index(tmp_path, ["MR", "XRay"], manifest)
+    rows = build_index(LocalBlobs(tmp_path), ["MR", "XRay"], manifest)
     table = slice_table(rows)
     assert table.modalities == MODALITIES
     assert len(table) == len(rows) == sum(case.depth for case in cases.values()) + 1

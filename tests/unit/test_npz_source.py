@@ -2,6 +2,7 @@
 
 import io
 import random
+import resource
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -279,6 +280,44 @@ class TestDamagedFiles:
         for length in range(len(whole)):
             path.write_bytes(whole[:length])
             assert code_of(path) == "truncated", length
+
+    @pytest.mark.parametrize("size", [2**20 - 128, 2**20 - 127, 2**20, 3 * 2**20 + 7])
+    @pytest.mark.parametrize("compressed", [True, False])
+    def test_arrays_larger_than_a_piece_of_reading(self, write: Write, size: int, compressed: bool) -> None:
+        """2**20 - 128 and its npy header of 128 bytes fill a piece of 1 MiB to the last byte."""
+        image = np.random.default_rng(size).integers(0, 4, (1, size), dtype=np.uint8)
+        image[:, size // 2 :] = 0
+        path = write(imgs=image, compressed=compressed)
+        np.testing.assert_array_equal(read(path).imgs, image)
+        with np.load(path) as file:
+            np.testing.assert_array_equal(file["imgs"], image)
+
+    def test_a_member_that_inflates_to_more_than_it_promises_is_stopped(self, tmp_path: Path) -> None:
+        """The directory and both headers are made to promise 20 bytes; 1 GiB would come."""
+        path = tmp_path / "US_1.npz"
+        header = npy_header((4, 5))
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("imgs.npy", "w") as member:
+            member.write(header)
+            for _ in range(64):
+                member.write(bytes(2**24))
+        size = (len(header) + 64 * 2**24).to_bytes(4, "little")
+        data = path.read_bytes()
+        assert data.count(size) == 2, "one in the local header, one in the directory"
+        path.write_bytes(data.replace(size, (len(header) + 20).to_bytes(4, "little")))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert code_of(path) == "truncated"
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "KiB; 1 GiB was not held"
+
+    def test_a_local_header_longer_than_the_directory_says(self, tmp_path: Path) -> None:
+        """As writers leave that reserve room for zip64 sizes, numpy among them."""
+        path = tmp_path / "US_1.npz"
+        with zipfile.ZipFile(path, "w") as archive, archive.open("imgs.npy", "w", force_zip64=True) as member:
+            member.write(npy_header((4, 5)) + IMAGE.tobytes())
+        with zipfile.ZipFile(path) as archive:
+            info = archive.getinfo("imgs.npy")
+            local = path.read_bytes()[info.header_offset + 28 : info.header_offset + 30]
+            assert int.from_bytes(local, "little") > len(info.extra)
+        np.testing.assert_array_equal(read(path).imgs, IMAGE)
 
     def test_not_a_zip(self, tmp_path: Path) -> None:
         path = tmp_path / "US_1.npz"

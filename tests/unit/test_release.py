@@ -9,16 +9,15 @@ import pytest
 
 from storage.errors import FingerprintMismatchError, IntegrityError, StorageError
 from storage.release import (
-    SPLITS,
-    SplitFractions,
-    assign_splits,
-    labelled_groups,
+    duplicates,
     leakage,
     load_release,
     make_release,
+    recomputed,
     release_difference,
     save_release,
 )
+from storage.splits import SPLITS, SplitFractions, assign_splits, families, labelled_groups
 
 FRACTIONS = SplitFractions(validation=0.2, test=0.1)
 
@@ -191,6 +190,78 @@ class TestMakeRelease:
         assert found == [["US", "US_2"], ["CT", "CT_1"], ["MR", "shared"]]
 
 
+class TestDuplicates:
+    """Content that several cases share is met in one split only, whatever was recorded before it was known."""
+
+    def test_families_are_tied_through_each_other_and_unlabelled_cases_tie_nothing(self) -> None:
+        rows = [("CT_1", "x"), ("CT_2", "x"), ("CT_3", "y"), ("MR_4", "z")]
+        table = index_of(*[index_row(case_id, content_hash=content) for case_id, content in rows])
+        third = index_row("CT_2b", group="CT_2", content_hash="y")
+        unlabelled = index_row("US_9", content_hash="z", gt_array="")
+        assert families(pd.concat([table, index_of(third, unlabelled)])) == {
+            "CT_1": "CT_1",
+            "CT_2": "CT_1",
+            "CT_3": "CT_1",
+        }
+
+    def test_two_cases_of_one_group_are_no_family(self) -> None:
+        table = index_of(*[index_row(name, group="g", content_hash="x") for name in ("CT_1", "CT_2")])
+        assert families(table) == {}
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_a_family_shares_its_split_also_across_modalities(self, seed: int) -> None:
+        tied = {"g3": "a", "h1": "a", "g7": "b", "g8": "b"}
+        groups = pairs(CT=names(12), MR=names(6, "h"))
+        splits = assign_splits(groups, {}, SplitFractions(0.25, 0.25), seed, tied)
+        assert splits["g3"] == splits["h1"]
+        assert splits["g7"] == splits["g8"]
+        assert set(splits) == {*names(12), *names(6, "h")}
+        alone = assign_splits(groups, {}, SplitFractions(0.25, 0.25), seed)
+        assert set(splits.values()) == set(alone.values())
+
+    def test_a_new_group_joins_the_most_held_out_of_its_family_and_nothing_recorded_moves(self) -> None:
+        recorded = {"a": "train", "b": "validation", "c": "test"}
+        tied = {"a": "a", "b": "a", "new": "a"}
+        splits = assign_splits(pairs(CT=["a", "b", "c", "new"]), recorded, FRACTIONS, 0, tied)
+        assert splits == {**recorded, "new": "validation"}
+
+    def test_without_families_nothing_changes(self) -> None:
+        groups = pairs(CT=names(30), PET=names(9, "p"))
+        assert assign_splits(groups, {}, FRACTIONS, 4, {}) == assign_splits(groups, {}, FRACTIONS, 4)
+
+    def test_content_recorded_in_two_splits_stays_in_the_more_held_out_one(self, index: pd.DataFrame) -> None:
+        index.loc[index["case_id"].isin(["US_2", "MR_3", "CT_1"]), "content_hash"] = "same"
+        release = make_release(index, SPLIT_OF)
+        assert leakage(release) == []
+        assert set(release.table["case_id"]) == {"US_2", "MR_4"}
+        assert release.left_out.sort_values("case_id").to_numpy().tolist() == [
+            ["CT_1", "train", "test"],
+            ["MR_3", "validation", "test"],
+        ]
+        assert release.splits == {"US_2": "test", "shared": "validation"}
+
+    def test_what_is_left_out_is_saved(self, index: pd.DataFrame, tmp_path: Path) -> None:
+        index.loc[index["case_id"].isin(["US_2", "MR_3"]), "content_hash"] = "same"
+        release = make_release(index, SPLIT_OF)
+        save_release(tmp_path, release)
+        pd.testing.assert_frame_equal(load_release(tmp_path).left_out, release.left_out, check_dtype=False)
+
+    def test_duplicates_are_listed(self, index: pd.DataFrame) -> None:
+        index.loc[index["case_id"].isin(["MR_3", "MR_4", "CT_1"]), "content_hash"] = "same"
+        (found,) = duplicates(index).to_dict("records")
+        assert (found["cases"], found["groups"]) == (3, 2)
+        assert set(found["case_ids"].split(", ")) == {"MR_3", "MR_4", "CT_1"}
+
+
+def test_what_moving_to_another_release_makes_anew() -> None:
+    old = {"train": "a", "validation": "b", "test": "c"}
+    assert recomputed(old, dict(old)) == []
+    scores = recomputed(old, {**old, "test": "x"})
+    assert any("evaluation_report" in line for line in scores)
+    assert not any("student" in line for line in scores), "training stays as it is"
+    assert any("student_finetuned" in line for line in recomputed(old, {**old, "train": "x"}))
+
+
 class TestFingerprints:
     def test_independent_of_order_addresses_and_unlabelled_cases(self, index: pd.DataFrame) -> None:
         moved = index.assign(part_id="part-00007-bb", img_offset=5, gt_offset=6)[index["gt_array"] != ""]
@@ -249,7 +320,9 @@ class TestSaved:
         assert make_release(loaded.table.drop(columns="split"), loaded.splits).fingerprints == release.fingerprints
 
     def test_no_release(self, tmp_path: Path) -> None:
-        with pytest.raises(StorageError, match=r"found no release\.parquet, splits\.json, release\.json"):
+        with pytest.raises(
+            StorageError, match=r"found no release\.parquet, splits\.json, left_out\.json, release\.json"
+        ):
             load_release(tmp_path)
 
     def test_altered_table(self, index: pd.DataFrame, tmp_path: Path) -> None:
@@ -298,8 +371,9 @@ class TestLeakage:
         assert leakage(make_release(index, SPLIT_OF)) == []
 
     def test_equal_content_in_two_splits(self, index: pd.DataFrame) -> None:
-        index.loc[index["case_id"].isin(["US_2", "MR_3"]), "content_hash"] = "same"
-        assert leakage(make_release(index, SPLIT_OF)) == ["content_hash same: MR_3 in validation, US_2 in test"]
+        release = make_release(index, SPLIT_OF)
+        release.table.loc[release.table["case_id"].isin(["US_2", "MR_3"]), "content_hash"] = "same"
+        assert leakage(release) == ["content_hash same: MR_3 in validation, US_2 in test"]
 
     def test_equal_content_in_one_split_is_none(self, index: pd.DataFrame) -> None:
         index.loc[index["case_id"].isin(["MR_3", "MR_4"]), "content_hash"] = "same"

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from medsam_core.data import SliceReader
+from storage.blobs import LocalBlobs
 from storage.errors import IntegrityError, StorageError
 from storage.npz_source import NpzCase
 from storage.release_reader import ReleaseReader
@@ -28,7 +29,7 @@ def example(tag: str) -> str:
 
 def table_of(root: Path, cases: dict[str, NpzCase]) -> pd.DataFrame:
     build_store(root, cases)
-    return build_index(root, ["CT"], manifest_of(cases))
+    return build_index(LocalBlobs(root), ["CT"], manifest_of(cases))
 
 
 def assert_reads(reader: ReleaseReader, table: pd.DataFrame, cases: dict[str, NpzCase]) -> None:
@@ -47,7 +48,7 @@ def test_rows_are_those_of_the_table_whatever_its_labels(tmp_path: Path) -> None
     cases = varied_cases()
     table = table_of(tmp_path, cases)
     shuffled = table.sample(frac=1, random_state=3)
-    reader: SliceReader = ReleaseReader(tmp_path, shuffled)
+    reader: SliceReader = ReleaseReader(LocalBlobs(tmp_path), shuffled)
     assert isinstance(reader, ReleaseReader)
     assert_reads(reader, shuffled, cases)
     assert reader.table is shuffled
@@ -58,7 +59,7 @@ def test_modalities_may_be_mixed(tmp_path: Path) -> None:
     for name, members in cases.items():
         build_store(tmp_path, members, name)
     manifest = pd.concat([manifest_of(members, name) for name, members in cases.items()])
-    reader = ReleaseReader(tmp_path, build_index(tmp_path, cases, manifest))
+    reader = ReleaseReader(LocalBlobs(tmp_path), build_index(LocalBlobs(tmp_path), cases, manifest))
     for row, name in enumerate(["CT", "US"]):
         np.testing.assert_array_equal(reader.read(row)[0], cases[name]["a"].imgs)
 
@@ -66,7 +67,7 @@ def test_modalities_may_be_mixed(tmp_path: Path) -> None:
 def test_a_volume_is_stacked(tmp_path: Path) -> None:
     cases = varied_cases()
     table = table_of(tmp_path, cases)
-    reader = ReleaseReader(tmp_path, table)
+    reader = ReleaseReader(LocalBlobs(tmp_path), table)
     for case_id in ("d/volume", "d/volume_u16"):
         images, masks = reader.read_case(np.flatnonzero(table["case_id"] == case_id).tolist())
         np.testing.assert_array_equal(images, cases[case_id].imgs, strict=True)
@@ -80,9 +81,9 @@ def test_slices_that_moved_are_found_again(tmp_path: Path) -> None:
     table = table_of(tmp_path, before)
     build_store(tmp_path, after)
     kept = table[table["case_id"].isin({name for name in after if after[name] is before.get(name)})]
-    moved = set(kept["part_id"]) - set(build_index(tmp_path, ["CT"], manifest_of(after))["part_id"])
+    moved = set(kept["part_id"]) - set(build_index(LocalBlobs(tmp_path), ["CT"], manifest_of(after))["part_id"])
     assert moved, "some kept slices were meant to move"
-    assert_reads(ReleaseReader(tmp_path, kept), kept, before)
+    assert_reads(ReleaseReader(LocalBlobs(tmp_path), kept), kept, before)
 
 
 def test_content_that_is_gone_is_named(tmp_path: Path) -> None:
@@ -90,31 +91,31 @@ def test_content_that_is_gone_is_named(tmp_path: Path) -> None:
     table = table_of(tmp_path, before)
     build_store(tmp_path, after)
     with pytest.raises(IntegrityError, match=r"2 cases changed or removed, such as \['05', '15'\]"):
-        ReleaseReader(tmp_path, table)
+        ReleaseReader(LocalBlobs(tmp_path), table)
 
 
 def test_an_unpublished_store_is_refused(tmp_path: Path) -> None:
     table = table_of(tmp_path, {"a": random_case(1, (4, 4))})
     with pytest.raises(StorageError, match="materialise slice_store/CT"):
-        ReleaseReader(tmp_path / "elsewhere", table)
+        ReleaseReader(LocalBlobs(tmp_path / "elsewhere"), table)
 
 
 @pytest.mark.parametrize("row", [-1, 1])
 def test_rows_out_of_range_are_refused(tmp_path: Path, row: int) -> None:
-    reader = ReleaseReader(tmp_path, table_of(tmp_path, {"a": random_case(1, (4, 4))}))
+    reader = ReleaseReader(LocalBlobs(tmp_path), table_of(tmp_path, {"a": random_case(1, (4, 4))}))
     with pytest.raises(IndexError, match="expected 0 to 0"):
         reader.read(row)
 
 
 def test_an_empty_table_reads_nothing(tmp_path: Path) -> None:
     table = table_of(tmp_path, {"a": random_case(1, (4, 4))})
-    assert len(ReleaseReader(tmp_path, table.head(0))) == 0
+    assert len(ReleaseReader(LocalBlobs(tmp_path), table.head(0))) == 0
 
 
 def test_pickled_copies_read_and_leave_the_table_behind(tmp_path: Path) -> None:
     cases = varied_cases()
     table = table_of(tmp_path, cases)
-    reader = ReleaseReader(tmp_path, table)
+    reader = ReleaseReader(LocalBlobs(tmp_path), table)
     reader.read(0)
     copy = pickle.loads(pickle.dumps(reader))
     assert_reads(copy, table, cases)
@@ -127,7 +128,7 @@ def _checksum(reader: ReleaseReader) -> int:
 
 
 def test_a_worker_process_reads_after_its_parent_did(tmp_path: Path) -> None:
-    reader = ReleaseReader(tmp_path, table_of(tmp_path, varied_cases()))
+    reader = ReleaseReader(LocalBlobs(tmp_path), table_of(tmp_path, varied_cases()))
     expected = _checksum(reader)
     with ProcessPoolExecutor(1, mp_context=get_context("forkserver")) as pool:
         assert pool.submit(_checksum, reader).result(timeout=60) == expected

@@ -67,6 +67,21 @@ def test_synthetic_data_never_goes_to_the_users_folder(tmp_path: Path) -> None:
     assert settings.data == tmp_path / "home" / "sample" / "raw"
 
 
+@pytest.mark.parametrize("name", ["MEDSAM_WORKERS", "MEDSAM_MEMORY"])
+@pytest.mark.parametrize("value", ["0", "-1", "many"])
+def test_counts_below_one_are_refused(name: str, value: str) -> None:
+    with pytest.raises(ProfileError, match=f"{name}: expected a whole number from 1 on, found '{value}'"):
+        read_settings({name: value})
+
+
+def test_stores_lie_with_the_state_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    home = {"MEDSAM_HOME": str(tmp_path / "home")}
+    assert read_settings(home).stores == str(tmp_path / "home" / "sample" / "stores")
+    assert read_settings({**home, "MEDSAM_STORES": "disk"}).stores == str(tmp_path / "disk")
+    assert read_settings({**home, "MEDSAM_STORES": "s3://bucket/a"}).stores == "s3://bucket/a"
+
+
 def test_an_unknown_executor_is_refused() -> None:
     with pytest.raises(ProfileError, match="MEDSAM_EXECUTOR: expected multiprocess or in_process, found 'dask'"):
         read_settings({"MEDSAM_EXECUTOR": "dask"})
@@ -83,6 +98,9 @@ def test_an_unknown_executor_is_refused() -> None:
             "MEDSAM_TEACHER": "teacher.safetensors",
             "MEDSAM_SEED": "3",
             "MEDSAM_EXECUTOR": "in_process",
+            "MEDSAM_STORES": "s3://bucket/stores",
+            "MEDSAM_WORKERS": "3",
+            "MEDSAM_MEMORY": "1000000",
             "MLFLOW_TRACKING_URI": "http://tracker:5000",
         },
     ],

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from storage.atomic import write_parquet
+from storage.blobs import LocalBlobs
 from storage.errors import IntegrityError, StorageError
 from storage.label_statistics import label_statistics
 from storage.npz_source import NpzCase
@@ -72,7 +73,7 @@ def two_stores(root: Path) -> tuple[dict[str, dict[str, NpzCase]], pd.DataFrame]
 
 def test_index_has_one_row_per_slice_in_order_with_what_it_shows(tmp_path: Path) -> None:
     cases, manifest = two_stores(tmp_path)
-    index = build_index(tmp_path, ["US", "PET", "CT"], manifest)
+    index = build_index(LocalBlobs(tmp_path), ["US", "PET", "CT"], manifest)
     assert list(index.columns) == INDEX_COLUMNS
     expected = [
         (name, case_id, z)
@@ -99,14 +100,14 @@ def test_index_has_one_row_per_slice_in_order_with_what_it_shows(tmp_path: Path)
 
 def test_a_changed_map_of_groups_needs_no_new_pixels(tmp_path: Path) -> None:
     _, manifest = two_stores(tmp_path)
-    index = build_index(tmp_path, ["CT"], manifest.assign(group="all one", dataset="other"))
+    index = build_index(LocalBlobs(tmp_path), ["CT"], manifest.assign(group="all one", dataset="other"))
     assert set(index["group"]) == {"all one"}
     assert set(index["dataset"]) == {"other"}
 
 
 def test_index_of_nothing_has_the_columns(tmp_path: Path) -> None:
     build_store(tmp_path, {}, "US")
-    index = build_index(tmp_path, ["US"], manifest_of({}, "US"))
+    index = build_index(LocalBlobs(tmp_path), ["US"], manifest_of({}, "US"))
     assert index.empty
     assert list(index.columns) == INDEX_COLUMNS
     assert (index["fg_px"] > 0).sum() == 0
@@ -115,7 +116,7 @@ def test_index_of_nothing_has_the_columns(tmp_path: Path) -> None:
 
 def test_index_keeps_its_types_through_parquet(tmp_path: Path) -> None:
     _, manifest = two_stores(tmp_path)
-    index = build_index(tmp_path, ["US", "CT", "PET"], manifest)
+    index = build_index(LocalBlobs(tmp_path), ["US", "CT", "PET"], manifest)
     write_parquet(tmp_path / "index.parquet", index)
     again = pd.read_parquet(tmp_path / "index.parquet")
     pd.testing.assert_frame_equal(again, index)
@@ -128,12 +129,12 @@ def test_a_store_made_from_another_manifest_is_refused(tmp_path: Path) -> None:
     build_store(tmp_path, cases)
     for other in ({"a": cases["a"]}, {**cases, "c": cases["a"]}, {**cases, "b": random_case(3, (4, 4))}):
         with pytest.raises(StorageError, match=r"1 added, removed or changed.*materialise slice_store/CT again"):
-            build_index(tmp_path, ["CT"], manifest_of(other))
+            build_index(LocalBlobs(tmp_path), ["CT"], manifest_of(other))
 
 
 def test_an_unpublished_store_has_no_index(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="expected a published store"):
-        build_index(tmp_path, ["CT"], manifest_of({}))
+        build_index(LocalBlobs(tmp_path), ["CT"], manifest_of({}))
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1 but not really PAR1"])
@@ -141,15 +142,15 @@ def test_damaged_rows_are_refused(tmp_path: Path, damage: bytes) -> None:
     build_store(tmp_path, {"a": random_case(1, (4, 4))})
     (path,) = (tmp_path / "CT" / "parts").glob("*.parquet")
     path.write_bytes(damage)
-    with pytest.raises(IntegrityError, match=r"delete part-00000.*\.json"):
-        published_rows(tmp_path, "CT")
+    with pytest.raises(IntegrityError, match=r"delete parts/part-00000.*\.json"):
+        published_rows(LocalBlobs(tmp_path), "CT")
 
 
 def test_published_rows_can_be_read_in_part(tmp_path: Path) -> None:
     build_store(tmp_path, varied_cases())
-    rows = published_rows(tmp_path, "CT", ["case_id", "z"])
+    rows = published_rows(LocalBlobs(tmp_path), "CT", ["case_id", "z"])
     assert list(rows.columns) == ["case_id", "z"]
-    assert list(published_rows(tmp_path, "CT").columns) == PART_SCHEMA.names
+    assert list(published_rows(LocalBlobs(tmp_path), "CT").columns) == PART_SCHEMA.names
 
 
 def test_modality_index_counts(tmp_path: Path) -> None:
@@ -163,7 +164,7 @@ def test_modality_index_counts(tmp_path: Path) -> None:
         "f/unlabelled": random_case(1, (2, 2), dtype=None),
     }
     build_store(tmp_path, cases)
-    table = modality_index(build_index(tmp_path, ["CT"], manifest_of(cases))).set_index("dataset")
+    table = modality_index(build_index(LocalBlobs(tmp_path), ["CT"], manifest_of(cases))).set_index("dataset")
     assert table.loc["d"].drop("modality").to_dict() == {
         "cases": 2,
         "slices": 4,

@@ -11,6 +11,7 @@ import pytest
 import zarr
 
 from storage.atomic import read_json
+from storage.blobs import LocalBlobs
 from storage.encodings import ENCODINGS, Floats
 from storage.errors import BusyError, FingerprintMismatchError, IntegrityError, StorageError
 from storage.locks import exclusive_lock, shared_lock
@@ -50,13 +51,15 @@ def plan(spec: CacheSpec = SPEC) -> list[CachePart]:
 
 
 def write(root: Path, part: CachePart, spec: CacheSpec = SPEC) -> dict[str, Any]:
-    return write_part(root, spec, part, {name: values[part.start : part.stop] for name, values in answers().items()})
+    return write_part(
+        LocalBlobs(root), spec, part, {name: values[part.start : part.stop] for name, values in answers().items()}
+    )
 
 
 def build(root: Path) -> dict[str, Any]:
-    for part in missing_parts(root, SPEC, plan()):
+    for part in missing_parts(LocalBlobs(root), SPEC, plan()):
         write(root, part)
-    return publish(root, SPEC, plan())
+    return publish(LocalBlobs(root), SPEC, plan())
 
 
 def test_float16_keeps_its_stated_error() -> None:
@@ -100,7 +103,7 @@ def test_parts_cover_the_slots_on_shard_boundaries() -> None:
 
 def test_round_trip_of_any_range(tmp_path: Path) -> None:
     build(tmp_path)
-    cache = TeacherCache(tmp_path)
+    cache = TeacherCache(LocalBlobs(tmp_path))
     assert len(cache) == 23
     for name, codec in (("embeddings", ENCODINGS["float16"]), ("probabilities", ENCODINGS["probability_uint8"])):
         expected = codec.decode(codec.encode(answers()[name]))
@@ -116,7 +119,9 @@ def test_zarr_and_the_documents_example_read_the_same(tmp_path: Path) -> None:
     for name in SPEC.arrays:
         names: dict[str, Any] = {"cache": str(tmp_path), "name": name, "start": 3, "stop": 11}
         exec(compile(example("read-cache"), str(DOCUMENT), "exec"), names)
-        np.testing.assert_array_equal(names["answers"], TeacherCache(tmp_path).read(name, 3, 11), strict=True)
+        np.testing.assert_array_equal(
+            names["answers"], TeacherCache(LocalBlobs(tmp_path)).read(name, 3, 11), strict=True
+        )
 
 
 def test_the_header_states_encodings_and_origin(tmp_path: Path) -> None:
@@ -131,15 +136,15 @@ def test_only_missing_parts_are_made_again_and_bytes_are_equal(tmp_path: Path) -
     build(tmp_path / "one")
     for part in reversed(plan()):
         write(tmp_path / "two", part)
-    publish(tmp_path / "two", SPEC, plan())
+    publish(LocalBlobs(tmp_path / "two"), SPEC, plan())
     assert files_below(tmp_path / "one") == files_below(tmp_path / "two")
-    assert missing_parts(tmp_path / "one", SPEC, plan()) == []
+    assert missing_parts(LocalBlobs(tmp_path / "one"), SPEC, plan()) == []
 
 
 def test_a_part_of_other_slots_is_missing(tmp_path: Path) -> None:
     build(tmp_path)
     changed = plan_cache_parts(SPEC, ["slots-0", "changed", "slots-2"])
-    assert missing_parts(tmp_path, SPEC, changed) == [changed[1]]
+    assert missing_parts(LocalBlobs(tmp_path), SPEC, changed) == [changed[1]]
 
 
 def test_a_part_of_other_slots_unpublishes_the_cache_and_withdraws_what_it_replaces(
@@ -152,17 +157,19 @@ def test_a_part_of_other_slots_unpublishes_the_cache_and_withdraws_what_it_repla
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("storage.teacher_cache.write_shard", killed)
+        patch.setattr("storage.teacher_cache.put_shard", killed)
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path, changed[1])
     with pytest.raises(StorageError, match="expected a published teacher cache"):
-        TeacherCache(tmp_path)
-    assert missing_parts(tmp_path, SPEC, plan()) == [plan()[1]], "the old fragment vouches for bytes being replaced"
+        TeacherCache(LocalBlobs(tmp_path))
+    assert missing_parts(LocalBlobs(tmp_path), SPEC, plan()) == [plan()[1]], (
+        "the old fragment vouches for bytes being replaced"
+    )
     write(tmp_path, changed[1])
-    assert publish(tmp_path, SPEC, changed)["fingerprint"] != first["fingerprint"]
+    assert publish(LocalBlobs(tmp_path), SPEC, changed)["fingerprint"] != first["fingerprint"]
     with pytest.raises(FingerprintMismatchError, match="slots: expected"):
-        TeacherCache(tmp_path, fingerprint=first["fingerprint"])
-    TeacherCache(tmp_path).read("embeddings", 0, 23)
+        TeacherCache(LocalBlobs(tmp_path), fingerprint=first["fingerprint"])
+    TeacherCache(LocalBlobs(tmp_path)).read("embeddings", 0, 23)
 
 
 @pytest.mark.parametrize(
@@ -178,9 +185,9 @@ def test_a_killed_writers_part_is_named_and_made_again(tmp_path: Path, harm: Cal
     before = files_below(tmp_path)
     harm(tmp_path)
     (tmp_path / "embeddings" / "c" / "0.1.partial").write_bytes(b"left")
-    assert [part.part_id for part in missing_parts(tmp_path, SPEC, plan())] == ["part-00001"]
+    assert [part.part_id for part in missing_parts(LocalBlobs(tmp_path), SPEC, plan())] == ["part-00001"]
     with pytest.raises(IntegrityError, match="part-00001"):
-        publish(tmp_path, SPEC, plan())
+        publish(LocalBlobs(tmp_path), SPEC, plan())
     build(tmp_path)
     assert files_below(tmp_path) == before
 
@@ -190,7 +197,7 @@ def test_a_whole_part_is_left_as_it_is(tmp_path: Path) -> None:
     before = files_below(tmp_path)
     part = plan()[0]
     other = {name: values[part.start : part.stop] * 0 for name, values in answers().items()}
-    write_part(tmp_path, SPEC, part, other)
+    write_part(LocalBlobs(tmp_path), SPEC, part, other)
     assert files_below(tmp_path) == before
 
 
@@ -200,37 +207,37 @@ def test_a_flipped_byte_is_caught(tmp_path: Path) -> None:
     good = path.read_bytes()
     for position in range(0, len(good), 11):
         path.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
-        with pytest.raises(IntegrityError, match=r"delete part-00000\.json"):
-            TeacherCache(tmp_path).read("embeddings", 4, 8)
+        with pytest.raises(IntegrityError, match=r"delete parts/part-00000\.json"):
+            TeacherCache(LocalBlobs(tmp_path)).read("embeddings", 4, 8)
 
 
 def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
     build(tmp_path)
     (tmp_path / "embeddings" / "c" / "1" / "0" / "0" / "0").unlink()
     with pytest.raises(IntegrityError, match="found no file"):
-        TeacherCache(tmp_path).read("embeddings", 0, 8)
+        TeacherCache(LocalBlobs(tmp_path)).read("embeddings", 0, 8)
 
 
 def test_an_unpublished_cache_is_refused(tmp_path: Path) -> None:
     write(tmp_path, plan()[0])
     with pytest.raises(StorageError, match="expected a published teacher cache"):
-        TeacherCache(tmp_path)
+        TeacherCache(LocalBlobs(tmp_path))
 
 
 def test_another_origin_is_refused_with_every_difference(tmp_path: Path) -> None:
     build(tmp_path)
     other = {"plan": "p2", "teacher": {"sha256": "t2", "size": (128, 128)}}
     with pytest.raises(FingerprintMismatchError, match=r"plan: expected 'p2', found 'p1'\n.*teacher\.sha256"):
-        TeacherCache(tmp_path, other)
+        TeacherCache(LocalBlobs(tmp_path), other)
     spec = replace(SPEC, made_from=other)
     for refused in (
-        lambda: missing_parts(tmp_path, spec, plan(spec)),
+        lambda: missing_parts(LocalBlobs(tmp_path), spec, plan(spec)),
         lambda: write(tmp_path, plan(spec)[0], spec),
-        lambda: publish(tmp_path, spec, plan(spec)),
+        lambda: publish(LocalBlobs(tmp_path), spec, plan(spec)),
     ):
         with pytest.raises(FingerprintMismatchError):
             refused()
-    TeacherCache(tmp_path, SPEC.made_from)
+    TeacherCache(LocalBlobs(tmp_path), SPEC.made_from)
 
 
 def test_fingerprints_follow_the_origin() -> None:
@@ -243,7 +250,7 @@ def test_answers_of_another_shape_or_name_are_refused(tmp_path: Path) -> None:
     good = {name: values[:8] for name, values in answers().items()}
     for bad in ({"embeddings": good["embeddings"]}, {**good, "embeddings": good["embeddings"][:7]}):
         with pytest.raises(StorageError, match="expected answers"):
-            write_part(tmp_path, SPEC, part, bad)
+            write_part(LocalBlobs(tmp_path), SPEC, part, bad)
     assert not (tmp_path / "parts").exists()
 
 
@@ -251,13 +258,13 @@ def test_answers_of_another_shape_or_name_are_refused(tmp_path: Path) -> None:
 def test_slots_out_of_range_are_refused(tmp_path: Path, start: int, stop: int) -> None:
     build(tmp_path)
     with pytest.raises(IndexError, match="within 0 to 23"):
-        TeacherCache(tmp_path).read("embeddings", start, stop)
+        TeacherCache(LocalBlobs(tmp_path)).read("embeddings", start, stop)
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
     build(tmp_path)
     with pytest.raises(StorageError, match=r"\['embeddings', 'probabilities'\], found 'logits'"):
-        TeacherCache(tmp_path).read("logits", 0, 1)
+        TeacherCache(LocalBlobs(tmp_path)).read("logits", 0, 1)
     with pytest.raises(StorageError, match="encoding: expected one of"):
         replace(SPEC, arrays={"a": ArraySpec((2,), "int3")})
 
@@ -273,11 +280,11 @@ def test_locks(tmp_path: Path) -> None:
     with exclusive_lock(tmp_path / ".lock", what="test"), pytest.raises(BusyError):
         write(tmp_path, plan()[0])
     with shared_lock(tmp_path / ".lock", what="test"), pytest.raises(BusyError):
-        publish(tmp_path, SPEC, plan())
+        publish(LocalBlobs(tmp_path), SPEC, plan())
 
 
 def test_a_cache_pickles_after_use(tmp_path: Path) -> None:
     build(tmp_path)
-    cache = TeacherCache(tmp_path)
+    cache = TeacherCache(LocalBlobs(tmp_path))
     expected = cache.read("probabilities", 0, 5)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(cache)).read("probabilities", 0, 5), expected)

@@ -1,0 +1,233 @@
+"""Reading a whole store again to find what is damaged, and making ready what has to be written again.
+
+What belongs here: comparing every byte with what the manifest vouches for; withdrawing damaged parts. Not here: writing
+them again (`storage.slice_writer`), for which the source is needed.
+
+The manifest and the plan are sealed with hashes of their own, fragments and array metadata follow from them, shards and
+index rows have theirs in the manifest: a flipped byte anywhere is found.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from storage.blobs import Blobs, seal
+from storage.errors import IntegrityError, StorageError
+from storage.layout import (
+    LAYOUT,
+    MANIFEST,
+    PartPlan,
+    PlannedCase,
+    StoreConfig,
+    StoreLayout,
+    fragment_key,
+    load_layout,
+    load_manifest,
+    rows_key,
+)
+from storage.shards import ARRAY_METADATA, group_metadata
+from storage.slice_index import published_rows
+from storage.slice_writer import fragment_of, publish
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A blob that is not what it should be.
+
+    Attributes:
+        key: Its key in the modality's group.
+        problem: What was expected and found.
+        part_id: The part that has to be written again; empty where publishing again is enough.
+    """
+
+    key: str
+    problem: str
+    part_id: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found in one store.
+
+    Attributes:
+        modality: Canonical modality name.
+        n_blobs: Blobs examined.
+        n_bytes: Bytes read.
+        damages: What is wrong, in the order of keys.
+        unnamed: Keys that nothing vouches for and nobody reads: left by killed writers, cleared by publishing.
+        cases: Damaged part -> the cases in it, which have to be read from the source again.
+    """
+
+    modality: str
+    n_blobs: int
+    n_bytes: int
+    damages: tuple[Damage, ...]
+    unnamed: tuple[str, ...]
+    cases: dict[str, tuple[str, ...]]
+
+    def table(self) -> pd.DataFrame:
+        """Return a row for each damage: modality, key, problem, part_id, cases."""
+        rows = [
+            {
+                "modality": self.modality,
+                "key": damage.key,
+                "problem": damage.problem,
+                "part_id": damage.part_id,
+                "cases": ", ".join(self.cases.get(damage.part_id, ())),
+            }
+            for damage in self.damages
+        ]
+        return pd.DataFrame(rows, columns=["modality", "key", "problem", "part_id", "cases"])
+
+
+def verify(root: Blobs, modality: str, progress: Progress | None = None) -> Verification:
+    """Compare every blob of a published store with what vouches for it.
+
+    Args:
+        root: Place of all stores.
+        modality: Canonical modality name.
+        progress: Called with (bytes read, bytes to read) after each blob.
+
+    Raises:
+        StorageError: If the store is not published, or another version of this project wrote it.
+        IntegrityError: If the manifest itself is damaged; `repair` publishes it again.
+    """
+    group, manifest = root.below(modality), load_manifest(root, modality)
+    there = group.sizes()
+    expected = list(_expected(manifest))
+    damages, n_bytes = [], 0
+    total = sum(there.get(key, 0) for key, _, _, _ in expected)
+    for key, size, digest, part_id in expected:
+        problem, read = _problem(group, key, size, digest, there.get(key))
+        n_bytes += read
+        if problem:
+            damages.append(Damage(key, problem, part_id))
+        if progress:
+            progress(n_bytes, total)
+    damages += _plan_damage(root, modality, manifest)
+    unnamed = set(there) - {key for key, _, _, _ in expected} - {MANIFEST, LAYOUT}
+    broken = {damage.part_id for damage in damages if damage.part_id}
+    cases = _cases(root, modality, broken)
+    ordered = tuple(sorted(damages, key=lambda damage: damage.key))
+    return Verification(modality, len(expected) + 2, n_bytes, ordered, tuple(sorted(unnamed)), cases)
+
+
+def _expected(manifest: dict[str, Any]) -> Iterator[tuple[str, int, str, str]]:
+    """Yield key, size, SHA-256 and part of every blob that follows from the manifest."""
+    layouts = StoreConfig(**manifest["config"]).array_layouts()
+    for shard in manifest["shards"]:
+        yield layouts[shard["array"]].key(shard["shard"]), shard["n_bytes"], shard["sha256"], shard["part_id"]
+    for part in manifest["parts"]:
+        yield rows_key(part["part_id"]), part["index"]["n_bytes"], part["index"]["sha256"], part["part_id"]
+        yield *_made(fragment_key(part["part_id"]), seal(fragment_of(manifest, part["part_id"]))), part["part_id"]
+    yield *_made(ARRAY_METADATA, group_metadata()), ""
+    for name, layout in layouts.items():
+        yield *_made(f"{name}/{ARRAY_METADATA}", layout.metadata(manifest["arrays"][name]["length"])), ""
+
+
+def _made(key: str, data: bytes) -> tuple[str, int, str]:
+    return key, len(data), hashlib.sha256(data).hexdigest()
+
+
+def _problem(group: Blobs, key: str, size: int, digest: str, found: int | None) -> tuple[str | None, int]:
+    """Return what is wrong with a blob, and the bytes read to find out."""
+    if found is None:
+        return f"expected {size} bytes, found no file", 0
+    if found != size:
+        return f"expected {size} bytes, found {found}", 0
+    data = group.read(key)
+    actual = hashlib.sha256(data).hexdigest()
+    return None if actual == digest else f"expected sha256 {digest[:16]}, found {actual[:16]}", len(data)
+
+
+def _plan_damage(root: Blobs, modality: str, manifest: dict[str, Any]) -> list[Damage]:
+    try:
+        layout = load_layout(root, modality)
+    except StorageError as error:
+        return [Damage(LAYOUT, str(error), "")]
+    planned = [(part.part_id, part.fingerprint) for part in layout.parts]
+    published = [(part["part_id"], part["fingerprint"]) for part in manifest["parts"]]
+    if planned == published:
+        return []
+    return [Damage(LAYOUT, f"expected the plan of the {len(published)} published parts, found a newer one", "")]
+
+
+def _cases(root: Blobs, modality: str, part_ids: set[str]) -> dict[str, tuple[str, ...]]:
+    if not part_ids:
+        return {}
+    try:
+        parts = load_layout(root, modality).parts
+    except StorageError:
+        return dict.fromkeys(sorted(part_ids), ())
+    return {part.part_id: tuple(case.case_id for case in part.cases) for part in parts if part.part_id in part_ids}
+
+
+def withdraw(root: Blobs, found: Verification) -> list[str]:
+    """Take back the commitment of every damaged part, so that ingest writes it again, and mend a damaged plan.
+
+    Returns:
+        The parts that have to be written again before the store can be published.
+
+    Raises:
+        StorageError: If both the plan and the rows it could be told from are damaged; the store has to be made anew.
+    """
+    group = root.below(found.modality)
+    if any(damage.key == LAYOUT for damage in found.damages):
+        _restore_plan(root, found.modality)
+    part_ids = sorted({damage.part_id for damage in found.damages if damage.part_id})
+    with group.exclusive(f"slice store {found.modality}"):
+        for part_id in part_ids:
+            group.delete(fragment_key(part_id))
+    return part_ids
+
+
+def _restore_plan(root: Blobs, modality: str) -> None:
+    """Write the plan that the manifest and the rows tell of, unless there is a good one."""
+    group = root.below(modality)
+    try:
+        load_layout(root, modality)
+    except StorageError:
+        layout = _told_plan(root, modality)
+    else:
+        return
+    with group.exclusive(f"slice store {modality}"):
+        group.put(LAYOUT, seal(layout.to_json()))
+
+
+def _told_plan(root: Blobs, modality: str) -> StoreLayout:
+    manifest = load_manifest(root, modality)
+    rows = published_rows(root, modality)
+    names = list(PlannedCase.__dataclass_fields__)
+    types = rows["gt_array"].map({"gts_u8": "uint8", "gts_u16": "uint16", "": ""})
+    firsts = rows.assign(gt_dtype=types).sort_values("img_offset").drop_duplicates("case_id")
+    parts = []
+    for part in manifest["parts"]:
+        records = firsts.loc[firsts["part_id"] == part["part_id"], names].astype(object).to_dict("records")
+        cases = tuple(PlannedCase(**{str(name): value for name, value in record.items()}) for record in records)
+        parts.append(
+            PartPlan(part["part_id"], modality, part["fingerprint"], cases, part["first_shard"], part["n_shards"])
+        )
+    config = StoreConfig(**manifest["config"])
+    next_shard = {name: entry["length"] // entry["shard"] for name, entry in manifest["arrays"].items()}
+    return StoreLayout(config, parts, manifest["next_part"], next_shard)
+
+
+def verify_again(root: Blobs, modality: str) -> Verification:
+    """Publish the plan, whose parts must all be whole, and verify.
+
+    Raises:
+        IntegrityError: If a part is missing.
+    """
+    publish(root, modality, load_layout(root, modality).parts)
+    found = verify(root, modality)
+    if found.damages:
+        raise IntegrityError(
+            f"slice store {modality}: expected it whole after repair, found {len(found.damages)} damaged, such as "
+            f"{found.damages[0].key}: {found.damages[0].problem}; check the disk"
+        )
+    return found
