@@ -27,7 +27,6 @@ from storage.locks import waiting_lock
 FINGERPRINT_TAG = "medsam.fingerprint"
 PROCESS_TAG = "medsam.process"
 PARENT_TAG = "mlflow.parentRunId"
-REGISTERED_MODEL = "repvit-medsam"
 CHAMPION = "champion"
 
 _BATCH = 900
@@ -52,6 +51,7 @@ class Tracker:
         self._uri = settings.tracking_uri
         self._folder = settings.mlflow_folder
         self._experiment_name = f"repvit-medsam/{settings.profile.name}"
+        self._model = registered_model(settings)
         self._local = self._uri.startswith("sqlite:///")
         # Several processes that create the tables of a fresh sqlite file at once race and die.
         with waiting_lock(self._folder / "init.lock"):
@@ -191,13 +191,13 @@ class Tracker:
             The version, and whether it holds the alias now.
         """
         self._ensure_registered_model()
-        existing = self._client.search_model_versions(f"name = '{REGISTERED_MODEL}' and run_id = '{run.run_id}'")
+        existing = self._client.search_model_versions(f"name = '{self._model}' and run_id = '{run.run_id}'")
         if existing:
             version = existing[0]
         else:
             self._log_model(run, {"model": model_file, **{file.stem: file for file in beside}})
             version = self._client.create_model_version(
-                REGISTERED_MODEL,
+                self._model,
                 source=f"{self._client.get_run(run.run_id).info.artifact_uri}/model",
                 run_id=run.run_id,
                 tags={"validation_dsc": repr(score)},
@@ -205,21 +205,21 @@ class Tracker:
         holder = self.champion()
         held = -1.0 if holder is None else float(holder.tags.get("validation_dsc", "-1"))
         if holder is None or score > held or math.isnan(held):
-            self._client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, version.version)
+            self._client.set_registered_model_alias(self._model, CHAMPION, version.version)
             holder = self.champion()
         return str(version.version), bool(holder is not None and holder.version == version.version)
 
     def champion(self) -> Any | None:  # noqa: ANN401
         """Return the model version that holds the `champion` alias, or None."""
         try:
-            return self._client.get_model_version_by_alias(REGISTERED_MODEL, CHAMPION)
+            return self._client.get_model_version_by_alias(self._model, CHAMPION)
         except MlflowException:
             return None
 
     def _ensure_registered_model(self) -> None:
-        if not self._client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):
+        if not self._client.search_registered_models(f"name = '{self._model}'"):
             description = "RepViT-MedSAM students; `champion` has the best validation DSC."
-            self._client.create_registered_model(REGISTERED_MODEL, description=description)
+            self._client.create_registered_model(self._model, description=description)
 
     def _log_model(self, run: TrackedRun, files: Mapping[str, Path]) -> None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -233,13 +233,18 @@ class Tracker:
             self._client.log_artifacts(run.run_id, str(folder), "model")
 
 
-def champion_uri() -> str:
+def registered_model(settings: Settings) -> str:
+    """Return the name of a profile's registered model: scores on the data of two profiles compare with nothing."""
+    return f"repvit-medsam-{settings.profile.name}"
+
+
+def champion_uri(settings: Settings) -> str:
     """Return the MLflow URI of the model behind the alias."""
-    return f"models:/{REGISTERED_MODEL}@{CHAMPION}"
+    return f"models:/{registered_model(settings)}@{CHAMPION}"
 
 
 def download_model(uri: str, tracking_uri: str, to: Path) -> Path:
-    """Bring a model named by an MLflow URI (`models:/repvit-medsam@champion`, `runs:/...`) to this machine.
+    """Bring a model named by an MLflow URI (`models:/repvit-medsam-real@champion`, `runs:/...`) to this machine.
 
     Returns:
         The path of its safetensors file.

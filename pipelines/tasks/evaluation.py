@@ -289,7 +289,7 @@ def report_registered(workspace: Workspace, release: Value, log: Log) -> TaskRes
         from pipelines.tasks.scoring import predict_and_score
         from pipelines.tracking import champion_uri, download_model
 
-        file = download_model(champion_uri(), workspace.settings.tracking_uri, folder / "download")
+        file = download_model(champion_uri(workspace.settings), workspace.settings.tracking_uri, folder / "download")
         predict = {"student": predictor(load_model(file), device=device_of(workspace))}
         rows, _ = predict_and_score(_cases(workspace, release), predict, folder, log)
         write_report(rows, folder)

@@ -118,7 +118,7 @@ def test_mlflow_has_every_step_once_and_metrics_by_modality(finished: Finished) 
 
 
 def test_the_student_is_registered_as_champion(finished: Finished) -> None:
-    version = _mlflow(finished.deployment).get_model_version_by_alias("repvit-medsam", "champion")
+    version = _mlflow(finished.deployment).get_model_version_by_alias("repvit-medsam-tiny", "champion")
     assert version.run_id == _runs(finished.deployment)["proposed/evaluation"].info.run_id
 
 
@@ -234,7 +234,9 @@ def test_evaluate_marks_cases_that_training_saw(finished: Finished, evaluated: t
 def test_evaluate_takes_the_champion_from_the_registry(finished: Finished, tmp_path: Path) -> None:
     deployment, output = finished.deployment, tmp_path / "report"
     data = deployment.workspace.settings.data / "Fundus"
-    deployment.medsam("evaluate", "--model", "models:/repvit-medsam@champion", "--data", str(data), "-o", str(output))
+    deployment.medsam(
+        "evaluate", "--model", "models:/repvit-medsam-tiny@champion", "--data", str(data), "-o", str(output)
+    )
     found = pd.read_parquet(output / "cases.parquet").query("predictor == 'student'").set_index("case_id")
     release = deployment.release().query("modality == 'Fundus'").set_index("case_id")["split"]
     assert found["split"].rename(lambda name: f"Fundus/{name}").to_dict() == release.to_dict()

@@ -22,12 +22,12 @@ from pipelines.tracking import (
     CHAMPION,
     FINGERPRINT_TAG,
     PROCESS_TAG,
-    REGISTERED_MODEL,
     Point,
     TrackedRun,
     Tracker,
     champion_uri,
     download_model,
+    registered_model,
 )
 from tests.unit.training_helpers import stand_in
 
@@ -302,7 +302,7 @@ def test_the_alias_moves_only_to_a_higher_validation_score(registry: Settings, t
     assert Tracker(registry).champion() is None
 
     def champion() -> str:
-        file = download_model(champion_uri(), registry.tracking_uri, tmp_path / f"download{next(_NUMBER)}")
+        file = download_model(champion_uri(registry), registry.tracking_uri, tmp_path / f"download{next(_NUMBER)}")
         assert (file.parent / "seen_cases.json").read_text() == f'{{"{file.read_text()}": "train"}}'
         return file.read_text()
 
@@ -315,8 +315,8 @@ def test_the_alias_moves_only_to_a_higher_validation_score(registry: Settings, t
     assert champion() == "better"
     assert register("first", 0.5) == ("1", False), "a reused model is not registered twice"
     assert register("better", 0.6) == ("4", True)
-    assert len(client.search_model_versions(f"name = '{REGISTERED_MODEL}'")) == 4
-    assert client.get_model_version_by_alias(REGISTERED_MODEL, CHAMPION).tags["validation_dsc"] == "0.6"
+    assert len(client.search_model_versions(f"name = '{registered_model(registry)}'")) == 4
+    assert client.get_model_version_by_alias(registered_model(registry), CHAMPION).tags["validation_dsc"] == "0.6"
 
 
 def test_a_score_that_is_no_number_never_keeps_the_alias(registry: Settings, tmp_path: Path) -> None:
@@ -327,8 +327,10 @@ def test_a_score_that_is_no_number_never_keeps_the_alias(registry: Settings, tmp
 
 
 def test_a_model_that_is_not_there_is_said_to_be_missing(registry: Settings, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="models:/repvit-medsam@champion: expected a model in sqlite"):
-        download_model(champion_uri(), registry.tracking_uri, tmp_path / "download")
+    with pytest.raises(
+        FileNotFoundError, match=r"models:/repvit-medsam-experiment\d+@champion: expected a model in sqlite"
+    ):
+        download_model(champion_uri(registry), registry.tracking_uri, tmp_path / "download")
 
 
 def test_an_artefact_without_weights_is_refused(registry: Settings, tmp_path: Path) -> None:
@@ -350,7 +352,7 @@ def test_the_registered_model_predicts_what_its_weights_do(registry: Settings, t
     image = rng.integers(0, 256, (40, 50), dtype=np.uint8)
     volume = rng.integers(0, 256, (3, 40, 50), dtype=np.uint8)
     mlflow.set_tracking_uri(registry.tracking_uri)
-    model = mlflow.pyfunc.load_model(champion_uri())
+    model = mlflow.pyfunc.load_model(champion_uri(registry))
     direct = Predictor(load_model(weights))
     (segs,) = model.predict([{"imgs": image, "boxes": np.array([[3, 4, 20, 30], [10, 5, 49, 39]])}])
     wanted = direct.predict(image, np.array([[3, 4, 21, 31], [10, 5, 50, 40]]), is_3d=False)
