@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from medsam_core.config import Config, Positive, StageConfig, StudentConfig, TeacherConfig
 
@@ -107,6 +107,13 @@ class Profile(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        problems = self.contradictions()
+        if problems:
+            raise ValueError("\n  ".join(problems))
+        return self
+
+    def contradictions(self) -> list[str]:
+        """Return what is wrong between settings that are each right by themselves."""
         problems = []
         if self.student.image_size != self.teacher.image_size:
             problems.append(
@@ -124,9 +131,21 @@ class Profile(Config):
             problems.append("finetuning.augmentation.mixing: expected ('none',): masks are not mixed")
         if self.split.validation + self.split.test >= 1:
             problems.append("split: expected validation + test below 1")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+        return problems
+
+
+def _contradictions_beside_errors(content: dict[str, Any]) -> list[str]:
+    """Return the contradictions between those sections that are right by themselves."""
+    right: dict[str, Any] = {"distillation": StageConfig(), "finetuning": StageConfig()}
+    wrong = {"distillation", "finetuning"} - set(content)
+    for name, field in Profile.model_fields.items():
+        if name in content:
+            try:
+                right[name] = TypeAdapter[Any](field.annotation or Any).validate_python(content[name])
+            except ValidationError:
+                wrong.add(name)
+    found = Profile.model_construct(**right).contradictions()
+    return [line for line in found if not any(name in line for name in wrong)]
 
 
 def _merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -176,4 +195,6 @@ def load_profile(name: str, changes: dict[str, Any] | None = None) -> Profile:
             else str(item["msg"])
             for item in error.errors()
         ]
+        if any(item["loc"] for item in error.errors()):
+            lines += _contradictions_beside_errors(content)
         raise ProfileError(f"profile {name!r} has {len(lines)} problem(s):\n  " + "\n  ".join(lines)) from error

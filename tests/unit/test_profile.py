@@ -107,6 +107,21 @@ bogus: 1
     assert "'cached' or 'online'" in found["cache.mode"]
 
 
+def test_contradictions_are_listed_beside_wrong_settings(tmp_path: Path) -> None:
+    text = """
+extends: paper
+student: {image_size: 512}
+cache: {mode: never}
+split: {validation: 0.5, test: 0.5}
+finetuning: {epochs: 0}
+ablation_epochs: 99
+"""
+    found = "\n".join(problems(write(tmp_path, text)))
+    for told in ("cache.mode", "finetuning.epochs", "teacher.image_size: expected", "split: expected validation"):
+        assert told in found
+    assert "ablation_epochs: expected at most" not in found, "what a wrong setting would have allowed is unknown"
+
+
 def test_every_contradiction_between_settings_is_listed_at_once(tmp_path: Path) -> None:
     text = """
 extends: paper
@@ -116,10 +131,10 @@ teacher_pretraining: {epochs: 1}
 finetuning: {augmentation: {mixing: [cutmix]}}
 split: {validation: 0.5, test: 0.5}
 """
-    (line,) = problems(write(tmp_path, text))
+    lines = "\n".join(problems(write(tmp_path, text)))
     for name in ("teacher.image_size", "ablation_epochs", "teacher_pretraining", "finetuning.augmentation.mixing"):
-        assert name in line
-    assert "split: expected validation + test below 1" in line
+        assert name in lines
+    assert "split: expected validation + test below 1" in lines
 
 
 def test_an_unknown_key_is_an_error_and_names_itself(tmp_path: Path) -> None:

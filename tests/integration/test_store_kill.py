@@ -1,0 +1,147 @@
+"""Ingest killed at twenty moments, and two at once: the store ends in the same bytes, readers meet no torn slice."""
+
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage.blobs import LocalBlobs
+from storage.errors import StorageError
+from storage.npz_source import SourceConfig
+from storage.raw_manifest import scan
+from storage.release_reader import ReleaseReader
+from storage.slice_index import build_index
+from storage.verification import verify
+from tests.unit.store_helpers import files_below
+
+pytestmark = pytest.mark.slow
+
+INGEST = """
+import sys
+from pathlib import Path
+from storage.blobs import LocalBlobs
+from storage.npz_source import SourceConfig, read_case
+from storage.raw_manifest import scan
+from storage.slice_store import StoreConfig, missing_parts, plan_parts, publish, write_part
+source, stores = Path(sys.argv[1]), LocalBlobs(Path(sys.argv[2]))
+config = StoreConfig(chunk_bytes=4096, chunks_per_shard=8, part_shards=2)
+print("begun", flush=True)
+plan = plan_parts(stores, "CT", scan(source, SourceConfig()), config)
+for part in missing_parts(stores, "CT", plan):
+    write_part(stores, part, lambda name: read_case(source / f"{name}.npz", name, "CT", SourceConfig()))
+publish(stores, "CT", plan)
+"""
+
+
+def make_source(folder: Path, count: int, seed: int = 0) -> None:
+    """Write CT images and volumes of noise, so that shards are as large as their elements."""
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        shape = (6, 60, 70) if number % 5 == 0 else (90, 110)
+        image = rng.integers(0, 256, shape, dtype=np.uint8)
+        name = f"{'3D' if len(shape) == 3 else '2D'}Box_CT_{number:03d}.npz"
+        np.savez_compressed(folder / name, imgs=image, gts=(image > 128).astype(np.uint8))
+
+
+def start(source: Path, stores: Path) -> subprocess.Popen[str]:
+    """Start an ingest and return once it has begun its work."""
+    command = [sys.executable, "-c", INGEST, str(source), str(stores)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+def finished(source: Path, stores: Path) -> float:
+    """Run an ingest to its end and return the seconds after its beginning."""
+    process = start(source, stores)
+    begun = time.monotonic()
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    return time.monotonic() - begun
+
+
+class Reader(threading.Thread):
+    """Reads a published store again and again while others write it; holds what it read against the source."""
+
+    def __init__(self, source: Path, stores: Path) -> None:
+        super().__init__()
+        self._source, self._stores = source, LocalBlobs(stores)
+        self._images = {path.stem: np.load(path)["imgs"] for path in source.glob("*.npz")}
+        self.stop = threading.Event()
+        self.read = 0
+        self.refused = 0
+        self.torn: list[str] = []
+
+    def run(self) -> None:
+        manifest = scan(self._source, SourceConfig())
+        while not self.stop.is_set():
+            try:
+                table = build_index(self._stores, ["CT"], manifest)
+                reader = ReleaseReader(self._stores, table)
+                for row, (case_id, z) in enumerate(zip(table["case_id"], table["z"], strict=True)):
+                    image = self._images[case_id]
+                    expected = image[z] if image.ndim == 3 else image
+                    if not np.array_equal(reader.read(row)[0], expected):
+                        self.torn.append(f"{case_id} {z}")
+                    self.read += 1
+            except StorageError:
+                self.refused += 1
+                time.sleep(0.01)
+
+
+def test_twenty_kills_end_in_the_bytes_of_an_undisturbed_ingest(tmp_path: Path) -> None:
+    """Half of the kills fall into the first ingest, half into one of a source that has grown since."""
+    source = tmp_path / "npz"
+    make_source(source, 60)
+    seconds = finished(source, tmp_path / "undisturbed")
+    rng = random.Random(5)
+    killed = 0
+    stores = tmp_path / "stores"
+    for _ in range(10):
+        killed += _killed_at(rng.uniform(0, seconds), source, stores)
+    finished(source, stores)
+    assert files_below(stores) == files_below(tmp_path / "undisturbed")
+    reader = Reader(source, stores)
+    make_source(source, 90)
+    finished(source, tmp_path / "undisturbed")
+    reader.start()
+    for _ in range(10):
+        killed += _killed_at(rng.uniform(0, seconds), source, stores)
+    finished(source, stores)
+    reader.stop.set()
+    reader.join()
+    assert killed >= 10, "most kills were meant to hit an ingest at work"
+    assert files_below(stores) == files_below(tmp_path / "undisturbed")
+    found = verify(LocalBlobs(stores), "CT")
+    assert (found.damages, found.unnamed) == ((), ())
+    assert reader.read > 0
+    assert not reader.torn
+
+
+def _killed_at(delay: float, source: Path, stores: Path) -> int:
+    """Kill an ingest after a delay; return 1 if it was still at work."""
+    process = start(source, stores)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return int(process.returncode == -signal.SIGKILL)
+
+
+def test_of_two_ingests_at_once_each_ends_well_or_says_why_not(tmp_path: Path) -> None:
+    source = tmp_path / "npz"
+    make_source(source, 60)
+    finished(source, tmp_path / "undisturbed")
+    both = [start(source, tmp_path / "stores") for _ in range(2)]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    for process, error in zip(both, errors, strict=True):
+        assert process.returncode == 0 or "BusyError" in error, error
+    finished(source, tmp_path / "stores")
+    assert files_below(tmp_path / "stores") == files_below(tmp_path / "undisturbed")
