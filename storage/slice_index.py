@@ -9,6 +9,7 @@ when the index is built, so that a changed map of groups needs no pixel to be st
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, cast
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -156,13 +157,20 @@ def _joined(rows: pd.DataFrame, modality: str, accepted: pd.DataFrame) -> pd.Dat
     return rows[INDEX_COLUMNS]
 
 
+def _distinct(labels: pd.Series) -> list[int]:
+    """Return the distinct numbers in a column of lists, ascending."""
+    arrays = [np.asarray(cell, np.int64) for cell in labels]
+    return [int(label) for label in np.unique(np.concatenate([*arrays, np.empty(0, np.int64)]))]
+
+
 def modality_index(index: pd.DataFrame) -> pd.DataFrame:
     """Return what the slice index holds by modality and data set.
 
     Returns:
         modality, dataset, cases, slices, drawable_slices (with at least one label), labels (summed over slices),
         foreground_share (labelled pixels over all pixels of slices that have a label map; NaN if none has),
-        min_height, max_height, min_width, max_width (pixels) and bytes (uncompressed images and label maps).
+        min_height, max_height, min_width, max_width (pixels), bytes (uncompressed images and label maps), label_ids
+        (distinct ones, ascending) and imgs_first, imgs_stop: the elements of `imgs` between which its slices lie.
     """
     pixels = index["height"].astype("int64") * index["width"]
     has_gts = index["gt_array"] != ""
@@ -172,6 +180,7 @@ def modality_index(index: pd.DataFrame) -> pd.DataFrame:
         drawable=index["fg_px"] > 0,
         labelled_px=pixels.where(has_gts, 0),
         stored_bytes=pixels * (index["channels"] + label_bytes),
+        img_stop=index["img_offset"] + pixels * index["channels"],
     )
     table = work.groupby(["modality", "dataset"]).agg(
         cases=("case_id", "nunique"),
@@ -185,6 +194,9 @@ def modality_index(index: pd.DataFrame) -> pd.DataFrame:
         min_width=("width", "min"),
         max_width=("width", "max"),
         bytes=("stored_bytes", "sum"),
+        label_ids=("labels", _distinct),
+        imgs_first=("img_offset", "min"),
+        imgs_stop=("img_stop", "max"),
     )
     share = table["foreground_share"] / table["labelled_px"].where(table["labelled_px"] > 0)
     return table.assign(foreground_share=share).drop(columns="labelled_px").reset_index()

@@ -23,6 +23,8 @@ from storage.release_reader import ReleaseReader
 
 Log = Callable[[str], None]
 
+_ONE_OF_EACH = "one_of_each.png"
+
 
 def source_config(profile: Profile) -> SourceConfig:
     """Return how a profile's files are to be read."""
@@ -156,16 +158,27 @@ def publish_store(
 
 def _sample_picture(workspace: Workspace, modality: str, index: pd.DataFrame, digest: str) -> Picture | None:
     """Draw a few labelled slices with their masks, spread over the store."""
-    labelled = index[index["fg_px"] > 0].reset_index(drop=True)
-    if labelled.empty:
+    labelled = index[index["fg_px"] > 0]
+    chosen = labelled.iloc[np.unique(np.linspace(0, max(len(labelled) - 1, 0), 8).astype(int))[: len(labelled)]]
+    return _sheet(workspace, chosen, workspace.settings.state / "pictures" / f"{modality}-{digest[:16]}.png")
+
+
+def _sheet(workspace: Workspace, rows: pd.DataFrame, path: Path) -> Picture | None:
+    """Draw these slices with their masks, unless that was done before."""
+    if rows.empty:
         return None
-    path = workspace.settings.state / "pictures" / f"{modality}-{digest[:16]}.png"
     if not path.is_file():
-        chosen = labelled.iloc[np.unique(np.linspace(0, len(labelled) - 1, 8).astype(int))].reset_index(drop=True)
+        chosen = rows.reset_index(drop=True)
         reader = ReleaseReader(workspace.stores, chosen)
-        tiles = [(*reader.read(row), chosen["case_id"].iloc[row]) for row in range(len(chosen))]
-        pictures.slice_sheet(tiles, path)
+        pictures.slice_sheet([(*reader.read(row), chosen["case_id"].iloc[row]) for row in range(len(chosen))], path)
     return Picture(path)
+
+
+def _one_of_each(index: pd.DataFrame) -> pd.DataFrame:
+    """Return the labelled slice in the middle of each modality and data set, of the first 32 of them."""
+    labelled = index[index["fg_px"] > 0]
+    found = labelled.groupby(["modality", "dataset"], sort=False).groups
+    return labelled.loc[[rows[len(rows) // 2] for rows in found.values()][:32]]
 
 
 def make_index(workspace: Workspace, manifest: dict[str, Any], stores: Sequence[dict[str, Any]]) -> TaskResult:
@@ -173,15 +186,21 @@ def make_index(workspace: Workspace, manifest: dict[str, Any], stores: Sequence[
     made_from = {
         "manifest": manifest["fingerprint"],
         "stores": {store["modality"]: store["fingerprint"] for store in stores},
-        "version": 1,
+        "version": 2,
     }
 
     def build(folder: Path) -> dict[str, Any]:
         index = slice_index.build_index(workspace.stores, list(MODALITIES), _manifest(workspace, manifest))
         write_parquet(folder / "slice_index.parquet", index)
         write_parquet(folder / "modality_index.parquet", slice_index.modality_index(index))
+        _sheet(workspace, _one_of_each(index), folder / _ONE_OF_EACH)
         return {"slices": len(index), "cases": int(index["case_id"].nunique())}
 
     made = workspace.artefacts.make("index", made_from, build)
-    notes = {**made.info, "modality index": pd.read_parquet(made.path / "modality_index.parquet")}
+    sheet = made.path / _ONE_OF_EACH
+    notes = {
+        **made.info,
+        "modality index": pd.read_parquet(made.path / "modality_index.parquet"),
+        "one of each": Picture(sheet) if sheet.is_file() else "no labelled slice",
+    }
     return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)

@@ -176,6 +176,9 @@ def test_modality_index_counts(tmp_path: Path) -> None:
         "min_width": 2,
         "max_width": 5,
         "bytes": 3 * 20 * 2 + 60,
+        "label_ids": [2, 7],
+        "imgs_first": 0,
+        "imgs_stop": 4 * 64 - 64 + 20,
     }
     assert table.loc["e", "foreground_share"] == 1
     assert table.loc["e", "bytes"] == 18 * 3
