@@ -105,3 +105,36 @@ def test_one_modality_can_be_materialised_alone(definitions: dg.Definitions, tmp
     metadata = event.asset_materialization.metadata
     assert metadata["cases"].value == 4
     assert "samples" in metadata
+
+
+def test_the_check_of_a_store_reads_every_byte(definitions: dg.Definitions, tmp_path: Path) -> None:
+    assets = [asset for asset in definitions.assets or [] if isinstance(asset, dg.AssetsDefinition)]
+    checks = list(definitions.asset_checks or [])
+    instance = dg.DagsterInstance.ephemeral()
+
+    def run(selection: dg.AssetSelection) -> dg.ExecuteInProcessResult:
+        both = [*assets, *checks]
+        return dg.materialize(both, selection=selection, instance=instance, resources=definitions.resources)
+
+    def passed() -> bool:
+        check = dg.AssetCheckKey(dg.AssetKey(["slice_store", "Fundus"]), "is_whole")
+        (evaluation,) = run(dg.AssetSelection.checks(check)).get_asset_check_evaluations()
+        return bool(evaluation.passed)
+
+    for key in ("raw_manifest", "slice_store/Fundus"):
+        run(dg.AssetSelection.assets(key).without_checks())
+    assert passed()
+    (shard,) = (tmp_path / "home" / "tiny" / "stores" / "Fundus" / "imgs" / "c").iterdir()
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(bytes(content))
+    assert not passed()
+
+
+def test_only_their_own_job_verifies_stores(definitions: dg.Definitions) -> None:
+    def checks(job: str) -> set[str]:
+        return {node.name for node in definitions.resolve_job_def(job).graph.nodes if "is_whole" in node.name}
+
+    assert len(checks("verify_stores")) == len(MODALITIES)
+    for job in ("full_pipeline", "ingest", "ablations"):
+        assert not checks(job)
