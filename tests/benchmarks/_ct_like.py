@@ -5,17 +5,13 @@ Windowed abdominal CT at 512 x 512 keeps about a quarter of its bytes under zlib
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from scipy import ndimage
 
-from storage.blobs import Blobs
 from storage.fingerprints import array_hash
 from storage.npz_source import NpzCase
-from storage.slice_store import StoreConfig, missing_parts, plan_parts, publish, write_part
 
 SIZE = 512
 
@@ -52,36 +48,6 @@ def ct_like_cases(count: int, distinct: int = 64) -> dict[str, NpzCase]:
         digest = array_hash({"imgs": image, "gts": labels})
         cases[f"2DBox_CT_{number:05d}"] = NpzCase(image, False, labels, None, None, digest)
     return cases
-
-
-def manifest_rows(cases: dict[str, NpzCase]) -> pd.DataFrame:
-    """Return the manifest's rows of accepted CT cases."""
-    rows = [
-        {
-            "case_id": case_id,
-            "modality": "CT",
-            "dataset": "CT",
-            "group": case_id,
-            "status": "accepted",
-            "is_3d": case.is_3d,
-            "depth": case.depth,
-            "height": case.height,
-            "width": case.width,
-            "channels": case.channels,
-            "gt_dtype": "" if case.gts is None else case.gts.dtype.name,
-            "content_hash": case.content_hash,
-        }
-        for case_id, case in cases.items()
-    ]
-    return pd.DataFrame(rows)
-
-
-def write_store(root: Blobs, cases: dict[str, NpzCase], config: StoreConfig) -> dict[str, Any]:
-    """Write and publish a CT store of these cases; returns its manifest."""
-    plan = plan_parts(root, "CT", manifest_rows(cases), config)
-    for part in missing_parts(root, "CT", plan):
-        write_part(root, part, cases.__getitem__)
-    return publish(root, "CT", plan)
 
 
 def write_npz(folder: Path, cases: dict[str, NpzCase]) -> Sequence[Path]:

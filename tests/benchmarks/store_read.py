@@ -20,8 +20,9 @@ from storage.release_reader import ReleaseReader
 from storage.shard_codec import COMPRESSIONS, Compression, decode_chunk
 from storage.slice_index import build_index
 from storage.slice_store import StoreConfig
-from tests.benchmarks._ct_like import ct_like_cases, manifest_rows, write_npz, write_store
+from tests.benchmarks._ct_like import ct_like_cases, write_npz
 from tests.benchmarks._harness import interleaved, report
+from tests.unit.store_helpers import build_in, manifest_of
 
 READS = 96
 BATCH = 32
@@ -88,8 +89,8 @@ def _ct_like(folder: Path) -> None:
     npz = _repeat(_load_npz, [paths[row] for row in rows])
     for codec in COMPRESSIONS:
         place = LocalBlobs(folder / codec)
-        write_store(place, cases, StoreConfig(codec=codec))
-        reader = ReleaseReader(place, build_index(place, ["CT"], manifest_rows(cases)))
+        build_in(place, cases, config=StoreConfig(codec=codec))
+        reader = ReleaseReader(place, build_index(place, ["CT"], manifest_of(cases)))
         single = _repeat(reader.read, rows)
         _say(f"single_{codec}", single, "np.load of npz", npz)
         _say(f"decode_share_{codec}", single, f"crc32c and {codec} in memory", _decoder(reader, rows, codec))
@@ -119,8 +120,8 @@ def _real(folder: Path, data: Path) -> None:
     paths = {path.stem: path for path in files}
     for codec in COMPRESSIONS:
         place = LocalBlobs(folder / f"real_{codec}")
-        write_store(place, labelled, StoreConfig(codec=codec))
-        table = build_index(place, ["CT"], manifest_rows(labelled))
+        build_in(place, labelled, config=StoreConfig(codec=codec))
+        table = build_index(place, ["CT"], manifest_of(labelled))
         reader = ReleaseReader(place, table)
         rows = _order(len(reader))
         npz = _repeat(_load_npz, [paths[table["case_id"].iloc[row]] for row in rows])

@@ -22,8 +22,9 @@ from storage.npz_source import NpzCase, SourceConfig, read_case
 from storage.release_reader import ReleaseReader
 from storage.slice_index import build_index
 from storage.slice_store import StoreConfig
-from tests.benchmarks._ct_like import SIZE, ct_like_cases, manifest_rows, write_npz, write_store
+from tests.benchmarks._ct_like import SIZE, ct_like_cases, write_npz
 from tests.benchmarks._harness import interleaved, report
+from tests.unit.store_helpers import build_in, manifest_of
 
 SLICES = 256
 READS = 64
@@ -86,8 +87,8 @@ def _lmdb(folder: Path, cases: Mapping[str, NpzCase]) -> Read:
 def _tensorstore(folder: Path, cases: Mapping[str, NpzCase]) -> Read:
     tensorstore: Any = importlib.import_module("tensorstore")
     place = LocalBlobs(folder)
-    write_store(place, dict(cases), StoreConfig())
-    table = build_index(place, ["CT"], manifest_rows(dict(cases)))
+    build_in(place, cases, config=StoreConfig())
+    table = build_index(place, ["CT"], manifest_of(cases))
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}})
     arrays = [
         tensorstore.open(
@@ -161,8 +162,8 @@ def main() -> None:
     rows = [int(row) for row in np.random.default_rng(0).permutation(SLICES)[:READS]]
     with tempfile.TemporaryDirectory() as scratch:
         place = LocalBlobs(Path(scratch) / "ours")
-        write_store(place, cases, StoreConfig())
-        reader = ReleaseReader(place, build_index(place, ["CT"], manifest_rows(cases)))
+        build_in(place, cases, config=StoreConfig())
+        reader = ReleaseReader(place, build_index(place, ["CT"], manifest_of(cases)))
         own_bytes = _size(place.root)
         for number, (name, make) in enumerate(RIVALS.items()):
             folder = Path(scratch) / f"rival_{number}"

@@ -20,8 +20,9 @@ from storage.blobs import LocalBlobs
 from storage.npz_source import NpzCase, SourceConfig, read_case
 from storage.shard_codec import COMPRESSIONS
 from storage.slice_store import StoreConfig, missing_parts, plan_parts, publish, write_part
-from tests.benchmarks._ct_like import ct_like_cases, ct_like_slice, manifest_rows, write_npz
+from tests.benchmarks._ct_like import ct_like_cases, ct_like_slice, write_npz
 from tests.benchmarks._harness import interleaved, report
+from tests.unit.store_helpers import manifest_of
 
 ALL_SLICES = 1_516_396
 """Image-mask pairs of the challenge's training set (paper, section 4.1)."""
@@ -31,7 +32,7 @@ VOLUME = (600, 1024, 1024)
 
 def _ours(folder: Path, paths: Sequence[Path], codec: str) -> Callable[[], LocalBlobs]:
     """Return the conversion as ingest does it: read, check, hash, describe, encode, publish."""
-    rows = manifest_rows({path.stem: read_case(path, path.stem, "CT", SourceConfig()) for path in paths})
+    rows = manifest_of({path.stem: read_case(path, path.stem, "CT", SourceConfig()) for path in paths})
     by_case = {path.stem: path for path in paths}
     config = StoreConfig(codec=codec)  # type: ignore[arg-type]
 
