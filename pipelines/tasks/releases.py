@@ -58,7 +58,7 @@ def freeze_release(workspace: Workspace, index: dict[str, Any], log: Log) -> Tas
 
     left_out = release.left_out.to_dict("records")
     made = workspace.artefacts.make(
-        "release", {"fingerprints": release.fingerprints, "left_out": left_out, "version": 2}, build
+        "release", {"fingerprints": release.fingerprints, "left_out": left_out, "version": 3}, build
     )
     pinned = _pinned_release(workspace)
     chosen = pinned or made

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from storage.errors import FingerprintMismatchError, IntegrityError, StorageError
+from storage.errors import FingerprintMismatchError, StorageError
 from storage.release import (
     duplicates,
     leakage,
@@ -330,14 +330,14 @@ class TestSaved:
         table = pd.read_parquet(tmp_path / "release.parquet")
         table.loc[0, "z"] = 7
         table.to_parquet(tmp_path / "release.parquet", index=False)
-        with pytest.raises(FingerprintMismatchError, match=r"fingerprints\.train"):
+        with pytest.raises(FingerprintMismatchError, match=r"sha256\.release\.parquet: expected"):
             load_release(tmp_path)
 
     def test_altered_splits(self, index: pd.DataFrame, tmp_path: Path) -> None:
         save_release(tmp_path, make_release(index, SPLIT_OF))
         path = tmp_path / "splits.json"
         path.write_text(path.read_text().replace("validation", "test"))
-        with pytest.raises(FingerprintMismatchError, match=r"splits\.shared"):
+        with pytest.raises(FingerprintMismatchError, match=r"sha256\.splits\.json: expected"):
             load_release(tmp_path)
 
     def test_another_format(self, index: pd.DataFrame, tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ class TestSaved:
         save_release(tmp_path, make_release(index, SPLIT_OF))
         path = tmp_path / "release.parquet"
         path.write_bytes(path.read_bytes()[:-20])
-        with pytest.raises(IntegrityError, match="expected a parquet table"):
+        with pytest.raises(FingerprintMismatchError, match=r"sha256\.release\.parquet: expected"):
             load_release(tmp_path)
 
 
