@@ -44,6 +44,8 @@ class StoreSettings(Config):
     chunks_per_shard: Positive = 256
     codec: Literal["zstd", "lz4"] = "zstd"
     """`lz4` reads about twice as fast and takes about 1.3 times the room."""
+    level: Positive = 1
+    """Of zstd. 1 is fastest; 4 gives images that compress badly the size of their npz files."""
     part_shards: Positive = 8
     parts_per_step: Positive = 8
     """Parts written by one step."""

@@ -108,6 +108,7 @@ def _store_config(workspace: Workspace) -> slice_store.StoreConfig:
         chunks_per_shard=store.chunks_per_shard,
         part_shards=store.part_shards,
         codec=store.codec,
+        level=store.level,
     )
 
 
