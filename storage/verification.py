@@ -167,11 +167,8 @@ def _cases(root: Blobs, modality: str, part_ids: set[str]) -> dict[str, tuple[st
     return {part.part_id: tuple(case.case_id for case in part.cases) for part in parts if part.part_id in part_ids}
 
 
-def withdraw(root: Blobs, found: Verification) -> list[str]:
-    """Take back the commitment of every damaged part, so that ingest writes it again, and mend a damaged plan.
-
-    Returns:
-        The parts that have to be written again before the store can be published.
+def withdraw(root: Blobs, found: Verification) -> None:
+    """Take back the commitment of every damaged part, so that it is missing and ingest writes it again; mend the plan.
 
     Raises:
         StorageError: If both the plan and the rows it could be told from are damaged; the store has to be made anew.
@@ -183,7 +180,6 @@ def withdraw(root: Blobs, found: Verification) -> list[str]:
     with group.exclusive(f"slice store {found.modality}"):
         for part_id in part_ids:
             group.delete(fragment_key(part_id))
-    return part_ids
 
 
 def _restore_plan(root: Blobs, modality: str) -> None:

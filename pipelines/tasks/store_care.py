@@ -66,15 +66,20 @@ def repair_store(workspace: Workspace, modality: str, log: Log) -> Verification:
         found = verify_store(workspace, modality, log)
     except IntegrityError:
         # The manifest repeats what plan and fragments say.
-        plan = slice_store.load_plan(workspace.stores, modality)
-        missing = [part.part_id for part in slice_store.missing_parts(workspace.stores, modality, plan)]
-        ingest.write_store_parts(workspace, modality, missing, log)
-        slice_store.publish(workspace.stores, modality, plan)
+        _write_missing(workspace, modality, log)
+        slice_store.publish(workspace.stores, modality, slice_store.load_plan(workspace.stores, modality))
         found = verify_store(workspace, modality, log)
-    part_ids = withdraw(workspace.stores, found)
-    ingest.write_store_parts(workspace, modality, part_ids, log)
-    log(f"{modality}: {len(part_ids)} parts written again")
+    withdraw(workspace.stores, found)
+    _write_missing(workspace, modality, log)
     return verify_again(workspace.stores, modality)
+
+
+def _write_missing(workspace: Workspace, modality: str, log: Log) -> None:
+    """Write what the plan lacks: withdrawn parts, and those that an ingest that was stopped has not come to."""
+    plan = slice_store.load_plan(workspace.stores, modality)
+    missing = [part.part_id for part in slice_store.missing_parts(workspace.stores, modality, plan)]
+    ingest.write_store_parts(workspace, modality, missing, log)
+    log(f"{modality}: {len(missing)} parts written again")
 
 
 def erase_cases(workspace: Workspace, case_ids: Sequence[str], log: Log) -> list[dict[str, Any]]:

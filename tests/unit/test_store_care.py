@@ -66,6 +66,18 @@ def test_damage_is_told_by_the_command_and_mended_by_its_repair(
     assert verify_stores(workspace, ["CT", "US"], quiet).empty
 
 
+def test_repair_ends_an_ingest_that_was_stopped_after_its_plan(workspace: Workspace) -> None:
+    path = workspace.settings.data / "US" / "2DBox_US_9.npz"
+    np.savez_compressed(path, imgs=np.ones((40, 30), np.uint8), gts=np.ones((40, 30), np.uint8))
+    manifest = ingest.scan_source(workspace, quiet).value
+    assert ingest.plan_store(workspace, "US", manifest)
+    assert main(["verify"]) == 1
+    assert main(["verify", "--repair"]) == 0
+    assert main(["verify"]) == 0
+    table = ingest._manifest(workspace, manifest)
+    assert "US/2DBox_US_9" in set(build_index(workspace.stores, ["US"], table)["case_id"])
+
+
 def test_repair_refuses_a_source_that_has_changed(workspace: Workspace) -> None:
     folder = Path(workspace.settings.stores)
     (folder / "CT" / "imgs" / "c" / "0").unlink()
