@@ -4,10 +4,10 @@ What belongs here: freezing, saving, comparing and checking a release. Not here:
 (`storage.splits`), pixels, where a release is kept. Training reads a release, never the slice index.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import pyarrow as pa
 from storage.atomic import read_json, write_json, write_parquet
 from storage.errors import StorageError
 from storage.fingerprints import array_hash, combine, file_hash, fingerprint, require_same
+from storage.slice_columns import SliceColumns
 from storage.splits import SPLITS
 
 FORMAT_VERSION: Final = 1
@@ -26,6 +27,7 @@ _TABLE: Final = "release.parquet"
 _SUMMARY: Final = "release.json"
 _SPLITS: Final = "splits.json"
 _LEFT_OUT: Final = "left_out.json"
+_FILES: Final = (_TABLE, _SPLITS, _LEFT_OUT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,21 +119,49 @@ def _flattened(table: pd.DataFrame, name: str) -> dict[str, npt.NDArray[np.int64
 
 
 def save_release(folder: Path, release: Release) -> None:
-    """Write a release into a folder: its table, its splits and, last, its summary."""
+    """Write a release into a folder: its table, its splits, each split's columns and, last, its summary."""
     write_parquet(folder / _TABLE, release.table)
     write_json(folder / _SPLITS, release.splits)
     write_json(folder / _LEFT_OUT, release.left_out.to_dict("records"))
+    for name in SPLITS:
+        SliceColumns.of(release.split(name)).save(folder / _columns_file(name))
     summary = {
         "format": FORMAT_VERSION,
         "fingerprints": release.fingerprints,
         "slices": {name: int((release.table["split"] == name).sum()) for name in SPLITS},
-        "sha256": _hashes(folder),
+        "sha256": {name: file_hash(folder / name) for name in (*_FILES, *map(_columns_file, SPLITS))},
     }
     write_json(folder / _SUMMARY, summary)
 
 
-def _hashes(folder: Path) -> dict[str, str]:
-    return {name: file_hash(folder / name) for name in (_TABLE, _SPLITS, _LEFT_OUT)}
+def _columns_file(split: str) -> str:
+    return f"{split}.arrow"
+
+
+def _require_frozen(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Check that files of a release are what was frozen, byte for byte, and return its summary."""
+    missing = [name for name in (*names, _SUMMARY) if not (folder / name).is_file()]
+    if missing:
+        raise StorageError(f"{folder}: expected a release, found no {', '.join(missing)}; freeze it again")
+    summary: dict[str, Any] = read_json(folder / _SUMMARY)
+    remedy = f"delete {folder} and freeze the release again"
+    require_same(f"release in {folder}", {"format": FORMAT_VERSION}, {"format": summary.get("format")}, remedy)
+    # Fingerprints of a million rows take a minute to compute again; the bytes they were computed from, a second.
+    frozen = {name: summary["sha256"].get(name) for name in names}
+    found = {name: file_hash(folder / name) for name in names}
+    require_same(f"release in {folder}", {"sha256": frozen}, {"sha256": found}, remedy)
+    return summary
+
+
+def open_split(folder: Path, split: str) -> SliceColumns:
+    """Open the columns of one split, row i as in `Release.split`, and check that the file is what was frozen.
+
+    Raises:
+        StorageError: If the folder holds no whole release, or one of another format.
+        FingerprintMismatchError: If the file is not what was frozen.
+    """
+    _require_frozen(folder, [_columns_file(split)])
+    return SliceColumns.open(folder / _columns_file(split))
 
 
 def load_release(folder: Path) -> Release:
@@ -141,14 +171,7 @@ def load_release(folder: Path) -> Release:
         StorageError: If the folder holds no whole release, or one of another format.
         FingerprintMismatchError: If a file is not what was frozen.
     """
-    missing = [name for name in (_TABLE, _SPLITS, _LEFT_OUT, _SUMMARY) if not (folder / name).is_file()]
-    if missing:
-        raise StorageError(f"{folder}: expected a release, found no {', '.join(missing)}; freeze it again")
-    summary = read_json(folder / _SUMMARY)
-    remedy = f"delete {folder} and freeze the release again"
-    require_same(f"release in {folder}", {"format": FORMAT_VERSION}, {"format": summary.get("format")}, remedy)
-    # Fingerprints of a million rows take a minute to compute again; the bytes they were computed from, a second.
-    require_same(f"release in {folder}", {"sha256": summary["sha256"]}, {"sha256": _hashes(folder)}, remedy)
+    summary = _require_frozen(folder, _FILES)
     table = pd.read_parquet(folder / _TABLE, engine="pyarrow")
     splits: dict[str, str] = read_json(folder / _SPLITS)
     left_out = pd.DataFrame(read_json(folder / _LEFT_OUT), columns=["case_id", "split", "kept_in"])

@@ -12,62 +12,52 @@ import numpy.typing as npt
 import pandas as pd
 
 from storage.blobs import Blobs
-from storage.errors import IntegrityError, StorageError
+from storage.errors import IntegrityError
 from storage.label_statistics import LabelMap
 from storage.layout import load_manifest
+from storage.modalities import MODALITIES
+from storage.slice_columns import GT_ARRAY_NAMES, SliceColumns
 from storage.slice_index import published_rows
 from storage.slice_store import SliceStore
 
 _KEY: Final = ["case_id", "content_hash", "z"]
 _PLACE: Final = ["img_offset", "gt_array", "gt_offset"]
-_GT_ARRAYS: Final = ("", "gts_u8", "gts_u16")
+_Moved = tuple[npt.NDArray[np.int64], pd.DataFrame]
 
 
 class ReleaseReader:
     """Reads the slices of a table, row by row; satisfies `medsam_core.data.SliceReader` by its shape.
 
-    Holds flat numpy columns, opens stores when first read from in each process, and may be pickled; a pickled copy
-    leaves the table behind.
+    Opens columns and stores when first read from in each process, and may be pickled; copies share the columns' file.
     """
 
-    def __init__(self, root: Blobs, table: pd.DataFrame) -> None:
+    def __init__(self, root: Blobs, columns: SliceColumns) -> None:
         """Prepare reading.
 
         Args:
             root: Place of all stores.
-            table: Rows with the columns of the slice index; row i is the i-th, whatever the table's own row labels.
+            columns: The slices; row i is the i-th.
 
         Raises:
             StorageError: If a store is not published.
             IntegrityError: If the published stores no longer hold a row's content.
         """
-        self._table: pd.DataFrame | None = table
+        self.columns = columns
         self._store = SliceStore(root)
-        names, codes = np.unique(table["modality"].astype(str).to_numpy(object), return_inverse=True)
-        self._names = tuple(str(name) for name in names)
-        self._modality = codes.astype(np.int8)
-        self._shape = table[["height", "width", "channels"]].to_numpy(np.int32)
-        places = _places(root, table, self._names)
-        self._img_offset = places["img_offset"].to_numpy(np.int64)
-        self._gt_offset = places["gt_offset"].to_numpy(np.int64)
-        self._gt_array = places["gt_array"].astype(str).map(_GT_ARRAYS.index).to_numpy(np.int8)
+        self._moved = _moved_places(root, columns)
+        self._arrays: _Arrays | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_table": None}
+        # The columns travel as a path, and the arrays are views of them.
+        return {**self.__dict__, "_arrays": None}
 
     def __len__(self) -> int:
-        return len(self._modality)
+        return len(self.columns)
 
     @property
     def table(self) -> pd.DataFrame:
-        """The rows as given.
-
-        Raises:
-            StorageError: In a pickled copy, which leaves them behind.
-        """
-        if self._table is None:
-            raise StorageError("release reader: expected the table, found a pickled copy without it; pass it along")
-        return self._table
+        """All rows as a table, made anew at each call; for splits of modest size."""
+        return self.columns.frame()
 
     def read(self, row: int) -> tuple[npt.NDArray[np.uint8], LabelMap | None]:
         """Return the image of a row, (H, W) or (H, W, 3) uint8, and its label ids, (H, W) unsigned, or None.
@@ -77,11 +67,17 @@ class ReleaseReader:
             IntegrityError: If bytes are missing or fail their checksum.
         """
         self._require(row)
-        height, width, channels = self._shape[row].tolist()
-        shape = (height, width) if channels == 1 else (height, width, channels)
-        gt_array = _GT_ARRAYS[self._gt_array[row]]
-        modality = self._names[self._modality[row]]
-        return self._store.read(modality, int(self._img_offset[row]), shape, gt_array, int(self._gt_offset[row]))
+        at = self._views()
+        size = (int(at.height[row]), int(at.width[row]))
+        shape = size if at.channels[row] == 1 else (*size, int(at.channels[row]))
+        modality = MODALITIES[at.modality[row]]
+        gt_array = GT_ARRAY_NAMES[at.gt_array[row]]
+        return self._store.read(modality, int(at.img_offset[row]), shape, gt_array, int(at.gt_offset[row]))
+
+    def _views(self) -> "_Arrays":
+        if self._arrays is None:
+            self._arrays = _Arrays(self.columns, self._moved)
+        return self._arrays
 
     def read_batch(self, rows: Sequence[int]) -> list[tuple[npt.NDArray[np.uint8], LabelMap | None]]:
         """Return what `read` gives for each row, in the order of `rows`, read in the order in which they are stored.
@@ -92,7 +88,8 @@ class ReleaseReader:
         """
         for row in rows:
             self._require(row)
-        order = np.lexsort((self._img_offset[list(rows)], self._modality[list(rows)])).tolist()
+        at = self._views()
+        order = np.lexsort((at.img_offset[list(rows)], at.modality[list(rows)])).tolist()
         slices = {i: self.read(rows[i]) for i in order}
         return [slices[i] for i in range(len(rows))]
 
@@ -118,19 +115,42 @@ class ReleaseReader:
         return np.stack([image for image, _ in slices]), labels
 
 
-def _places(root: Blobs, table: pd.DataFrame, modalities: Sequence[str]) -> pd.DataFrame:
-    """Return where each row lies now: `_PLACE`, in the order of the table."""
-    published = {part["part_id"] for name in modalities for part in load_manifest(root, name)["parts"]}
-    places = table[["modality", *_KEY, *_PLACE]].reset_index(drop=True)
-    moved = ~table["part_id"].isin(published).to_numpy()
-    for name in modalities:
-        stale = np.flatnonzero(moved & (places["modality"] == name).to_numpy())
-        if stale.size:
-            places.loc[stale, _PLACE] = _found_again(root, name, places.loc[stale, _KEY])
-    return places[_PLACE]
+class _Arrays:
+    """What reading needs of each row, as views of the columns; only places that moved are arrays of their own."""
+
+    def __init__(self, columns: SliceColumns, moved: _Moved | None) -> None:
+        self.modality: npt.NDArray[np.int8] = columns.codes("modality")
+        self.height: npt.NDArray[np.int32] = columns.numbers("height")
+        self.width: npt.NDArray[np.int32] = columns.numbers("width")
+        self.channels: npt.NDArray[np.int32] = columns.numbers("channels")
+        self.gt_array: npt.NDArray[np.int8] = columns.codes("gt_array")
+        self.img_offset: npt.NDArray[np.int64] = columns.numbers("img_offset")
+        self.gt_offset: npt.NDArray[np.int64] = columns.numbers("gt_offset")
+        if moved is not None:
+            rows, places = moved
+            self.gt_array = self.gt_array.copy()
+            self.img_offset = self.img_offset.copy()
+            self.gt_offset = self.gt_offset.copy()
+            self.img_offset[rows] = places["img_offset"].to_numpy(np.int64)
+            self.gt_offset[rows] = places["gt_offset"].to_numpy(np.int64)
+            self.gt_array[rows] = places["gt_array"].map(GT_ARRAY_NAMES.index).to_numpy(np.int8)
 
 
-def _found_again(root: Blobs, modality: str, keys: pd.DataFrame) -> npt.NDArray[Any]:
+def _moved_places(root: Blobs, columns: SliceColumns) -> _Moved | None:
+    """Return the rows whose part is no longer published, and their `_PLACE` now; None if there are none."""
+    modalities = columns.codes("modality")
+    present = [MODALITIES[code] for code in np.unique(modalities)]
+    published = {part["part_id"] for name in present for part in load_manifest(root, name)["parts"]}
+    gone = np.array([name not in published for name in columns.names("part_id")], bool)
+    if not gone.any():
+        return None
+    rows = np.flatnonzero(gone[columns.codes("part_id")])
+    keys = columns.frame(["modality", *_KEY], rows)
+    places = [_found_again(root, str(name), own[_KEY]) for name, own in keys.groupby("modality", observed=True)]
+    return rows, pd.concat(places).loc[keys.index]
+
+
+def _found_again(root: Blobs, modality: str, keys: pd.DataFrame) -> pd.DataFrame:
     rows = published_rows(root, modality, [*_KEY, *_PLACE])
     found = keys.merge(rows, on=_KEY, how="left")
     lost = found.loc[found["img_offset"].isna(), "case_id"].unique().tolist()
@@ -140,4 +160,4 @@ def _found_again(root: Blobs, modality: str, keys: pd.DataFrame) -> npt.NDArray[
             f"removed, such as {lost[:5]}; restore their files and materialise slice_store/{modality} again, or move "
             "to a newer release"
         )
-    return found[_PLACE].to_numpy(object)
+    return found[_PLACE].set_index(keys.index)

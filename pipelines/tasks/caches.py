@@ -74,8 +74,8 @@ class CacheWork:
 
     def parts(self, reader: ReleaseReader) -> list[CachePart]:
         """Return the cache's parts, each with the fingerprint of what its slots show."""
-        content = reader.table["content_hash"].astype(str).to_numpy()
-        depth = reader.table["z"].to_numpy()
+        names, codes = reader.columns.names("content_hash"), reader.columns.codes("content_hash")
+        depth = reader.columns.numbers("z")
         slots = self.plan.slots.reshape(-1)
         groups = self.plan.groups.reshape(-1)
         size = self.plan.config.group_size
@@ -89,7 +89,7 @@ class CacheWork:
             # The row's number is an address; what it shows is its case's content and z.
             shown["row"] = depth[rows]
             draws = array_hash({"slots": shown, "groups": np.array(groups[first:last])})
-            digests.append(combine([draws, *content[rows]]))
+            digests.append(combine([draws, *names[codes[rows]]]))
         return teacher_cache.plan_cache_parts(self.spec, digests)
 
 

@@ -20,6 +20,7 @@ from storage.atomic import read_json, write_parquet
 from storage.modalities import MODALITIES
 from storage.npz_source import SourceConfig
 from storage.release_reader import ReleaseReader
+from storage.slice_columns import SliceColumns
 
 Log = Callable[[str], None]
 
@@ -170,7 +171,7 @@ def _sheet(workspace: Workspace, rows: pd.DataFrame, path: Path) -> Picture | No
         return None
     if not path.is_file():
         chosen = rows.reset_index(drop=True)
-        reader = ReleaseReader(workspace.stores, chosen)
+        reader = ReleaseReader(workspace.stores, SliceColumns.of(chosen))
         pictures.slice_sheet([(*reader.read(row), chosen["case_id"].iloc[row]) for row in range(len(chosen))], path)
     return Picture(path)
 

@@ -34,7 +34,7 @@ def make_plan(workspace: Workspace, release: dict[str, Any], config: StageConfig
 
     def build(folder: Path) -> dict[str, Any]:
         reader = release_reader(workspace, release, "train")
-        table = slice_table(reader.table)
+        table = slice_table(reader.columns)
         size = workspace.profile.student.image_size
         plan = Plan.build(table, config, stage, size, workspace.profile.seeds.plan)
         for name, array in plan.as_arrays().items():

@@ -16,12 +16,14 @@ from pipelines.workspace import Workspace
 from storage.artefacts import Artefact
 from storage.atomic import read_json, write_json
 from storage.errors import IntegrityError
+from storage.modalities import MODALITIES
 from storage.release import (
     Release,
     duplicates,
     leakage,
     load_release,
     make_release,
+    open_split,
     recomputed,
     release_difference,
     save_release,
@@ -58,7 +60,7 @@ def freeze_release(workspace: Workspace, index: dict[str, Any], log: Log) -> Tas
 
     left_out = release.left_out.to_dict("records")
     made = workspace.artefacts.make(
-        "release", {"fingerprints": release.fingerprints, "left_out": left_out, "version": 3}, build
+        "release", {"fingerprints": release.fingerprints, "left_out": left_out, "version": 4}, build
     )
     pinned = _pinned_release(workspace)
     chosen = pinned or made
@@ -113,8 +115,7 @@ def _adopted(workspace: Workspace) -> Artefact | None:
 
 def release_reader(workspace: Workspace, release: dict[str, Any], split: str) -> ReleaseReader:
     """Return a reader of one split's slices, rows in release order."""
-    table = load_release(workspace.artefacts.get(release).path).split(split)
-    return ReleaseReader(workspace.stores, table)
+    return ReleaseReader(workspace.stores, open_split(workspace.artefacts.get(release).path, split))
 
 
 def split_fingerprint(release: dict[str, Any], split: str) -> str:
@@ -128,9 +129,9 @@ def measure_pixels(workspace: Workspace, release: dict[str, Any]) -> TaskResult:
 
     def build(_folder: Path) -> dict[str, Any]:
         reader = release_reader(workspace, release, "train")
-        modalities = reader.table["modality"].astype(str)
-        mean, std = balanced_statistics((name, reader.read(row)[0]) for row, name in enumerate(modalities))
-        return {"mean": mean.tolist(), "std": std.tolist(), "slices": len(modalities)}
+        codes = reader.columns.codes("modality")
+        mean, std = balanced_statistics((MODALITIES[code], reader.read(row)[0]) for row, code in enumerate(codes))
+        return {"mean": mean.tolist(), "std": std.tolist(), "slices": len(reader)}
 
     made = workspace.artefacts.make("statistics", made_from, build)
     notes = {

@@ -18,6 +18,7 @@ from storage.blobs import LocalBlobs
 from storage.npz_source import NpzCase, SourceConfig, read_case
 from storage.release_reader import ReleaseReader
 from storage.shard_codec import COMPRESSIONS, Compression, decode_chunk
+from storage.slice_columns import SliceColumns
 from storage.slice_index import build_index
 from storage.slice_store import StoreConfig
 from tests.benchmarks._ct_like import ct_like_cases, write_npz
@@ -90,7 +91,7 @@ def _ct_like(folder: Path) -> None:
     for codec in COMPRESSIONS:
         place = LocalBlobs(folder / codec)
         build_in(place, cases, config=StoreConfig(codec=codec))
-        reader = ReleaseReader(place, build_index(place, ["CT"], manifest_of(cases)))
+        reader = ReleaseReader(place, SliceColumns.of(build_index(place, ["CT"], manifest_of(cases))))
         single = _repeat(reader.read, rows)
         _say(f"single_{codec}", single, "np.load of npz", npz)
         _say(f"decode_share_{codec}", single, f"crc32c and {codec} in memory", _decoder(reader, rows, codec))
@@ -122,7 +123,7 @@ def _real(folder: Path, data: Path) -> None:
         place = LocalBlobs(folder / f"real_{codec}")
         build_in(place, labelled, config=StoreConfig(codec=codec))
         table = build_index(place, ["CT"], manifest_of(labelled))
-        reader = ReleaseReader(place, table)
+        reader = ReleaseReader(place, SliceColumns.of(table))
         rows = _order(len(reader))
         npz = _repeat(_load_npz, [paths[table["case_id"].iloc[row]] for row in rows])
         _say(f"single_{codec}_real", _repeat(reader.read, rows), "np.load of npz", npz)

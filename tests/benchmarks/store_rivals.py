@@ -20,6 +20,7 @@ from numcodecs import zstd
 from storage.blobs import LocalBlobs
 from storage.npz_source import NpzCase, SourceConfig, read_case
 from storage.release_reader import ReleaseReader
+from storage.slice_columns import SliceColumns
 from storage.slice_index import build_index
 from storage.slice_store import StoreConfig
 from tests.benchmarks._ct_like import SIZE, ct_like_cases, write_npz
@@ -163,7 +164,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         place = LocalBlobs(Path(scratch) / "ours")
         build_in(place, cases, config=StoreConfig())
-        reader = ReleaseReader(place, build_index(place, ["CT"], manifest_of(cases)))
+        reader = ReleaseReader(place, SliceColumns.of(build_index(place, ["CT"], manifest_of(cases))))
         own_bytes = _size(place.root)
         for number, (name, make) in enumerate(RIVALS.items()):
             folder = Path(scratch) / f"rival_{number}"

@@ -15,6 +15,7 @@ import pytest
 from storage.blobs import LocalBlobs
 from storage.errors import StorageError
 from storage.release_reader import ReleaseReader
+from storage.slice_columns import SliceColumns
 from storage.slice_index import published_rows
 from storage.verification import verify
 from tests.unit.store_helpers import files_below
@@ -83,7 +84,7 @@ class Reader(threading.Thread):
         while not self.stop.is_set():
             try:
                 table = published_rows(self._stores, "CT")
-                reader = ReleaseReader(self._stores, table)
+                reader = ReleaseReader(self._stores, SliceColumns.of(table))
                 for row, (case_id, z) in enumerate(zip(table["case_id"], table["z"], strict=True)):
                     image = self._images[case_id]
                     expected = image[z] if image.ndim == 3 else image

@@ -9,6 +9,7 @@ from medsam_core.prompts import tight_boxes
 from pipelines.adapters import slice_table
 from storage.blobs import LocalBlobs
 from storage.modalities import MODALITIES
+from storage.slice_columns import SliceColumns
 from storage.slice_index import build_index
 from tests.unit.store_helpers import build_store, manifest_of, random_case, varied_cases
 
@@ -20,7 +21,7 @@ def test_rows_of_a_real_index_describe_the_labels_of_every_slice(tmp_path: Path)
     build_store(tmp_path, other, "XRay")
     manifest = pd.concat([manifest_of(cases, "MR"), manifest_of(other, "XRay")], ignore_index=True)
     rows = build_index(LocalBlobs(tmp_path), ["MR", "XRay"], manifest)
-    table = slice_table(rows)
+    table = slice_table(SliceColumns.of(rows))
     assert table.modalities == MODALITIES
     assert len(table) == len(rows) == sum(case.depth for case in cases.values()) + 1
     seen = 0
@@ -50,7 +51,7 @@ def test_a_slice_without_labels_keeps_its_row_and_is_never_drawn() -> None:
             "boxes": [[0, 0, 1, 3], [], [0, 1, 2, 3, 4, 5, 6, 6]],
         }
     )
-    table = slice_table(rows)
+    table = slice_table(SliceColumns.of(rows))
     assert table.label_start.tolist() == [0, 1, 1, 3]
     assert table.drawable().tolist() == [0, 2]
     assert table.label_box.tolist() == [[0, 0, 1, 3], [0, 1, 2, 3], [4, 5, 6, 6]]
@@ -61,7 +62,7 @@ def test_columns_have_the_types_that_the_table_promises() -> None:
     rows = pd.DataFrame(
         {"modality": ["CT"], "height": [4], "width": [7], "labels": [[2]], "areas": [[3]], "boxes": [[0, 0, 1, 3]]}
     )
-    for table in (slice_table(rows), slice_table(rows.iloc[:0])):
+    for table in (slice_table(SliceColumns.of(rows)), slice_table(SliceColumns.of(rows.iloc[:0]))):
         types = {name: getattr(table, name).dtype.name for name in vars(table) if name != "modalities"}
         assert types == {
             "modality": "int8",
@@ -77,7 +78,7 @@ def test_columns_have_the_types_that_the_table_promises() -> None:
 
 def test_an_empty_split_is_an_empty_table() -> None:
     columns = ["modality", "height", "width", "labels", "areas", "boxes"]
-    table = slice_table(pd.DataFrame({name: [] for name in columns}))
+    table = slice_table(SliceColumns.of(pd.DataFrame({name: [] for name in columns})))
     assert len(table) == 0
     assert table.label_start.tolist() == [0]
     assert table.drawable().size == 0

@@ -13,6 +13,7 @@ from storage.release import (
     leakage,
     load_release,
     make_release,
+    open_split,
     recomputed,
     release_difference,
     save_release,
@@ -318,6 +319,29 @@ class TestSaved:
             loaded.table.map(lambda value: value.tolist() if isinstance(value, np.ndarray) else value), release.table
         )
         assert make_release(loaded.table.drop(columns="split"), loaded.splits).fingerprints == release.fingerprints
+
+    def test_columns_of_a_split_are_its_rows(self, index: pd.DataFrame, tmp_path: Path) -> None:
+        release = make_release(index, SPLIT_OF)
+        save_release(tmp_path, release)
+        for name in SPLITS:
+            columns, rows = open_split(tmp_path, name), release.split(name)
+            found = columns.frame(["case_id", "z", "content_hash", "group"])
+            assert found.to_numpy().tolist() == rows[list(found)].to_numpy().tolist()
+            assert columns.lists("boxes")[1].tolist() == [value for boxes in rows["boxes"] for value in boxes]
+
+    def test_altered_columns(self, index: pd.DataFrame, tmp_path: Path) -> None:
+        save_release(tmp_path, make_release(index, SPLIT_OF))
+        path = tmp_path / "train.arrow"
+        damaged = bytearray(path.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(FingerprintMismatchError, match=r"sha256\.train\.arrow: expected"):
+            open_split(tmp_path, "train")
+        assert len(open_split(tmp_path, "test")) == len(load_release(tmp_path).split("test"))
+
+    def test_no_columns(self, tmp_path: Path) -> None:
+        with pytest.raises(StorageError, match=r"found no train\.arrow, release\.json; freeze it again"):
+            open_split(tmp_path, "train")
 
     def test_no_release(self, tmp_path: Path) -> None:
         with pytest.raises(

@@ -11,6 +11,7 @@ from storage.errors import BusyError, IntegrityError, StorageError
 from storage.layout import MANIFEST, fragment_key
 from storage.npz_source import NpzCase
 from storage.release_reader import ReleaseReader
+from storage.slice_columns import SliceColumns
 from storage.slice_index import build_index
 from storage.slice_store import SliceStore, load_manifest, missing_parts, plan_parts, publish, write_part
 from tests.unit.s3_server import BUCKET, s3_server
@@ -34,7 +35,7 @@ def blobs_of(place: Blobs) -> dict[str, bytes]:
 
 def assert_reads(place: Blobs, cases: dict[str, NpzCase]) -> None:
     table = build_index(place, ["CT"], manifest_of(cases))
-    reader = ReleaseReader(place, table)
+    reader = ReleaseReader(place, SliceColumns.of(table))
     assert len(reader) == sum(case.depth for case in cases.values())
     for row, (case_id, z) in enumerate(zip(table["case_id"], table["z"], strict=True)):
         image, mask = reader.read(row)
