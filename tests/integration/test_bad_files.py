@@ -152,13 +152,14 @@ def test_the_release_gives_back_every_labelled_case(ingested: Deployment) -> Non
 
 def test_a_case_without_foreground_is_never_drawn(ingested: Deployment) -> None:
     space = ingested.workspace
-    train = release_reader(space, ingested.value("dataset_release"), "train").table
+    reader = release_reader(space, ingested.value("dataset_release"), "train")
+    train = reader.table
     stages: dict[Stage, StageConfig] = {
         "distillation": space.profile.distillation,
         "finetuning": space.profile.finetuning,
     }
     for stage, config in stages.items():
-        plan = Plan.build(slice_table(train), config, stage, space.profile.student.image_size, seed=0)
+        plan = Plan.build(slice_table(reader.columns), config, stage, space.profile.student.image_size, seed=0)
         drawn = train.loc[np.unique(plan.slots["row"])]
         assert set(drawn["case_id"]) == set(train["case_id"]) - {"Fundus/SetB/Fundus_nothing_on_it"}
         assert drawn["fg_px"].gt(0).all()
