@@ -107,6 +107,15 @@ def _erase(settings: Settings, args: argparse.Namespace) -> int:
     return 0
 
 
+def _caches(settings: Settings, args: argparse.Namespace) -> int:
+    from pipelines.tasks.cache_care import delete_unused
+    from pipelines.workspace import Workspace
+
+    freed = delete_unused(Workspace(settings), _log, dry_run=not args.delete)
+    _log(f"{freed} bytes {'freed' if args.delete else 'can be freed with --delete'}")
+    return 0
+
+
 def _make_teacher(_settings: Settings, args: argparse.Namespace) -> int:
     from medsam_core.stand_in import make_stand_in
 
@@ -150,6 +159,10 @@ def _parser() -> argparse.ArgumentParser:
     erase = commands.add_parser("erase", help="withdraw cases for good and remove their pixels from the stores")
     erase.add_argument("case", nargs="+", help="path below the data, without .npz")
     erase.set_defaults(run_command=_erase)
+
+    caches = commands.add_parser("caches", help="list the teacher caches, what uses them, and what is unused")
+    caches.add_argument("--delete", action="store_true", help="delete what is unused")
+    caches.set_defaults(run_command=_caches)
 
     teacher = commands.add_parser("make-teacher", help="make the shipped stand-in teacher from synthetic data")
     teacher.add_argument("-o", "--output", type=Path, required=True, help="safetensors file to write")

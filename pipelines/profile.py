@@ -62,7 +62,12 @@ class SplitSettings(Config):
 class CacheSettings(Config):
     """The teacher's cached answers."""
 
-    mode: Literal["cached", "online"] = "cached"
+    mode: Literal["cached", "online", "prefer_cached"] = "cached"
+    """`online` asks the teacher in every step; `prefer_cached` too, unless the whole cache is there already."""
+    encoding: Literal["int8_per_channel", "float16"] = "int8_per_channel"
+    """How embeddings are kept (`storage.encodings`)."""
+    max_bytes: Positive | None = None
+    """The most that one cache may take; None: what the disk has free."""
     slots_per_chunk: Positive = 1
     slots_per_shard: Positive = 64
     shards_per_part: Positive = 1

@@ -9,7 +9,8 @@ Not here: any number that changes a result; those are in `pipelines.profile`.
 | MEDSAM_DATA | folder of npz files, for profiles whose source is a folder | none |
 | MEDSAM_GROUPS | CSV file,dataset,group: which files share a patient | `groups.csv` beside or in the data |
 | MEDSAM_STORES | path or `s3://bucket/prefix` of the slice stores | `stores` of the profile's state |
-| MEDSAM_TEACHER | path of the teacher's weights | the shipped stand-in |
+| MEDSAM_TEACHER | path or http(s) URL of the teacher's weights | the shipped stand-in |
+| MEDSAM_TEACHER_SHA256 | what the SHA-256 of those weights must be | not checked, only recorded |
 | MEDSAM_SEED | one number for both the plan's and the initialisation's seed | the profile's |
 | MEDSAM_EXECUTOR | `multiprocess` or `in_process` | `multiprocess` |
 | MEDSAM_WORKERS | processes and threads that read and write files in one step | the machine's cores |
@@ -41,7 +42,8 @@ class Settings:
     data: Path
     given_groups: Path | None
     given_stores: str | None
-    teacher: Path | None
+    teacher: str | None
+    teacher_sha256: str | None
     executor: str
     workers: int
     memory_bytes: int
@@ -83,6 +85,7 @@ class Settings:
             "MEDSAM_GROUPS": self.given_groups,
             "MEDSAM_STORES": self.given_stores,
             "MEDSAM_TEACHER": self.teacher,
+            "MEDSAM_TEACHER_SHA256": self.teacher_sha256,
             "MEDSAM_SEED": self.seed,
         }
         return variables | {name: str(value) for name, value in optional.items() if value is not None}
@@ -148,7 +151,8 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         data=data,
         given_groups=_path(env, "MEDSAM_GROUPS"),
         given_stores=_url(env, "MEDSAM_STORES"),
-        teacher=_path(env, "MEDSAM_TEACHER"),
+        teacher=_url(env, "MEDSAM_TEACHER"),
+        teacher_sha256=(env.get("MEDSAM_TEACHER_SHA256") or "").lower() or None,
         executor=executor,
         workers=_count(env, "MEDSAM_WORKERS", os.cpu_count() or 1),
         memory_bytes=_count(env, "MEDSAM_MEMORY", 4 * 2**30),

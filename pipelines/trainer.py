@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -94,24 +95,33 @@ def run_job(job: dict[str, Any], log: Any) -> None:  # noqa: ANN401
     world = World.from_environment(device)
     model = _model(workspace, job)
     reader = release_reader(workspace, job["release"], "train")
-    train(
-        job["stage"],
-        model,
-        plan,
-        reader,
-        _teacher(workspace, job, device),
-        config,
-        Path(job["out"]),
-        device=device,
-        amp=workspace.profile.training.mixed_precision and device.type == "cuda",
-        on_metrics=on_metrics,
-        keep_epochs=job["keep_epochs"],
-        world=world,
-        fingerprint=job["fingerprint"],
-        clean_images=_clean_images(plan, reader, model) if job["stage"] == "distillation" else None,
-        options=LoopOptions(checkpoint_steps=workspace.profile.training.checkpoint_steps),
-    )
+    with _cache_in_use(workspace, job):
+        train(
+            job["stage"],
+            model,
+            plan,
+            reader,
+            _teacher(workspace, job, device),
+            config,
+            Path(job["out"]),
+            device=device,
+            amp=workspace.profile.training.mixed_precision and device.type == "cuda",
+            on_metrics=on_metrics,
+            keep_epochs=job["keep_epochs"],
+            world=world,
+            fingerprint=job["fingerprint"],
+            clean_images=_clean_images(plan, reader, model) if job["stage"] == "distillation" else None,
+            options=LoopOptions(checkpoint_steps=workspace.profile.training.checkpoint_steps),
+        )
     world.close()
+
+
+def _cache_in_use(workspace: Workspace, job: dict[str, Any]) -> AbstractContextManager[None]:
+    """Keep the cache that a job reads from being deleted or published anew beneath it."""
+    if job["cache"] is None or job["cache"]["mode"] != "cached":
+        return nullcontext()
+    root = workspace.cache_root(job["cache"]["answers"], job["cache"]["cache"])
+    return root.shared(f"the teacher cache in {root.url}")
 
 
 def _clean_images(plan: Plan, reader: SliceReader, model: Segmenter) -> Callable[[], Iterable[Tensor]]:

@@ -54,6 +54,10 @@ class Workspace:
         """The recorded assignment of groups to splits; it only ever grows."""
         return self.settings.state / "splits.json"
 
+    def cache_folder(self, kind: str) -> Path:
+        """Folder of all teacher caches of one kind of answers."""
+        return self.settings.state / "caches" / kind
+
     def cache_root(self, kind: str, fingerprint: str) -> Blobs:
         """Place of one teacher cache."""
-        return LocalBlobs(self.settings.state / "caches" / kind / fingerprint[:16])
+        return LocalBlobs(self.cache_folder(kind) / fingerprint[:16])

@@ -126,9 +126,9 @@ class Int8PerChannel(Encoding):
 
     def decode(self, stored: Mapping[str, npt.NDArray[Any]]) -> Floats:
         """Scale and shift the codes; exact values are looked at only where there are some."""
-        scale = stored["_scale"]
-        wide = (*scale.shape, *(1,) * (stored[""].ndim - scale.ndim))
-        values = stored[""].astype(np.float32)
+        codes, scale = stored[""], stored["_scale"]
+        wide = (*scale.shape, *(1,) * (codes.ndim - scale.ndim))
+        values = codes.astype(np.float32)
         values *= scale.reshape(wide)
         values += stored["_zero"].astype(np.float32).reshape(wide)
         exact = np.isnan(scale).any(axis=1)
@@ -188,5 +188,7 @@ def _worst(values: Floats) -> str:
     return "NaN" if np.isnan(values).any() else f"{values.min()} to {values.max()}"
 
 
-ENCODINGS: Final[dict[str, Encoding]] = {encoding.name: encoding for encoding in (Float16(), Int8PerChannel(), ProbabilityUint8())}
+ENCODINGS: Final[dict[str, Encoding]] = {
+    encoding.name: encoding for encoding in (Float16(), Int8PerChannel(), ProbabilityUint8())
+}
 """Every encoding by its name in headers."""

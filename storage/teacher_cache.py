@@ -8,7 +8,7 @@ the answers were made from; a part is committed by its fragment, written last; `
 `docs/store_format.md` describes the files for readers without this code.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -230,5 +230,20 @@ class TeacherCache:
             raise IndexError(f"slots: expected a range within 0 to {len(self)}, found {start} to {stop}")
         array = self.spec.arrays[name]
         codec = array.codec()
-        suffixes = codec.components(array.tail)
-        return codec.decode({suffix: self._reader.read(name + suffix, start, stop) for suffix in suffixes})
+        return codec.decode(_Components(self._reader, name, tuple(codec.components(array.tail)), start, stop))
+
+
+class _Components(Mapping[str, npt.NDArray[Any]]):
+    """The stored components of some slots; each is read when looked at, for a decoder may not need all of them."""
+
+    def __init__(self, reader: ShardReader, name: str, suffixes: tuple[str, ...], start: int, stop: int) -> None:
+        self._reader, self._name, self._suffixes, self._start, self._stop = reader, name, suffixes, start, stop
+
+    def __getitem__(self, suffix: str) -> npt.NDArray[Any]:
+        return self._reader.read(self._name + suffix, self._start, self._stop)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._suffixes)
+
+    def __len__(self) -> int:
+        return len(self._suffixes)

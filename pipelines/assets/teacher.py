@@ -9,7 +9,7 @@ from pipelines.assets.ingest import RETRY
 from pipelines.assets.keys import distillation_asset
 from pipelines.launch import launch_trainer
 from pipelines.resources import WorkspaceResource
-from pipelines.results import materialised
+from pipelines.results import markdown_table, materialised
 from pipelines.tasks import caches, plans, teacher
 from pipelines.variants import PROPOSED, VARIANTS, Variant
 
@@ -139,6 +139,34 @@ def _embeddings(variant: Variant) -> dg.AssetsDefinition:
     return _teacher_cache(variant, "embeddings", key, plan_key, text)
 
 
+CHECKED_SLOTS = 8
+"""Slots of a cache that its check computes again."""
+
+
+def _answers_check(
+    variant: Variant, answers: Literal["embeddings", "logits"], key: list[str], plan_key: list[str]
+) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=key,
+        name="answers_recomputed",
+        additional_ins={
+            "teacher_model": dg.AssetIn("teacher_checkpoint"),
+            "plan": dg.AssetIn(plan_key),
+            "release": dg.AssetIn("dataset_release"),
+        },
+        description="Random slots, computed again, are what the cache holds; asks the teacher.",
+    )
+    def recomputed(
+        workspace: WorkspaceResource, teacher_model: Value, plan: Value, release: Value
+    ) -> dg.AssetCheckResult:
+        inputs = (teacher_model, plan, release)
+        found = caches.check_answers(workspace.open(), variant, answers, inputs, CHECKED_SLOTS)
+        passed = bool((found["error"] <= found["allowed"]).all())
+        return dg.AssetCheckResult(passed=passed, metadata={"slots": dg.MetadataValue.md(markdown_table(found))})
+
+    return recomputed
+
+
 OWNERS = [variant for variant in VARIANTS if variant.owns_distillation]
 
 teacher_logits = _teacher_cache(
@@ -148,6 +176,19 @@ teacher_logits = _teacher_cache(
     ["finetuning_plan"],
     "The teacher's mask probabilities on the loss grid for each fine-tuning slot's boxes, in plan order.",
 )
+
+CHECKS = [
+    *[
+        _answers_check(
+            variant,
+            "embeddings",
+            distillation_asset(variant, "teacher_embeddings"),
+            distillation_asset(variant, "distillation_plan"),
+        )
+        for variant in OWNERS
+    ],
+    _answers_check(PROPOSED, "logits", ["teacher_logits"], ["finetuning_plan"]),
+]
 
 ASSETS = [
     teacher_checkpoint,

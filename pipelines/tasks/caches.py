@@ -7,18 +7,23 @@ the slices they show. So a changed slice costs the parts that show it, not the c
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from medsam_core.plan import Plan, Stage, plan_inputs
 from pipelines.results import TaskResult
+from pipelines.tasks import cache_budget, cache_care
 from pipelines.tasks.plans import load_plan
 from pipelines.tasks.releases import release_reader
 from pipelines.variants import Variant
 from pipelines.workspace import Workspace
 from storage import teacher_cache
+from storage.encodings import Floats
 from storage.fingerprints import array_hash, combine, fingerprint
+from storage.locks import exclusive_lock
 from storage.release_reader import ReleaseReader
 from storage.teacher_cache import ArraySpec, CachePart, CacheSpec
 
@@ -32,6 +37,10 @@ ANSWER_VERSION = 1
 
 EMBEDDING_CHANNELS = 256
 
+ALLOWED_ERROR: dict[Answers, float] = {"embeddings": 1e-3, "logits": 1e-2}
+"""How far a slot computed again may be from the stored one: the encoding's error, and the noise of mixed precision or
+of another machine; the answer to another image is off by hundreds of times as much."""
+
 
 class CacheWork:
     """A cache as planned: its place, its parts, and what computes them."""
@@ -44,6 +53,7 @@ class CacheWork:
         profile = workspace.profile
         config = variant.distillation(profile) if answers == "embeddings" else variant.finetuning(profile)
         self.plan: Plan = load_plan(workspace, plan, config, self.stage)
+        self._plan_folder = workspace.artefacts.get(plan).path
         size = profile.student.image_size
         made_from = {
             "answers": answers,
@@ -65,8 +75,23 @@ class CacheWork:
 
     def _arrays(self, grid: int, prompts: int) -> dict[str, ArraySpec]:
         if self.answers == "embeddings":
-            return {"embeddings": ArraySpec((EMBEDDING_CHANNELS, grid, grid), "float16")}
+            return {"embeddings": ArraySpec((EMBEDDING_CHANNELS, grid, grid), self.workspace.profile.cache.encoding)}
         return {"probabilities": ArraySpec((prompts, 4 * grid, 4 * grid), "probability_uint8")}
+
+    @property
+    def name(self) -> str:
+        """The asset's name."""
+        return f"teacher_{self.answers}"
+
+    @property
+    def coverage(self) -> pd.DataFrame:
+        """Drawable and shown slices by modality, as the plan's artefact states them."""
+        return pd.read_csv(self._plan_folder / "coverage.csv")
+
+    def part_lock(self, part: CachePart) -> Path:
+        """Return the file whose lock the one writer of a part holds."""
+        caches = self.workspace.cache_folder(self.answers)
+        return caches / f"{self.digest[:16]}.locks" / part.part_id
 
     def reader(self) -> ReleaseReader:
         """Return a reader of the training split."""
@@ -93,19 +118,72 @@ class CacheWork:
         return teacher_cache.plan_cache_parts(self.spec, digests)
 
 
+class Answerer:
+    """Lets the teacher answer whole groups of a plan, on the profile's device."""
+
+    def __init__(self, work: CacheWork, reader: ReleaseReader) -> None:
+        from medsam_core.models.checkpoints import load_model
+        from medsam_core.training.precision import Precision
+        from pipelines.trainer import choose_device
+
+        profile = work.workspace.profile
+        self._work, self._reader = work, reader
+        self._device = choose_device(profile)
+        self._precision = Precision(self._device, amp=profile.training.mixed_precision and self._device.type == "cuda")
+        path = work.workspace.artefacts.get(work.teacher).path / "model.safetensors"
+        self._model = load_model(path).to(self._device)
+
+    def group(self, number: int) -> Floats:
+        """Return the answers of a group of the plan, (B, ...) float32."""
+        import torch
+
+        from medsam_core.rendering import render_group
+
+        plan, size = self._work.plan, self._model.image_size
+        slots, record, _ = plan.group_slots(*divmod(number, plan.groups_per_epoch))
+        batch = render_group(slots, record, self._reader, size, size // 4, self._work.stage)
+        with torch.inference_mode(), self._precision.autocast():
+            embeddings = self._model.encode(batch.images.to(self._device))
+            if self._work.answers == "embeddings":
+                return embeddings.float().cpu().numpy()
+            logits, _ = self._model.decode(embeddings, batch.boxes.to(self._device))
+            return logits.float().sigmoid().cpu().numpy()
+
+    def slots(self, start: int, stop: int) -> Floats:
+        """Return the answers of slots of the plan; always by whole groups, so that they depend on nothing else."""
+        size = self._work.plan.config.group_size
+        first, last = start // size, -(-stop // size)
+        values = np.concatenate([self.group(number) for number in range(first, last)])
+        return values[start - first * size : stop - first * size]
+
+
 def plan_cache(
     workspace: Workspace, variant: Variant, answers: Answers, inputs: Inputs, log: Callable[[str], None]
 ) -> list[list[str]]:
-    """Return the ids of the parts that are missing, batched into steps; none where the teacher answers online."""
-    if workspace.profile.cache.mode == "online":
-        log(f"{answers}: the profile asks the teacher online; nothing is cached")
+    """Return the ids of the parts that are missing, batched into steps; none where the teacher answers online.
+
+    Raises:
+        BudgetError: If the cache would take more than the profile or the disk allows.
+    """
+    mode = workspace.profile.cache.mode
+    if mode != "cached":
+        log(f"{answers}: cache.mode is {mode}; nothing is computed ahead")
         return []
     work = CacheWork(workspace, variant, answers, inputs)
-    parts = work.parts(work.reader())
-    missing = [part.part_id for part in teacher_cache.missing_parts(work.root, work.spec, parts)]
+    reader = work.reader()
+    parts = work.parts(reader)
+    missing = teacher_cache.missing_parts(work.root, work.spec, parts)
     log(f"{answers}: {len(missing)} of {len(parts)} parts to make, {work.spec.n_slots} slots in all")
+    if missing:
+        cost = cache_budget.measure(
+            workspace, work.spec, work.digest, lambda stop: Answerer(work, reader).slots(0, stop)
+        )
+        log(f"{answers}: {cost.bytes_per_slot:.0f} bytes and {cost.seconds_per_slot:.3g} s a slot")
+        slots = sum(part.stop - part.start for part in missing)
+        cache_budget.require_room(workspace, work.stage, work.plan, cost, slots, work.root.url)
+    ids = [part.part_id for part in missing]
     size = workspace.profile.cache.parts_per_step
-    return [missing[start : start + size] for start in range(0, len(missing), size)]
+    return [ids[start : start + size] for start in range(0, len(ids), size)]
 
 
 def write_cache_parts(
@@ -116,51 +194,41 @@ def write_cache_parts(
     part_ids: Sequence[str],
     log: Callable[[str], None],
 ) -> Value:
-    """Let the teacher answer the slots of some parts; each is published whole or not at all."""
-    import torch
+    """Let the teacher answer the slots of some parts; each is published whole or not at all.
 
-    from medsam_core.models.checkpoints import load_model
-    from medsam_core.rendering import render_group
-    from pipelines.trainer import choose_device
-
+    Raises:
+        BusyError: If another run is at work on one of these parts.
+    """
     work = CacheWork(workspace, variant, answers, inputs)
     reader = work.reader()
-    device = choose_device(workspace.profile)
-    model = load_model(workspace.artefacts.get(work.teacher).path / "model.safetensors").to(device)
-    grid = workspace.profile.student.image_size // 4
-    size = work.plan.config.group_size
-
-    def answer(group: int) -> "torch.Tensor":
-        epoch, within = divmod(group, work.plan.groups_per_epoch)
-        slots, record, _ = work.plan.group_slots(epoch, within)
-        batch = render_group(slots, record, reader, model.image_size, grid, work.stage)
-        with torch.inference_mode():
-            embeddings = model.encode(batch.images.to(device))
-            if answers == "embeddings":
-                return embeddings.float().cpu()
-            logits, _ = model.decode(embeddings, batch.boxes.to(device))
-            return logits.float().sigmoid().cpu()
-
-    wanted = set(part_ids)
+    answerer = Answerer(work, reader)
+    wanted, made = set(part_ids), []
     for part in (part for part in work.parts(reader) if part.part_id in wanted):
-        first, last = part.start // size, -(-part.stop // size)
-        values = torch.cat([answer(group) for group in range(first, last)])
-        own = values[part.start - first * size : part.stop - first * size].numpy()
-        teacher_cache.write_part(work.root, work.spec, part, {next(iter(work.spec.arrays)): own})
+        with exclusive_lock(work.part_lock(part), what=f"{work.name} {part.part_id}"):
+            if not teacher_cache.missing_parts(work.root, work.spec, [part]):
+                log(f"{answers} {part.part_id}: made by another run meanwhile")
+                continue
+            own = answerer.slots(part.start, part.stop)
+            teacher_cache.write_part(work.root, work.spec, part, {next(iter(work.spec.arrays)): own})
+        made.append(part.part_id)
         log(f"{answers} {part.part_id}: slots {part.start} to {part.stop} of {work.spec.n_slots}")
-    return {"made": list(part_ids)}
+    return {"made": made}
 
 
 def publish_cache(
     workspace: Workspace, variant: Variant, answers: Answers, inputs: Inputs, written: Sequence[Value]
 ) -> TaskResult:
-    """Publish a cache as what training reads."""
-    teacher = inputs[0]["fingerprint"]
-    if workspace.profile.cache.mode == "online":
-        value = {"mode": "online", "answers": answers, "cache": "", "fingerprint": fingerprint(["online", teacher])}
-        return TaskResult(value, value["fingerprint"], 0, 0, {"mode": "online"})
+    """Publish a cache as what training reads, and note that this asset uses it."""
+    mode = workspace.profile.cache.mode
+    if mode == "online":
+        return _online(workspace, variant, answers, inputs, {"mode": mode})
     work = CacheWork(workspace, variant, answers, inputs)
-    manifest = teacher_cache.publish(work.root, work.spec, work.parts(work.reader()))
+    parts = work.parts(work.reader())
+    missing = teacher_cache.missing_parts(work.root, work.spec, parts)
+    if mode == "prefer_cached" and missing:
+        why = f"{len(missing)} of {len(parts)} parts are missing, so the teacher is asked online"
+        return _online(workspace, variant, answers, inputs, {"mode": mode, "cache": why})
+    manifest = teacher_cache.publish(work.root, work.spec, parts)
     made = [part for step in written for part in step["made"]]
     size = sum(int(shard["n_bytes"]) for shard in manifest["shards"])
     arrays = {name: f"{array.encoding} {list(array.tail)}" for name, array in work.spec.arrays.items()}
@@ -169,7 +237,58 @@ def publish_cache(
         "bytes on disk": size,
         "bytes per slot": size / work.spec.n_slots,
         "arrays": str(arrays),
+        "error": "; ".join(array.codec().max_error for array in work.spec.arrays.values()),
         "folder": work.root.url,
+        "slices by modality": work.coverage,
+        **cache_budget.notes(workspace, work.plan, work.spec, work.digest),
     }
     value = {"mode": "cached", "answers": answers, "cache": work.digest, "fingerprint": manifest["fingerprint"]}
+    cache_care.pin(workspace, answers, variant.name, work.digest)
     return TaskResult(value, manifest["fingerprint"], len(made), work.spec.n_parts - len(made), notes)
+
+
+def _online(
+    workspace: Workspace, variant: Variant, answers: Answers, inputs: Inputs, notes: dict[str, Any]
+) -> TaskResult:
+    digest = fingerprint(["online", inputs[0]["fingerprint"]])
+    cache_care.pin(workspace, answers, variant.name, None)
+    return TaskResult({"mode": "online", "answers": answers, "cache": "", "fingerprint": digest}, digest, 0, 0, notes)
+
+
+def check_answers(
+    workspace: Workspace, variant: Variant, answers: Answers, inputs: Inputs, count: int, seed: int | None = None
+) -> pd.DataFrame:
+    """Compute the answers of some slots again and compare them with the published cache.
+
+    Args:
+        workspace: Where everything lies.
+        variant: Whose plan.
+        answers: Which cache.
+        inputs: Values of teacher, plan and release.
+        count: How many slots, drawn at random.
+        seed: Of the draw; None: another draw each time.
+
+    Returns:
+        slot, error, allowed. For embeddings the error is the mean square over the variance within channels, for
+        probabilities the mean absolute difference.
+
+    Raises:
+        StorageError: If the cache is not published.
+        FingerprintMismatchError: If it was made from something else.
+    """
+    work = CacheWork(workspace, variant, answers, inputs)
+    reader = work.reader()
+    expected = combine(part.fingerprint for part in work.parts(reader))
+    cache = teacher_cache.TeacherCache(work.root, work.spec.made_from, fingerprint=expected)
+    answerer = Answerer(work, reader)
+    chosen = np.random.default_rng(seed).choice(len(cache), min(count, len(cache)), replace=False)
+    name = next(iter(work.spec.arrays))
+    rows = []
+    for slot in sorted(chosen.tolist()):
+        again, stored = answerer.slots(slot, slot + 1)[0], cache.read(name, slot, slot + 1)[0]
+        if answers == "embeddings":
+            error = np.square(again - stored).mean() / again.reshape(len(again), -1).var(axis=1).mean()
+        else:
+            error = np.abs(again - stored).mean()
+        rows.append({"slot": slot, "error": float(error), "allowed": ALLOWED_ERROR[answers]})
+    return pd.DataFrame(rows)

@@ -12,6 +12,7 @@ from medsam_core.config import TeacherConfig
 from pipelines.launch import Launch
 from pipelines.results import TaskResult
 from pipelines.tasks import plans, students
+from pipelines.tasks.downloads import download, require_sha256
 from pipelines.workspace import Workspace
 from storage.fingerprints import file_hash
 
@@ -25,22 +26,27 @@ SHIPPED = "stand_in_128.safetensors"
 """The stand-in made by `medsam make-teacher` from synthetic data alone."""
 
 
-def weights_file(workspace: Workspace) -> Path:
-    """Return the file of the teacher's weights: the configured one, else the shipped stand-in.
+def weights_file(workspace: Workspace, log: Log) -> Path:
+    """Return the file of the teacher's weights: the configured one, downloaded if need be, else the shipped stand-in.
 
     Raises:
         FileNotFoundError: If the profile's teacher must be given and is not there.
+        InputError: If its SHA-256 is not the one that the settings state, or it cannot be downloaded.
     """
-    given = workspace.settings.teacher
-    if given is None and workspace.profile.teacher.kind == "stand_in":
+    settings = workspace.settings
+    kind = workspace.profile.teacher.kind
+    if settings.teacher is None and kind == "stand_in":
         with as_file(files("medsam_core") / "weights" / SHIPPED) as path:
-            given = path
-    if given is None or not given.is_file():
+            return path
+    if settings.teacher and settings.teacher.startswith(("http://", "https://")):
+        return download(settings.teacher, settings.home / "downloads", settings.teacher_sha256, log)
+    if settings.teacher is None or not Path(settings.teacher).is_file():
         raise FileNotFoundError(
-            f"MEDSAM_TEACHER: profile {workspace.profile.name!r} needs the weights of {workspace.profile.teacher.kind} "
-            f"(medsam_vit_b.pth), found {given or 'nothing set'}; set it to the file and run again"
+            f"MEDSAM_TEACHER: profile {workspace.profile.name!r} needs the weights of {kind} (medsam_vit_b.pth), found "
+            f"{settings.teacher or 'nothing set'}; set it to the file or its URL and run again"
         )
-    return given
+    require_sha256(Path(settings.teacher), settings.teacher, settings.teacher_sha256)
+    return Path(settings.teacher)
 
 
 def _load(source: Path, config: TeacherConfig) -> "Segmenter":
@@ -55,7 +61,7 @@ def _load(source: Path, config: TeacherConfig) -> "Segmenter":
 
 def make_teacher(workspace: Workspace, release: Value, launch: Launch, log: Log) -> TaskResult:
     """Verify the teacher's weights and, for a stand-in whose profile says so, train it on the training groups."""
-    source = weights_file(workspace)
+    source = weights_file(workspace, log)
     profile = workspace.profile
     architecture = profile.teacher.model_dump(mode="json")
     base = {"architecture": architecture, "sha256": file_hash(source), "version": 1}

@@ -35,7 +35,7 @@ def test_relative_paths_are_made_absolute_and_home_is_expanded(tmp_path: Path, m
     )
     assert settings.home == tmp_path / "state"
     assert settings.data == tmp_path / "user" / "npz"
-    assert settings.teacher == tmp_path / "t.pth"
+    assert settings.teacher == str(tmp_path / "t.pth")
 
 
 def test_one_seed_sets_plan_and_initialisation_but_not_the_split() -> None:

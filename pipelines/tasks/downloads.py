@@ -1,0 +1,99 @@
+"""Fetching a file by URL. What belongs here: resuming, progress, verification. Not here: what the file is."""
+
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+import requests
+
+from pipelines.settings import InputError
+from storage.fingerprints import file_hash, fingerprint
+from storage.locks import exclusive_lock
+
+ATTEMPTS = 5
+"""Times a broken connection is taken up again before the user is told."""
+
+_PIECE = 2**20
+_TIMEOUT_S = 60
+
+
+def require_sha256(path: Path, source: str, expected: str | None) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        InputError: If another one is expected.
+    """
+    found = file_hash(path)
+    if expected is not None and found != expected:
+        raise InputError(
+            f"{source}: expected SHA-256 {expected}, found {found}; give the right file, or the SHA-256 of this one"
+        )
+    return found
+
+
+def download(url: str, folder: Path, sha256: str | None, log: Callable[[str], None], *, pause_s: float = 2.0) -> Path:
+    """Fetch a file unless it is there, going on where a killed or broken download stopped.
+
+    Args:
+        url: http or https.
+        folder: Receives `<digest of the URL>/<name>`, whole or not at all; a part of it has the suffix `.part`.
+        sha256: What the file must be; None takes any.
+        log: Where progress is said, once every 5 %.
+        pause_s: Seconds before the first attempt to go on; doubled each time.
+
+    Raises:
+        InputError: If it cannot be fetched, or is not the file expected; nothing is then kept under its name.
+        BusyError: If another process is fetching it.
+    """
+    path = folder / fingerprint(url)[:16] / (PurePosixPath(urlsplit(url).path).name or "file")
+    part = path.with_name(f"{path.name}.part")
+    with exclusive_lock(path.with_name(f"{path.name}.lock"), what=f"the download of {url}"):
+        if not path.is_file():
+            for attempt in range(ATTEMPTS):
+                try:
+                    _fetch(url, part, log)
+                    break
+                except (requests.ConnectionError, requests.Timeout) as error:
+                    if attempt + 1 == ATTEMPTS:
+                        raise InputError(
+                            f"{url}: expected a file, found the connection broken {ATTEMPTS} times ({error}); run "
+                            f"again to go on from {part}"
+                        ) from error
+                    log(f"{url}: {error}; trying again")
+                    time.sleep(pause_s * 2**attempt)
+            try:
+                require_sha256(part, url, sha256)
+            except InputError:
+                part.unlink()
+                raise
+            part.replace(path)
+    require_sha256(path, str(path), sha256)
+    return path
+
+
+def _fetch(url: str, part: Path, log: Callable[[str], None]) -> None:
+    """Append what is missing to a part; starts over where the server cannot go on, or has another file since."""
+    have = part.stat().st_size if part.is_file() else 0
+    tag_file = part.with_name(f"{part.name}.etag")
+    tag = tag_file.read_text() if have and tag_file.is_file() else ""
+    # A range of another version of the file would be glued to the old one; without a tag nothing can tell.
+    headers = {"Range": f"bytes={have}-", "If-Range": tag} if tag else {}
+    with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
+        if response.status_code >= HTTPStatus.BAD_REQUEST:
+            raise InputError(f"{url}: expected a file, found status {response.status_code}; correct MEDSAM_TEACHER")
+        resumed = response.status_code == HTTPStatus.PARTIAL_CONTENT
+        have = have if resumed else 0
+        tag_file.write_text(response.headers.get("ETag", ""))
+        total = have + int(response.headers.get("Content-Length", "0"))
+        said = have
+        with part.open("ab" if resumed else "wb") as file:
+            for piece in response.iter_content(_PIECE):
+                file.write(piece)
+                have += len(piece)
+                if total and have - said >= total / 20:
+                    said = have
+                    log(f"{url}: {have} of {total} bytes")
+        if total and have < total:
+            raise requests.ConnectionError(f"expected {total} bytes, found the connection closed after {have}")
