@@ -175,9 +175,7 @@ def plan_cache(
     missing = teacher_cache.missing_parts(work.root, work.spec, parts)
     log(f"{answers}: {len(missing)} of {len(parts)} parts to make, {work.spec.n_slots} slots in all")
     if missing:
-        cost = cache_budget.measure(
-            workspace, work.spec, work.digest, lambda stop: Answerer(work, reader).slots(0, stop)
-        )
+        cost = cache_budget.measure(workspace, work.spec, work.digest, lambda: Answerer(work, reader).slots)
         log(f"{answers}: {cost.bytes_per_slot:.0f} bytes and {cost.seconds_per_slot:.3g} s a slot")
         slots = sum(part.stop - part.start for part in missing)
         cache_budget.require_room(workspace, work.stage, work.plan, cost, slots, work.root.url)
