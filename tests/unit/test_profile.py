@@ -104,7 +104,7 @@ bogus: 1
     found = dict(line.split(":", 1) for line in lines)
     assert "found 0" in found["distillation.epochs"]
     assert "'sometimes'" in found["cache.mode"]
-    assert "'cached' or 'online'" in found["cache.mode"]
+    assert "'cached', 'online' or 'prefer_cached'" in found["cache.mode"]
 
 
 def test_contradictions_are_listed_beside_wrong_settings(tmp_path: Path) -> None:
