@@ -198,27 +198,22 @@ def seal(value: Mapping[str, Any]) -> bytes:
     return json_bytes({**value, "sha256": fingerprint(dict(value))})
 
 
-def unseal(data: bytes, where: str) -> dict[str, Any]:
+def unseal(data: bytes, where: str, remedy: str = "run `medsam verify --repair`") -> dict[str, Any]:
     """Return the value that `seal` was given.
 
+    Args:
+        data: What was stored.
+        where: Begins the message of an error.
+        remedy: Ends it.
+
     Raises:
-        IntegrityError: If a byte differs from what was sealed; the message begins with `where`.
+        IntegrityError: If a byte differs from what was sealed.
     """
     value: dict[str, Any] = parse_json(data, where)
     found = value.pop("sha256", None) if isinstance(value, dict) else None
     if found is None or data != seal(value):
-        raise IntegrityError(f"{where}: expected JSON that its own sha256 vouches for, found it altered; repair it")
+        raise IntegrityError(f"{where}: expected JSON that its own sha256 vouches for, found it altered; {remedy}")
     return value
-
-
-def read_json(blobs: Blobs, key: str) -> Any:  # noqa: ANN401
-    """Return the value of a JSON blob.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        IntegrityError: If it is no JSON.
-    """
-    return parse_json(blobs.read(key), f"{blobs.url}/{key}")
 
 
 def open_blobs(url: str | Path) -> Blobs:

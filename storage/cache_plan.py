@@ -13,7 +13,7 @@ from storage.errors import StorageError
 from storage.fingerprints import canonical_json, combine, fingerprint
 from storage.shards import ArrayLayout
 
-CACHE_VERSION: Final = 1
+CACHE_VERSION: Final = 2
 """Raised by hand whenever the same answers would be stored differently."""
 
 

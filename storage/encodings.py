@@ -3,6 +3,7 @@
 An encoding turns values into one or more stored components, named by a suffix to the array's name.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Final
@@ -87,6 +88,7 @@ class Int8PerChannel(Encoding):
 
     The step is the largest that keeps a slot within both bounds, the same for all its channels unless a channel's range
     needs a wider one: uniform noise is what a given squared error costs the fewest bytes at (reverse water-filling).
+    Where such wider ones leave the slot outside, every channel gets the finest step that its range allows.
     Offsets centre the codes, so that all channels share one distribution, which the entropy coder behind exploits.
     """
 
@@ -115,10 +117,12 @@ class Int8PerChannel(Encoding):
         }
         for number, slot in enumerate(values):
             channels = slot.reshape(len(slot), -1)
-            codes, scale, zero = _quantised(channels)
-            if _within_bounds(channels, zero[:, None].astype(np.float32) + scale[:, None] * codes):
-                stored[""][number] = codes.reshape(slot.shape)
-                stored["_scale"][number], stored["_zero"][number] = scale, zero
+            for step in (_widest_step(channels), 0.0):
+                codes, scale, zero = _quantised(channels, step)
+                if _within_bounds(channels, zero[:, None].astype(np.float32) + scale[:, None] * codes):
+                    stored[""][number] = codes.reshape(slot.shape)
+                    stored["_scale"][number], stored["_zero"][number] = scale, zero
+                    break
             else:
                 stored["_scale"][number] = np.nan
                 stored["_exact"][number] = slot
@@ -137,20 +141,24 @@ class Int8PerChannel(Encoding):
         return values
 
 
-def _quantised(channels: Floats) -> tuple[npt.NDArray[np.uint8], Floats, npt.NDArray[np.float16]]:
-    """Return codes (C, n), scales and offsets (C,) of one slot's channels (C, n)."""
-    low, high, mean = channels.min(axis=1), channels.max(axis=1), channels.mean(axis=1)
+def _widest_step(channels: Floats) -> float:
+    """Return the step whose rounding error, d^2 / 12 in the mean square, is `_MARGIN` of what a slot may have."""
     allowed = min(
         MAX_SHARE_OF_SQUARES * float(np.square(channels).mean()),
         MAX_SHARE_OF_VARIANCE * float(channels.var(axis=1).mean()),
     )
-    # Rounding to steps of d has mean squared error d^2 / 12.
-    step = np.sqrt(12 * _MARGIN * allowed)
-    scale = np.maximum((high - low) / 254, np.float32(max(step, np.finfo(np.float32).tiny))).astype(np.float32)
+    return math.sqrt(12 * _MARGIN * allowed)
+
+
+def _quantised(channels: Floats, step: float) -> tuple[npt.NDArray[np.uint8], Floats, npt.NDArray[np.float16]]:
+    """Return codes (C, n), scales and offsets (C,) of one slot's channels (C, n), in steps no finer than `step`."""
+    low, high, mean = channels.min(axis=1), channels.max(axis=1), channels.mean(axis=1)
+    scale = np.maximum((high - low) / 254, np.float32(max(step, float(np.finfo(np.float32).tiny)))).astype(np.float32)
     centred = mean - 128 * scale
     fits = (low >= centred) & (high <= centred + 254 * scale)
-    zero = np.where(fits, centred, low - scale / 2).astype(np.float16)
-    codes = np.rint((channels - zero[:, None].astype(np.float32)) / scale[:, None])
+    with np.errstate(over="ignore"):  # an offset that half precision cannot hold misses the bounds
+        zero = np.where(fits, centred, low - scale / 2).astype(np.float16)
+        codes = np.rint((channels - zero[:, None].astype(np.float32)) / scale[:, None])
     return np.clip(codes, 0, 255).astype(np.uint8), scale, zero
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from blake3 import blake3
 
 from storage.errors import FingerprintMismatchError
 
@@ -32,8 +33,11 @@ def fingerprint(value: Any) -> str:  # noqa: ANN401
 
 
 def array_hash(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
-    """Return the SHA-256 hex digest of named arrays: names (sorted), dtypes, shapes and C-order bytes."""
-    digest = hashlib.sha256()
+    """Return the BLAKE3 hex digest of named arrays: names (sorted), dtypes, shapes and C-order bytes.
+
+    Pixels are hashed whenever a file is read, and BLAKE3 takes a fraction of SHA-256's time.
+    """
+    digest = blake3()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())

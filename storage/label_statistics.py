@@ -20,14 +20,33 @@ def label_statistics(mask: LabelMap | None) -> LabelStatistics:
     """
     if mask is None:
         return np.empty(0, np.int32), np.empty(0, np.int64), np.empty((0, 4), np.int32)
-    flat, width = mask.reshape(-1), mask.shape[1]
-    # Most of a map is background. Sorting what is left by label keeps each label's pixels in the order of rows.
-    pixels = np.flatnonzero(flat != 0)
-    pixels = pixels[np.argsort(flat[pixels], kind="stable")]
-    found = flat[pixels]
-    starts = np.flatnonzero(np.diff(found, prepend=np.zeros(1, found.dtype)))
-    ends = np.append(starts, pixels.size)[1:]
-    columns = pixels - pixels // width * width
-    left, right = (edge.reduceat(columns, starts) if starts.size else columns for edge in (np.minimum, np.maximum))
-    boxes = np.stack([left, pixels[starts] // width, right + 1, pixels[ends - 1] // width + 1], axis=1)
-    return found[starts].astype(np.int32), ends - starts, boxes.astype(np.int32)
+    width = mask.shape[1]
+    flat: LabelMap = mask.reshape(-1)
+    starts, stops = _runs(flat, width)
+    # Sorting by label keeps each label's runs in the order of rows.
+    order = np.argsort(flat[starts], kind="stable")
+    starts, stops = starts[order], stops[order]
+    ids = flat[starts]
+    first = np.flatnonzero(np.diff(ids, prepend=np.zeros(1, ids.dtype)))
+    if not first.size:
+        return label_statistics(None)
+    last = np.append(first[1:], ids.size) - 1
+    rows = starts // width
+    left = np.minimum.reduceat(starts - rows * width, first)
+    right = np.maximum.reduceat(stops - rows * width, first)
+    areas = np.add.reduceat(stops - starts, first)
+    boxes = np.stack([left, rows[first], right, rows[last] + 1], axis=1)
+    return ids[first].astype(np.int32), areas, boxes.astype(np.int32)
+
+
+def _runs(flat: LabelMap, width: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return where runs of one label above 0 begin and end in a map laid flat; no run goes over a row's end.
+
+    A label map has thousands of times fewer runs than pixels.
+    """
+    begins = np.empty(flat.size, np.bool_)
+    np.not_equal(flat[1:], flat[:-1], out=begins[1:])
+    begins[::width] = True
+    starts = np.flatnonzero(begins)
+    labelled = flat[starts] != 0
+    return starts[labelled], np.append(starts[1:], flat.size)[labelled]

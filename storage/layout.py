@@ -9,18 +9,18 @@ are never used twice: a published part is immutable, and what replaces it lies e
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from storage.atomic import parse_json
-from storage.blobs import Blobs, unseal
-from storage.errors import StorageError
+from storage.blobs import Blobs, seal, unseal
+from storage.errors import IntegrityError, StorageError
 from storage.fingerprints import fingerprint
-from storage.shard_codec import COMPRESSIONS, Compression
+from storage.shard_codec import COMPRESSIONS, MAX_LZ4_LEVEL, Compression
 from storage.shards import ArrayLayout, round_up
 
-STORE_VERSION: Final = 2
+STORE_VERSION: Final = 3
 """Raised by hand whenever the same cases would be stored differently."""
 
 ARRAY_TYPES: Final[dict[str, str]] = {"imgs": "uint8", "gts_u8": "uint8", "gts_u16": "uint16"}
@@ -28,6 +28,8 @@ ARRAY_TYPES: Final[dict[str, str]] = {"imgs": "uint8", "gts_u8": "uint8", "gts_u
 
 GT_ARRAYS: Final[dict[str, str]] = {"uint8": "gts_u8", "uint16": "gts_u16", "": ""}
 """Type of a case's labels -> the array that holds them; a case without labels has neither."""
+
+_REPAIR: Final = "run `medsam verify --repair`"
 
 LAYOUT: Final = "layout.json"
 MANIFEST: Final = "manifest.json"
@@ -46,7 +48,8 @@ class StoreConfig:
     codec: Compression = "zstd"
     """How inner chunks are compressed; `lz4` reads about twice as fast and takes about 1.3 times the room."""
     level: int = 1
-    """zstd level; 1 gives level 3's bytes at twice its speed on CT."""
+    """How hard chunks are compressed: of zstd, or with lz4 its high compression mode above 1. Level 1 of zstd gives CT
+    level 3's bytes at twice its speed; images that compress badly need 4 to be as small as their npz files."""
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -59,6 +62,8 @@ class StoreConfig:
         for name in ("chunks_per_shard", "part_shards", "level"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if self.codec == "lz4" and self.level > MAX_LZ4_LEVEL:
+            raise ValueError(f"level: expected at most {MAX_LZ4_LEVEL} with lz4, found {self.level}")
         if self.codec not in COMPRESSIONS:
             raise ValueError(f"codec: expected one of {', '.join(COMPRESSIONS)}, found {self.codec!r}")
 
@@ -73,7 +78,7 @@ class StoreConfig:
     def encoding(self) -> dict[str, int | str]:
         """Return the settings that a part's bytes depend on."""
         cut: dict[str, int | str] = {"chunk_bytes": self.chunk_bytes, "chunks_per_shard": self.chunks_per_shard}
-        return {**cut, "level": self.level} if self.codec == "zstd" else {**cut, "codec": self.codec}
+        return {**cut, "codec": self.codec, "level": self.level}
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class PlannedCase:
 
     Attributes:
         case_id: Its identifier.
-        content_hash: SHA-256 of its arrays.
+        content_hash: BLAKE3 of its arrays.
         is_3d: Whether it is a volume.
         depth: Slices.
         height: Rows of a slice.
@@ -108,14 +113,14 @@ class PlannedCase:
 
 
 @dataclass(frozen=True)
-class PartPlan:
-    """The unit of commit: cases that are written together into shards of their own.
+class PartEntry:
+    """The unit of commit, as the layout lists it: cases that are written together into shards of their own.
 
     Attributes:
         part_id: Number and start of the fingerprint; names this part at this place, never used again.
         modality: Canonical modality name.
         fingerprint: SHA-256 of the store's version, the encoding and the cases in order; not of the place.
-        cases: The cases, in the order they are stored.
+        n_cases: How many cases; a blob of the part's own, at `plan_key`, lists them.
         first_shard: Array name -> number of the first shard owned.
         n_shards: Array name -> number of shards owned; 0 for an array the part does not use.
     """
@@ -123,18 +128,31 @@ class PartPlan:
     part_id: str
     modality: str
     fingerprint: str
-    cases: tuple[PlannedCase, ...]
+    n_cases: int
     first_shard: dict[str, int]
     n_shards: dict[str, int]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the plan as a plain value."""
-        return asdict(self) | {"cases": [asdict(case) for case in self.cases]}
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "PartPlan":
-        """Return the plan that `to_json` gave."""
-        return cls(**{**value, "cases": tuple(PlannedCase(**case) for case in value["cases"])})
+@dataclass(frozen=True)
+class PartPlan(PartEntry):
+    """A part with its cases, in the order they are stored."""
+
+    cases: tuple[PlannedCase, ...]
+
+    @property
+    def entry(self) -> PartEntry:
+        """What the layout lists of it."""
+        return PartEntry(**{name: getattr(self, name) for name in PartEntry.__dataclass_fields__})
+
+    def sealed_cases(self) -> bytes:
+        """Return the content of the blob that lists the cases."""
+        return seal({"cases": [list(vars(case).values()) for case in self.cases]})
+
+
+def same_parts(one: Iterable[PartEntry], other: Iterable[PartEntry]) -> bool:
+    """Return whether both are the same parts in the same order; fingerprints cover the cases."""
+    named = [[(part.part_id, part.fingerprint) for part in parts] for parts in (one, other)]
+    return named[0] == named[1]
 
 
 @dataclass
@@ -142,25 +160,27 @@ class StoreLayout:
     """A modality's plan as recorded: its parts and the numbers not used yet."""
 
     config: StoreConfig
-    parts: list[PartPlan] = field(default_factory=list)
+    parts: list[PartEntry] = field(default_factory=list)
     next_part: int = 0
     next_shard: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ARRAY_TYPES, 0))
 
-    def add(self, modality: str, cases: Sequence[PlannedCase]) -> None:
-        """Append a part of these cases at numbers never used before."""
+    def add(self, modality: str, cases: Sequence[PlannedCase]) -> PartPlan:
+        """Append a part of these cases at numbers never used before, and return it."""
         digest = part_fingerprint(modality, self.config, cases)
         needed = shards_needed(self.config, cases)
         part_id = f"part-{self.next_part:05d}-{digest[:8]}"
-        self.parts.append(PartPlan(part_id, modality, digest, tuple(cases), dict(self.next_shard), needed))
+        part = PartPlan(part_id, modality, digest, len(cases), dict(self.next_shard), needed, tuple(cases))
+        self.parts.append(part.entry)
         self.next_part += 1
         self.next_shard = {name: first + needed[name] for name, first in self.next_shard.items()}
+        return part
 
     def to_json(self) -> dict[str, Any]:
         """Return the layout as a plain value."""
         return {
             "format_version": STORE_VERSION,
             "config": asdict(self.config),
-            "parts": [part.to_json() for part in self.parts],
+            "parts": [asdict(part) for part in self.parts],
             "next_part": self.next_part,
             "next_shard": self.next_shard,
         }
@@ -168,14 +188,14 @@ class StoreLayout:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "StoreLayout":
         """Return the layout that `to_json` gave."""
-        parts = [PartPlan.from_json(part) for part in value["parts"]]
+        parts = [PartEntry(**part) for part in value["parts"]]
         return cls(StoreConfig(**value["config"]), parts, value["next_part"], dict(value["next_shard"]))
 
 
 def part_fingerprint(modality: str, config: StoreConfig, cases: Iterable[PlannedCase]) -> str:
     """Return the fingerprint of a part's content."""
     described = {"version": STORE_VERSION, "modality": modality, "encoding": config.encoding()}
-    return fingerprint({**described, "cases": [asdict(case) for case in cases]})
+    return fingerprint({**described, "cases": [list(vars(case).values()) for case in cases]})
 
 
 def shards_needed(config: StoreConfig, cases: Iterable[PlannedCase]) -> dict[str, int]:
@@ -198,8 +218,13 @@ def rows_key(part_id: str) -> str:
     return f"parts/{part_id}.parquet"
 
 
+def plan_key(part_id: str) -> str:
+    """Return the key, in a modality's group, of the list of a part's cases."""
+    return f"plan/{part_id}.json"
+
+
 def load_layout(root: Blobs, modality: str) -> StoreLayout:
-    """Read the recorded plan of a modality.
+    """Read the recorded plan of a modality, without the cases of its parts.
 
     Raises:
         StorageError: If there is none, or another version of this project wrote it.
@@ -221,9 +246,34 @@ def read_layout(group: Blobs) -> tuple[StoreLayout, str] | None:
     return StoreLayout.from_json(_opened(group, LAYOUT, found[0])), found[1]
 
 
-def load_plan(root: Blobs, modality: str) -> list[PartPlan]:
-    """Return the recorded parts of a modality; errors as in `load_layout`."""
-    return load_layout(root, modality).parts
+def load_plan(root: Blobs, modality: str, part_ids: Collection[str] | None = None) -> list[PartPlan]:
+    """Return the recorded parts of a modality with their cases.
+
+    Args:
+        root: Place of all stores.
+        modality: Canonical modality name.
+        part_ids: Which parts; None: all of them.
+
+    Raises:
+        StorageError: As `load_layout` does.
+        IntegrityError: If a list of cases is missing or altered; repair tells it from the rows.
+    """
+    group, layout = root.below(modality), load_layout(root, modality)
+    chosen = [part for part in layout.parts if part_ids is None or part.part_id in part_ids]
+    return [with_cases(group, layout.config, part) for part in chosen]
+
+
+def with_cases(group: Blobs, config: StoreConfig, part: PartEntry) -> PartPlan:
+    """Return a part with its cases; errors as in `load_plan`."""
+    key = plan_key(part.part_id)
+    try:
+        value = unseal(group.read(key), f"{group.url}/{key}")
+    except FileNotFoundError:
+        raise IntegrityError(f"{group.url}/{key}: expected the cases of a part, found no file; {_REPAIR}") from None
+    cases = tuple(PlannedCase(*case) for case in value["cases"])
+    if part_fingerprint(part.modality, config, cases) != part.fingerprint:
+        raise IntegrityError(f"{group.url}/{key}: expected the cases of {part.part_id}, found others; {_REPAIR}")
+    return PartPlan(**vars(part), cases=cases)
 
 
 def load_manifest(root: Blobs, modality: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ What belongs here: the npz contract, the reasons for which a file is rejected, t
 layer (`storage.npy_archive`), which files there are (`storage.raw_manifest`), how slices are stored.
 """
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
@@ -14,9 +13,9 @@ import numpy.typing as npt
 
 from storage.fingerprints import array_hash
 from storage.modalities import VOLUMETRIC
-from storage.npy_archive import Header, open_archive, read_array, read_headers, reject
+from storage.npy_archive import Archive, Header, open_archive, read_array, read_headers, reject
 
-READER_VERSION: Final = 1
+READER_VERSION: Final = 2
 """Bumped by hand whenever some file would be read, named or judged differently than before."""
 
 REASONS: Final[dict[str, str]] = {
@@ -81,7 +80,7 @@ class NpzCase:
     spacing_zyx: tuple[float, float, float] | None
     """Voxel size in mm along the array's axes; None for images and where the file states none."""
     content_hash: str
-    """SHA-256 of the normalised arrays: independent of compression, member order and integer width."""
+    """BLAKE3 of the normalised arrays: independent of compression, member order and integer width."""
 
     @property
     def depth(self) -> int:
@@ -148,15 +147,17 @@ def read_case(path: Path, name: str, modality: str, config: SourceConfig) -> Npz
         return _read(archive, PurePosixPath(name).name, modality, config)
 
 
-def _read(archive: zipfile.ZipFile, stem: str, modality: str, config: SourceConfig) -> NpzCase:
+def _read(archive: Archive, stem: str, modality: str, config: SourceConfig) -> NpzCase:
     headers = read_headers(archive, _ARRAYS, config.max_case_bytes)
     if "imgs" not in headers:
-        reject("missing_imgs", f"expected an array imgs, found {archive.namelist()[:9]}; add it or remove the file")
+        reject(
+            "missing_imgs", f"expected an array imgs, found {sorted(archive.members)[:9]}; add it or remove the file"
+        )
     is_3d = _check_imgs(headers["imgs"], stem, modality)
     if not is_3d:
         headers.pop("spacing", None)
     _check_others(headers, is_3d)
-    arrays = {name: read_array(archive, name, header) for name, header in headers.items()}
+    arrays = {name: read_array(name, header) for name, header in headers.items()}
     if "gts" in arrays:
         arrays["gts"] = _narrow_labels(arrays["gts"])
     if "boxes" in arrays:

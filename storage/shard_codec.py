@@ -4,7 +4,8 @@ What belongs here: the inner chunks, their checksums and the index behind them. 
 where it lies (`storage.shards`).
 
 A shard is its inner chunks one after another, then an index of (offset, size) for each in little-endian u64, then the
-crc32c of that index. An inner chunk is its elements, little-endian, compressed, then the crc32c of what that gave.
+crc32c of that index; chunks after the last one written are absent, both numbers 2^64 - 1. An inner chunk is its
+elements, little-endian, compressed, then the crc32c of what that gave.
 Sources: zarr v3 specification, codecs `sharding_indexed`, `bytes`, `zstd`, `blosc` and `crc32c`.
 """
 
@@ -22,7 +23,12 @@ Compression = Literal["zstd", "lz4"]
 
 COMPRESSIONS: Final = ("zstd", "lz4")
 CRC_BYTES: Final = 4
-BLOSC_LEVEL: Final = 5
+MAX_LZ4_LEVEL: Final = 9
+_LZ4_LEVEL: Final = 5
+"""Blosc's level for lz4, at which it looks no further for matches; above level 1 of ours it is lz4hc at that level."""
+
+_ABSENT: Final = 2**64 - 1
+"""Offset and size of a chunk that is not there (zarr v3, codec `sharding_indexed`)."""
 
 _CRC: Final = struct.Struct("<I")
 _DECOMPRESS: Final = {"zstd": zstd.decompress, "lz4": blosc.decompress}
@@ -39,20 +45,26 @@ def zarr_codec(compression: Compression, level: int, item_bytes: int) -> BloscCo
 
     Args:
         compression: `zstd`, or `lz4` in blosc's frame.
-        level: Of zstd.
+        level: Of zstd; of lz4: 1 is the fast mode, 2 to 9 the high compression mode of that level.
         item_bytes: Size of an element.
     """
     if compression == "zstd":
         return ZstdCodec(level=level)
-    return BloscCodec(cname="lz4", clevel=BLOSC_LEVEL, shuffle="noshuffle", typesize=item_bytes)
+    name, blosc_level = _lz4(level)
+    return BloscCodec(cname=name, clevel=blosc_level, shuffle="noshuffle", typesize=item_bytes)
+
+
+def _lz4(level: int) -> tuple[Literal["lz4", "lz4hc"], int]:
+    return ("lz4", _LZ4_LEVEL) if level == 1 else ("lz4hc", level)
 
 
 def _compressor(compression: Compression, level: int, item_bytes: int) -> Callable[[Bytes], bytes]:
     if compression == "zstd":
         return lambda chunk: cast("bytes", zstd.compress(chunk, level))
+    name, blosc_level = _lz4(level)
     # Blosc's own threads would be shared by all of a process's; its callers bring threads of their own.
     blosc.use_threads = False
-    return lambda chunk: cast("bytes", blosc.compress(chunk, b"lz4", BLOSC_LEVEL, 0, 0, item_bytes))
+    return lambda chunk: cast("bytes", blosc.compress(chunk, name.encode(), blosc_level, 0, 0, item_bytes))
 
 
 def crc32c(data: bytes | Bytes) -> bytes:
@@ -68,7 +80,7 @@ class ShardEncoder:
 
         Args:
             compression: How each chunk is compressed.
-            level: Of zstd.
+            level: How hard, as `zarr_codec` takes it.
             item_bytes: Size of an element.
         """
         self._compress = _compressor(compression, level, item_bytes)
@@ -86,9 +98,10 @@ class ShardEncoder:
         self._index += [self._position, len(data) + CRC_BYTES]
         self._position += self._index[-1]
 
-    def finish(self) -> bytes:
-        """Return the bytes of the shard."""
-        entries = np.array(self._index, "<u8").tobytes()
+    def finish(self, n_chunks: int) -> bytes:
+        """Return the bytes of a shard of `n_chunks`, of which those not added are absent."""
+        absent = [_ABSENT] * (2 * n_chunks - len(self._index))
+        entries = np.array([*self._index, *absent], "<u8").tobytes()
         return b"".join([*self._parts, entries, crc32c(entries)])
 
 
@@ -99,6 +112,8 @@ def index_bytes(n_chunks: int) -> int:
 
 def read_index(data: bytes, n_chunks: int, n_bytes: int) -> memoryview:
     """Return where the chunks of a shard end, as u64: chunk i lies from the i-th number to the one after it.
+
+    Absent chunks, of which there are some only after the last one written, are empty there.
 
     Args:
         data: The last `index_bytes(n_chunks)` bytes of the shard.
@@ -114,8 +129,11 @@ def read_index(data: bytes, n_chunks: int, n_bytes: int) -> memoryview:
     if crc32c(entries) != data[-CRC_BYTES:]:
         raise ShardError("the shard's index fails its checksum")
     offsets, sizes = np.frombuffer(entries, "<u8").astype(np.uint64).reshape(-1, 2).T
-    ends = np.append(offsets, np.uint64(n_bytes - len(data)))
-    if offsets[0] != 0 or (sizes < CRC_BYTES).any() or (offsets + sizes != ends[1:]).any():
+    there = int(np.count_nonzero(sizes != _ABSENT))
+    ends = np.full(n_chunks + 1, n_bytes - len(data), np.uint64)
+    ends[:there] = offsets[:there]
+    whole = there > 0 and ends[0] == 0 and (offsets[there:] == _ABSENT).all() and (sizes[there:] == _ABSENT).all()
+    if not whole or (sizes[:there] < CRC_BYTES).any() or (ends[:there] + sizes[:there] != ends[1 : there + 1]).any():
         raise ShardError("the shard's index points outside the shard, or names a chunk that is not there")
     return ends.data
 
@@ -131,8 +149,10 @@ def decode_chunk(data: bytes, start: int, stop: int, out: Bytes, compression: Co
         compression: How it was compressed.
 
     Raises:
-        ShardError: If the bytes fail their checksum or do not decompress.
+        ShardError: If the chunk is absent, or its bytes fail their checksum or do not decompress.
     """
+    if start == stop:
+        raise ShardError("an inner chunk was asked for that was never written")
     payload = np.frombuffer(data, np.uint8, stop - start - CRC_BYTES, start)
     if google_crc32c.value(payload) != _CRC.unpack_from(data, stop - CRC_BYTES)[0]:
         raise ShardError("an inner chunk fails its checksum")

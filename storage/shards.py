@@ -35,7 +35,7 @@ class ArrayLayout:
         tail: Shape after axis 0; never cut into chunks.
         chunk: Length of an inner chunk along axis 0, what one checksum and one decompression cover.
         shard: Length of a shard along axis 0, one blob; a multiple of `chunk`.
-        level: zstd level.
+        level: How hard inner chunks are compressed, as `storage.shard_codec.zarr_codec` takes it.
         compression: How inner chunks are compressed.
     """
 
@@ -79,21 +79,28 @@ class ArrayLayout:
         """Return the bytes of a shard.
 
         Args:
-            block: (shard, *tail) of `dtype`.
+            block: (at most shard, *tail) of `dtype`; inner chunks after its end are absent.
 
         Raises:
             StorageError: If the block has another shape or type.
         """
-        expected = (self.shard, *self.tail)
-        if block.shape != expected or block.dtype != np.dtype(self.dtype):
+        if not 0 < len(block) <= self.shard or block.shape[1:] != self.tail or block.dtype != np.dtype(self.dtype):
             raise StorageError(
-                f"shard of {self.name}: expected {self.dtype} {expected}, found {block.dtype} {block.shape}; "
-                "pass whole shards of the array's type"
+                f"shard of {self.name}: expected {self.dtype} {(self.shard, *self.tail)} or shorter, found "
+                f"{block.dtype} {block.shape}; pass blocks of the array's type"
             )
         encoder = self.encoder()
-        for start in range(0, self.shard, self.chunk):
-            encoder.add(np.ascontiguousarray(block[start : start + self.chunk]))
-        return encoder.finish()
+        for start in range(0, len(block), self.chunk):
+            encoder.add(padded(block[start : start + self.chunk], self.chunk))
+        return encoder.finish(self.chunks_per_shard)
+
+
+def padded(values: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+    """Return values in one piece, filled up with zeros along axis 0 where they are shorter than `length`."""
+    if len(values) == length:
+        return np.ascontiguousarray(values)
+    zeros = np.zeros((length - len(values), *values.shape[1:]), values.dtype)
+    return np.concatenate([values, zeros])
 
 
 def _content(files: Mapping[str, Any], key: str) -> bytes:
@@ -180,26 +187,22 @@ class ShardWriter:
                 f"found {values.size}; plan the store again"
             )
         for start in range(0, values.size, layout.chunk):
-            piece = values[start : start + layout.chunk]
-            if piece.size < layout.chunk:
-                piece = np.concatenate([piece, np.zeros(layout.chunk - piece.size, piece.dtype)])
-            self._add(piece)
+            self._encoder.add(padded(values[start : start + layout.chunk], layout.chunk))
+            if len(self._encoder) == layout.chunks_per_shard:
+                self._finish()
         return offset
 
     def close(self) -> list[ShardRecord]:
-        """Publish the last shard, filled up with zeros, and return the records of all."""
+        """Publish the last shard, whose other chunks are absent, and return the records of all."""
         if len(self._encoder):
-            zeros = np.zeros(self._layout.chunk, self._layout.dtype)
-            while len(self._encoder):
-                self._add(zeros)
+            self._finish()
         return self.records
 
-    def _add(self, chunk: npt.NDArray[Any]) -> None:
-        self._encoder.add(chunk)
-        if len(self._encoder) == self._layout.chunks_per_shard:
-            self.records.append(put_shard(self._group, self._layout, self._next, self._encoder.finish()))
-            self._encoder = self._layout.encoder()
-            self._next += 1
+    def _finish(self) -> None:
+        data = self._encoder.finish(self._layout.chunks_per_shard)
+        self.records.append(put_shard(self._group, self._layout, self._next, data))
+        self._encoder = self._layout.encoder()
+        self._next += 1
 
 
 def round_up(value: int, unit: int) -> int:

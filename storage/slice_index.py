@@ -107,12 +107,17 @@ def published_rows(root: Blobs, modality: str, columns: Sequence[str] | None = N
     """
     schema = PART_SCHEMA if columns is None else pa.schema([PART_SCHEMA.field(name) for name in columns])
     parts = load_manifest(root, modality)["parts"]
-    tables = [_read_rows(root.below(modality), part["part_id"], schema) for part in parts]
+    tables = [read_rows(root.below(modality), part["part_id"], schema) for part in parts]
     rows: pd.DataFrame = pa.concat_tables([schema.empty_table(), *tables]).to_pandas()
     return rows.sort_values(["case_id", "z"], ignore_index=True)
 
 
-def _read_rows(group: Blobs, part_id: str, schema: pa.Schema) -> pa.Table:
+def read_rows(group: Blobs, part_id: str, schema: pa.Schema = PART_SCHEMA) -> pa.Table:
+    """Return the rows of one part, in the order they were written.
+
+    Raises:
+        IntegrityError: If they are missing or damaged.
+    """
     try:
         return pq.read_table(pa.BufferReader(group.read(rows_key(part_id))), columns=schema.names).cast(schema)
     except (FileNotFoundError, OSError, pa.ArrowInvalid) as error:

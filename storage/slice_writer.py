@@ -10,7 +10,7 @@ without which nothing is read.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,22 +21,26 @@ from storage.layout import (
     GT_ARRAYS,
     MANIFEST,
     STORE_VERSION,
+    PartEntry,
     PartPlan,
     PlannedCase,
     StoreConfig,
     StoreLayout,
     fragment_key,
     load_layout,
+    plan_key,
     rows_key,
+    same_parts,
 )
 from storage.npz_source import NpzCase
 from storage.shards import ARRAY_METADATA, ArrayLayout, ShardWriter, group_metadata, record_from
 from storage.slice_index import encode_rows, slice_row
 
 LoadCase = Callable[[str], NpzCase]
+Part = TypeVar("Part", bound=PartEntry)
 
 
-def missing_parts(root: Blobs, modality: str, plan: Sequence[PartPlan]) -> list[PartPlan]:
+def missing_parts(root: Blobs, modality: str, plan: Sequence[Part]) -> list[Part]:
     """Return the parts of a plan that are not there, whole and of the planned fingerprint.
 
     Looks at fragments and at the presence and size of blobs, not at their content.
@@ -47,7 +51,7 @@ def missing_parts(root: Blobs, modality: str, plan: Sequence[PartPlan]) -> list[
 
 
 def _committed(
-    group: Blobs, part: PartPlan, config: StoreConfig, sizes: Mapping[str, int] | None = None
+    group: Blobs, part: PartEntry, config: StoreConfig, sizes: Mapping[str, int] | None = None
 ) -> dict[str, Any] | None:
     """Return the fragment of a part if the part is whole, else None; `sizes` spares asking for each blob."""
     size_of = group.size if sizes is None else sizes.get
@@ -94,7 +98,7 @@ def write_part(root: Blobs, plan: PartPlan, load_case: LoadCase) -> dict[str, An
     group = root.below(plan.modality)
     with group.shared(f"slice store {plan.modality}"):
         layout = load_layout(root, plan.modality)
-        if plan not in layout.parts:
+        if not any(same_parts([plan], [part]) for part in layout.parts):
             raise _replaced(plan.modality, plan.part_id)
         fragment = _committed(group, plan, layout.config)
         if fragment is None:
@@ -132,7 +136,7 @@ def _write_part(group: Blobs, plan: PartPlan, config: StoreConfig, load_case: Lo
         found = _write_case(_checked(load_case(planned.case_id), planned), writers)
         rows += [{**row, **named, "part_id": plan.part_id} for row in found]
     records = [record for writer in writers.values() for record in writer.close()]
-    index = encode_rows(rows)
+    index, cases = encode_rows(rows), plan.sealed_cases()
     group.put(rows_key(plan.part_id), index)
     return {
         "format_version": STORE_VERSION,
@@ -142,9 +146,14 @@ def _write_part(group: Blobs, plan: PartPlan, config: StoreConfig, load_case: Lo
         "n_shards": plan.n_shards,
         "n_cases": len(plan.cases),
         "n_slices": len(rows),
-        "index": {"n_bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()},
+        "index": _described(index),
+        "plan": _described(cases),
         "shards": [asdict(record) for record in records],
     }
+
+
+def _described(data: bytes) -> dict[str, Any]:
+    return {"n_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _checked(case: NpzCase, planned: PlannedCase) -> NpzCase:
@@ -167,7 +176,7 @@ def _write_case(case: NpzCase, writers: dict[str, ShardWriter]) -> list[dict[str
     return rows
 
 
-def publish(root: Blobs, modality: str, plan: Sequence[PartPlan]) -> dict[str, Any]:
+def publish(root: Blobs, modality: str, plan: Sequence[PartEntry]) -> dict[str, Any]:
     """Publish a modality's parts: array metadata, then the manifest, then away with what it does not name.
 
     Args:
@@ -188,7 +197,7 @@ def publish(root: Blobs, modality: str, plan: Sequence[PartPlan]) -> dict[str, A
         # Before the plan: a manifest published for a newer plan since then is never replaced by this one.
         before = group.read_version(MANIFEST)
         layout = load_layout(root, modality)
-        if list(plan) != layout.parts:
+        if not same_parts(plan, layout.parts):
             raise _replaced(modality, f"{len(plan)} parts")
         manifest = _manifest(modality, layout, _fragments(group, modality, layout))
         _put_changed(group, ARRAY_METADATA, group_metadata())
@@ -251,8 +260,9 @@ def _remove_unnamed(group: Blobs, layout: StoreLayout, manifest: dict[str, Any])
     arrays = layout.config.array_layouts()
     named = {arrays[shard["array"]].key(shard["shard"]) for shard in manifest["shards"]}
     for part in manifest["parts"]:
-        named |= {fragment_key(part["part_id"]), rows_key(part["part_id"])}
-    limits = {f"{name}/c": layout.next_shard[name] for name in arrays} | {"parts": layout.next_part}
+        named |= {key(part["part_id"]) for key in (fragment_key, rows_key, plan_key)}
+    limits = {f"{name}/c": layout.next_shard[name] for name in arrays}
+    limits |= dict.fromkeys(("parts", "plan"), layout.next_part)
     for folder, limit in limits.items():
         for key in group.sizes(folder):
             if key not in named and _number(key) < limit:

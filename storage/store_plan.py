@@ -3,13 +3,14 @@
 What belongs here: the first plan and replanning after the source changed. Not here: pixels (`storage.slice_store`).
 """
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
 
 from storage.blobs import Blobs, seal
-from storage.errors import StorageError
+from storage.errors import IntegrityError, StorageError
 from storage.layout import (
     LAYOUT,
     PartPlan,
@@ -17,9 +18,13 @@ from storage.layout import (
     StoreConfig,
     StoreLayout,
     part_fingerprint,
+    plan_key,
     read_layout,
+    with_cases,
 )
 from storage.shards import round_up
+
+logger = logging.getLogger(__name__)
 
 
 def plan_parts(root: Blobs, modality: str, manifest_rows: pd.DataFrame, config: StoreConfig) -> list[PartPlan]:
@@ -45,10 +50,23 @@ def plan_parts(root: Blobs, modality: str, manifest_rows: pd.DataFrame, config: 
     group = root.below(modality)
     with group.exclusive(f"slice store {modality}"):
         before, version = read_layout(group) or (StoreLayout(config), None)
-        after = _replanned(modality, before, wanted, config)
+        parts, after = _replanned(before, _with_good_lists(group, before), modality, wanted, config)
+        known = {part.part_id for part in before.parts}
+        for part in parts:
+            if part.part_id not in known:
+                group.put(plan_key(part.part_id), part.sealed_cases())
         if version is None or after != before:
             group.replace(LAYOUT, seal(after.to_json()), version)
-    return after.parts
+    return parts
+
+
+def _with_good_lists(group: Blobs, layout: StoreLayout) -> Iterator[PartPlan]:
+    """Yield the parts with their cases; one whose list is lost or altered is left out, so that it is planned anew."""
+    for part in layout.parts:
+        try:
+            yield with_cases(group, layout.config, part)
+        except IntegrityError as error:
+            logger.warning("%s; its cases are planned again", error)
 
 
 def planned_cases(manifest_rows: pd.DataFrame) -> dict[str, PlannedCase]:
@@ -80,21 +98,28 @@ def _planned_case(record: Mapping[Any, Any]) -> PlannedCase:
 
 
 def _replanned(
-    modality: str, before: StoreLayout, wanted: Mapping[str, PlannedCase], config: StoreConfig
-) -> StoreLayout:
+    before: StoreLayout,
+    old_parts: Iterable[PartPlan],
+    modality: str,
+    wanted: Mapping[str, PlannedCase],
+    config: StoreConfig,
+) -> tuple[list[PartPlan], StoreLayout]:
+    """Return the parts that hold the wanted cases, kept ones first, and the layout that lists them."""
     after = StoreLayout(config, [], before.next_part, dict(before.next_shard))
     fresh = dict(wanted)
+    kept: list[PartPlan] = []
     renewed: list[list[PlannedCase]] = []
-    for part in before.parts:
+    for part in old_parts:
         cases = [fresh.pop(case.case_id) for case in part.cases if case.case_id in fresh]
         if part_fingerprint(modality, config, cases) == part.fingerprint:
-            after.parts.append(part)
+            kept.append(part)
+            after.parts.append(part.entry)
         else:
             renewed.append(cases)
-    for cases in [*renewed, list(fresh.values())]:
-        for group in _filled(config, cases):
-            after.add(modality, group)
-    return after
+    added = [
+        after.add(modality, group) for cases in [*renewed, list(fresh.values())] for group in _filled(config, cases)
+    ]
+    return kept + added, after
 
 
 def _filled(config: StoreConfig, cases: Iterable[PlannedCase]) -> list[list[PlannedCase]]:

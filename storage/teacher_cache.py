@@ -12,11 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-import numpy as np
 import numpy.typing as npt
 
-from storage.atomic import json_bytes
-from storage.blobs import Blobs, read_json
+from storage.blobs import Blobs, seal, unseal
 from storage.cache_plan import CACHE_VERSION, ArraySpec, CachePart, CacheSpec, as_stored, plan_cache_parts
 from storage.encodings import Floats
 from storage.errors import IntegrityError, StorageError
@@ -45,6 +43,7 @@ __all__ = [
 
 _HEADER: Final = "header.json"
 _MANIFEST: Final = "manifest.json"
+_REMEDY: Final = "materialise the cache again"
 
 
 def missing_parts(root: Blobs, spec: CacheSpec, parts: Sequence[CachePart]) -> list[CachePart]:
@@ -58,12 +57,20 @@ def missing_parts(root: Blobs, spec: CacheSpec, parts: Sequence[CachePart]) -> l
 
 
 def _require_header(root: Blobs, spec: CacheSpec) -> bool:
-    """Return whether there is a header; one of another cache is refused."""
+    """Return whether there is a header as it was written; one of another cache is refused."""
     if root.size(_HEADER) is None:
         return False
+    try:
+        header = _sealed(root, _HEADER)
+    except IntegrityError:
+        return False
     remedy = f"move {root.url} away, or ask for the cache with the inputs it was made from"
-    require_same(f"the teacher cache in {root.url}", spec.header(), read_json(root, _HEADER), remedy)
+    require_same(f"the teacher cache in {root.url}", spec.header(), header, remedy)
     return True
+
+
+def _sealed(root: Blobs, key: str) -> dict[str, Any]:
+    return unseal(root.read(key), f"{root.url}/{key}", _REMEDY)
 
 
 def _fragment_key(part: CachePart) -> str:
@@ -73,7 +80,10 @@ def _fragment_key(part: CachePart) -> str:
 def _committed(root: Blobs, spec: CacheSpec, part: CachePart) -> dict[str, Any] | None:
     if root.size(_fragment_key(part)) is None:
         return None
-    fragment: dict[str, Any] = read_json(root, _fragment_key(part))
+    try:
+        fragment = _sealed(root, _fragment_key(part))
+    except IntegrityError:
+        return None
     layouts = spec.layouts()
     whole = fragment["fingerprint"] == part.fingerprint and not any(
         record_problem(root, layouts[shard["array"]], record_from(shard)) for shard in fragment["shards"]
@@ -104,7 +114,7 @@ def write_part(root: Blobs, spec: CacheSpec, part: CachePart, answers: Mapping[s
     encoded = _encoded(spec, part, answers)
     with root.shared(f"the teacher cache in {root.url}"):
         if not _require_header(root, spec):
-            root.put(_HEADER, json_bytes(spec.header()))
+            root.put(_HEADER, seal(spec.header()))
         fragment = _committed(root, spec, part)
         if fragment is None:
             for claim in (_MANIFEST, _fragment_key(part)):
@@ -114,7 +124,7 @@ def write_part(root: Blobs, spec: CacheSpec, part: CachePart, answers: Mapping[s
                 record for name, values in encoded.items() for record in _write_array(root, layouts[name], part, values)
             ]
             fragment = {**asdict(part), "shards": [asdict(record) for record in records]}
-            root.put(_fragment_key(part), json_bytes(fragment))
+            root.put(_fragment_key(part), seal(fragment))
     return fragment
 
 
@@ -133,9 +143,7 @@ def _encoded(spec: CacheSpec, part: CachePart, answers: Mapping[str, Floats]) ->
 def _write_array(root: Blobs, layout: ArrayLayout, part: CachePart, values: npt.NDArray[Any]) -> list[ShardRecord]:
     records = []
     for start in range(0, len(values), layout.shard):
-        block = np.zeros((layout.shard, *layout.tail), layout.dtype)
-        piece = values[start : start + layout.shard]
-        block[: len(piece)] = piece
+        block = values[start : start + layout.shard]
         records.append(put_shard(root, layout, (part.start + start) // layout.shard, layout.encode(block)))
     return records
 
@@ -158,17 +166,18 @@ def publish(root: Blobs, spec: CacheSpec, parts: Sequence[CachePart]) -> dict[st
                 f"{root.url}: expected {spec.n_parts} whole parts, found {len(parts) - len(missing)}, without "
                 f"{', '.join(missing[:5])}; write them, then publish again"
             )
-        fragments = [read_json(root, _fragment_key(part)) for part in parts]
+        fragments = [_sealed(root, _fragment_key(part)) for part in parts]
         manifest = {
             "format_version": CACHE_VERSION,
             "fingerprint": combine(part.fingerprint for part in parts),
             "parts": [asdict(part) for part in parts],
             "shards": [{**shard, "part_id": item["part_id"]} for item in fragments for shard in item["shards"]],
         }
+        root.put(_HEADER, seal(spec.header()))
         root.put(ARRAY_METADATA, group_metadata())
         for name, layout in spec.layouts().items():
             root.put(f"{name}/{ARRAY_METADATA}", layout.metadata(spec.n_slots))
-        root.put(_MANIFEST, json_bytes(manifest))
+        root.put(_MANIFEST, seal(manifest))
         root.sweep()
     return manifest
 
@@ -197,13 +206,13 @@ class TeacherCache:
         """
         if root.size(_MANIFEST) is None:
             raise StorageError(f"{root.url}: expected a published teacher cache, found none; materialise it")
-        manifest, header = read_json(root, _MANIFEST), read_json(root, _HEADER)
+        manifest, header = _sealed(root, _MANIFEST), _sealed(root, _HEADER)
         if manifest["format_version"] != CACHE_VERSION:
             raise StorageError(
                 f"{root.url}: expected cache format {CACHE_VERSION}, found {manifest['format_version']}; move it away "
                 "and materialise the cache again"
             )
-        what, remedy = f"the teacher cache in {root.url}", "materialise the cache again"
+        what, remedy = f"the teacher cache in {root.url}", _REMEDY
         if made_from is not None:
             require_same(what, as_stored(dict(made_from)), header["made_from"], remedy)
         if fingerprint is not None:

@@ -17,8 +17,10 @@ import pandas as pd
 from storage.blobs import Blobs, seal
 from storage.errors import IntegrityError, StorageError
 from storage.layout import (
+    GT_ARRAYS,
     LAYOUT,
     MANIFEST,
+    PartEntry,
     PartPlan,
     PlannedCase,
     StoreConfig,
@@ -26,10 +28,14 @@ from storage.layout import (
     fragment_key,
     load_layout,
     load_manifest,
+    load_plan,
+    plan_key,
     rows_key,
+    same_parts,
+    with_cases,
 )
 from storage.shards import ARRAY_METADATA, group_metadata
-from storage.slice_index import published_rows
+from storage.slice_index import read_rows
 from storage.slice_writer import fragment_of, publish
 
 Progress = Callable[[int, int], None]
@@ -124,6 +130,7 @@ def _expected(manifest: dict[str, Any]) -> Iterator[tuple[str, int, str, str]]:
         yield layouts[shard["array"]].key(shard["shard"]), shard["n_bytes"], shard["sha256"], shard["part_id"]
     for part in manifest["parts"]:
         yield rows_key(part["part_id"]), part["index"]["n_bytes"], part["index"]["sha256"], part["part_id"]
+        yield plan_key(part["part_id"]), part["plan"]["n_bytes"], part["plan"]["sha256"], ""
         yield *_made(fragment_key(part["part_id"]), seal(fragment_of(manifest, part["part_id"]))), part["part_id"]
     yield *_made(ARRAY_METADATA, group_metadata()), ""
     for name, layout in layouts.items():
@@ -150,21 +157,26 @@ def _plan_damage(root: Blobs, modality: str, manifest: dict[str, Any]) -> list[D
         layout = load_layout(root, modality)
     except StorageError as error:
         return [Damage(LAYOUT, str(error), "")]
-    planned = [(part.part_id, part.fingerprint) for part in layout.parts]
-    published = [(part["part_id"], part["fingerprint"]) for part in manifest["parts"]]
-    if planned == published:
+    published = _entries(modality, manifest)
+    if same_parts(layout.parts, published):
         return []
     return [Damage(LAYOUT, f"expected the plan of the {len(published)} published parts, found a newer one", "")]
+
+
+def _entries(modality: str, manifest: dict[str, Any]) -> list[PartEntry]:
+    """Return the parts that a manifest publishes, as its plan lists them."""
+    names = [name for name in PartEntry.__dataclass_fields__ if name != "modality"]
+    return [PartEntry(modality=modality, **{name: part[name] for name in names}) for part in manifest["parts"]]
 
 
 def _cases(root: Blobs, modality: str, part_ids: set[str]) -> dict[str, tuple[str, ...]]:
     if not part_ids:
         return {}
     try:
-        parts = load_layout(root, modality).parts
+        parts = load_plan(root, modality, part_ids)
     except StorageError:
         return dict.fromkeys(sorted(part_ids), ())
-    return {part.part_id: tuple(case.case_id for case in part.cases) for part in parts if part.part_id in part_ids}
+    return {part.part_id: tuple(case.case_id for case in part.cases) for part in parts}
 
 
 def withdraw(root: Blobs, found: Verification) -> None:
@@ -174,7 +186,7 @@ def withdraw(root: Blobs, found: Verification) -> None:
         StorageError: If both the plan and the rows it could be told from are damaged; the store has to be made anew.
     """
     group = root.below(found.modality)
-    if any(damage.key == LAYOUT for damage in found.damages):
+    if any(damage.key == LAYOUT or damage.key.startswith("plan/") for damage in found.damages):
         _restore_plan(root, found.modality)
     part_ids = sorted({damage.part_id for damage in found.damages if damage.part_id})
     with group.exclusive(f"slice store {found.modality}"):
@@ -183,34 +195,31 @@ def withdraw(root: Blobs, found: Verification) -> None:
 
 
 def _restore_plan(root: Blobs, modality: str) -> None:
-    """Write the plan that the manifest and the rows tell of, unless there is a good one."""
-    group = root.below(modality)
-    try:
-        load_layout(root, modality)
-    except StorageError:
-        layout = _told_plan(root, modality)
-    else:
-        return
-    with group.exclusive(f"slice store {modality}"):
-        group.put(LAYOUT, seal(layout.to_json()))
-
-
-def _told_plan(root: Blobs, modality: str) -> StoreLayout:
-    manifest = load_manifest(root, modality)
-    rows = published_rows(root, modality)
-    names = list(PlannedCase.__dataclass_fields__)
-    types = rows["gt_array"].map({"gts_u8": "uint8", "gts_u16": "uint16", "": ""})
-    firsts = rows.assign(gt_dtype=types).sort_values("img_offset").drop_duplicates("case_id")
-    parts = []
-    for part in manifest["parts"]:
-        records = firsts.loc[firsts["part_id"] == part["part_id"], names].astype(object).to_dict("records")
-        cases = tuple(PlannedCase(**{str(name): value for name, value in record.items()}) for record in records)
-        parts.append(
-            PartPlan(part["part_id"], modality, part["fingerprint"], cases, part["first_shard"], part["n_shards"])
-        )
+    """Write the plan that the manifest and the rows tell of, as far as there is no good one."""
+    group, manifest = root.below(modality), load_manifest(root, modality)
     config = StoreConfig(**manifest["config"])
-    next_shard = {name: entry["length"] // entry["shard"] for name, entry in manifest["arrays"].items()}
-    return StoreLayout(config, parts, manifest["next_part"], next_shard)
+    with group.exclusive(f"slice store {modality}"):
+        for part in _entries(modality, manifest):
+            try:
+                with_cases(group, config, part)
+            except StorageError:
+                cases = _told_cases(group, part.part_id)
+                group.put(plan_key(part.part_id), PartPlan(**vars(part), cases=cases).sealed_cases())
+        try:
+            load_layout(root, modality)
+        except StorageError:
+            next_shard = {name: entry["length"] // entry["shard"] for name, entry in manifest["arrays"].items()}
+            layout = StoreLayout(config, _entries(modality, manifest), manifest["next_part"], next_shard)
+            group.put(LAYOUT, seal(layout.to_json()))
+
+
+def _told_cases(group: Blobs, part_id: str) -> tuple[PlannedCase, ...]:
+    """Return the cases of a part in the order they are stored, as its rows tell."""
+    rows = read_rows(group, part_id).to_pandas()
+    types = rows["gt_array"].map({name: dtype for dtype, name in GT_ARRAYS.items()})
+    firsts = rows.assign(gt_dtype=types).sort_values("img_offset").drop_duplicates("case_id")
+    records = firsts[list(PlannedCase.__dataclass_fields__)].astype(object).to_dict("records")
+    return tuple(PlannedCase(**{str(name): value for name, value in record.items()}) for record in records)
 
 
 def verify_again(root: Blobs, modality: str) -> Verification:

@@ -102,14 +102,15 @@ def _manifest(workspace: Workspace, reference: dict[str, Any]) -> pd.DataFrame:
     return pd.read_parquet(workspace.artefacts.get(reference).path / "manifest.parquet")
 
 
-def _store_config(workspace: Workspace) -> slice_store.StoreConfig:
+def store_config(workspace: Workspace, modality: str) -> slice_store.StoreConfig:
+    """Return how a modality's store is cut and compressed."""
     store = workspace.profile.store
     return slice_store.StoreConfig(
         chunk_bytes=store.chunk_bytes,
         chunks_per_shard=store.chunks_per_shard,
         part_shards=store.part_shards,
         codec=store.codec,
-        level=store.level,
+        level=store.levels.get(modality, store.level),
     )
 
 
@@ -121,7 +122,7 @@ def plan_store(workspace: Workspace, modality: str, manifest: dict[str, Any]) ->
     """Plan one modality's parts and return the missing ones' ids, batched into steps."""
     table = _manifest(workspace, manifest)
     rows = table[(table["status"] == "accepted") & (table["modality"] == modality)]
-    plan = slice_store.plan_parts(workspace.stores, modality, rows, _store_config(workspace))
+    plan = slice_store.plan_parts(workspace.stores, modality, rows, store_config(workspace, modality))
     missing = slice_store.missing_parts(workspace.stores, modality, plan)
     return _batches([part.part_id for part in missing], workspace.profile.store.parts_per_step)
 
@@ -129,8 +130,7 @@ def plan_store(workspace: Workspace, modality: str, manifest: dict[str, Any]) ->
 def write_store_parts(workspace: Workspace, modality: str, part_ids: Sequence[str], log: Log) -> dict[str, Any]:
     """Write some parts of one modality's store; each is published whole or not at all."""
     load = NpzFolder(workspace.settings.data, modality, source_config(workspace.profile))
-    wanted = set(part_ids)
-    parts = [part for part in slice_store.load_plan(workspace.stores, modality) if part.part_id in wanted]
+    parts = slice_store.load_plan(workspace.stores, modality, set(part_ids))
     processes = process_count(parts, workspace.settings.workers, workspace.settings.memory_bytes)
     for done, fragment in enumerate(write_parts(workspace.stores, parts, load, processes), start=1):
         counts = f"{fragment['n_cases']} cases, {fragment['n_slices']} slices"
@@ -142,7 +142,7 @@ def publish_store(
     workspace: Workspace, modality: str, manifest: dict[str, Any], written: Sequence[dict[str, Any]]
 ) -> TaskResult:
     """Publish one modality's parts as a store that readers accept."""
-    plan = slice_store.load_plan(workspace.stores, modality)
+    plan = slice_store.load_layout(workspace.stores, modality).parts
     published = slice_store.publish(workspace.stores, modality, plan)
     made = [part for step in written for part in step["made"]]
     index = slice_index.build_index(workspace.stores, [modality], _manifest(workspace, manifest))

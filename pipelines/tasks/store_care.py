@@ -67,7 +67,7 @@ def repair_store(workspace: Workspace, modality: str, log: Log) -> Verification:
     except IntegrityError:
         # The manifest repeats what plan and fragments say.
         _write_missing(workspace, modality, log)
-        slice_store.publish(workspace.stores, modality, slice_store.load_plan(workspace.stores, modality))
+        slice_store.publish(workspace.stores, modality, slice_store.load_layout(workspace.stores, modality).parts)
         found = verify_store(workspace, modality, log)
     withdraw(workspace.stores, found)
     _write_missing(workspace, modality, log)
@@ -76,7 +76,7 @@ def repair_store(workspace: Workspace, modality: str, log: Log) -> Verification:
 
 def _write_missing(workspace: Workspace, modality: str, log: Log) -> None:
     """Write what the plan lacks: withdrawn parts, and those that an ingest that was stopped has not come to."""
-    plan = slice_store.load_plan(workspace.stores, modality)
+    plan = slice_store.load_layout(workspace.stores, modality).parts
     missing = [part.part_id for part in slice_store.missing_parts(workspace.stores, modality, plan)]
     ingest.write_store_parts(workspace, modality, missing, log)
     log(f"{modality}: {len(missing)} parts written again")
@@ -109,7 +109,7 @@ def erase_cases(workspace: Workspace, case_ids: Sequence[str], log: Log) -> list
         batches = ingest.plan_store(workspace, modality, manifest)
         for batch in batches:
             ingest.write_store_parts(workspace, modality, batch, log)
-        plan = slice_store.load_plan(workspace.stores, modality)
+        plan = slice_store.load_layout(workspace.stores, modality).parts
         manifests.append(slice_store.publish(workspace.stores, modality, plan))
         log(f"{modality}: published without the withdrawn cases")
     return manifests

@@ -1,7 +1,7 @@
 """From npz files to a slice store: bytes, CPU seconds, memory. `python -m tests.benchmarks.store_write`.
 
-`convert` and `bytes` use CT-like slices, `*_real` the CT cases of MEDSAM_GOLDEN_DATA. `peak_memory` ingests volumes of
-600 x 1024 x 1024 with labels in a process of its own.
+`convert` and `bytes` use CT-like slices, `*_real` all cases of MEDSAM_GOLDEN_DATA at the levels of the default profile.
+`peak_memory` ingests volumes of 600 x 1024 x 1024 with labels in a process of its own.
 """
 
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 
+from pipelines.profile import StoreSettings
 from storage.blobs import LocalBlobs
 from storage.npz_source import NpzCase, SourceConfig, read_case
 from storage.shard_codec import COMPRESSIONS
@@ -26,18 +27,19 @@ from tests.unit.store_helpers import manifest_of
 
 ALL_SLICES = 1_516_396
 """Image-mask pairs of the challenge's training set (paper, section 4.1)."""
-SLICES = 256
+SLICES = 1024
+SHARD = 256
 VOLUME = (600, 1024, 1024)
+LEVELS = StoreSettings()
 
 
-def _ours(folder: Path, paths: Sequence[Path], codec: str) -> Callable[[], LocalBlobs]:
+def _ours(folder: Path, paths: Sequence[Path], config: StoreConfig, modality: str = "CT") -> Callable[[], LocalBlobs]:
     """Return the conversion as ingest does it: read, check, hash, describe, encode, publish."""
-    rows = manifest_of({path.stem: read_case(path, path.stem, "CT", SourceConfig()) for path in paths})
+    rows = manifest_of({path.stem: read_case(path, path.stem, modality, SourceConfig()) for path in paths})
     by_case = {path.stem: path for path in paths}
-    config = StoreConfig(codec=codec)  # type: ignore[arg-type]
 
     def load(case_id: str) -> NpzCase:
-        return read_case(by_case[case_id], case_id, "CT", SourceConfig())
+        return read_case(by_case[case_id], case_id, modality, SourceConfig())
 
     def work() -> LocalBlobs:
         place = LocalBlobs(Path(tempfile.mkdtemp(dir=folder)))
@@ -61,7 +63,7 @@ def _plain(folder: Path, paths: Sequence[Path]) -> Callable[[], None]:
                 name,
                 shape=shape,
                 chunks=(1, 512, 512),
-                shards=(SLICES, 512, 512),
+                shards=(SHARD, 512, 512),
                 dtype="uint8",
             )
             for name in ("imgs", "gts")
@@ -85,7 +87,7 @@ def _ct_like(folder: Path) -> None:
     paths = write_npz(folder / "npz", ct_like_cases(SLICES))
     npz_bytes = sum(path.stat().st_size for path in paths)
     for codec in COMPRESSIONS:
-        ours = _ours(folder, paths, codec)
+        ours = _ours(folder, paths, StoreConfig(codec=codec))
         report("store_write", f"bytes_{codec}", _bytes(ours()) / SLICES, "bytes_per_slice", rival="npz files",
                ratio=_bytes(ours()) / npz_bytes)  # fmt: skip
         seconds, ratio = interleaved(ours, _plain(folder, paths))
@@ -100,7 +102,8 @@ def _real(folder: Path, data: Path) -> None:
         total = 0
         for modality in sorted({path.parent.name for path in paths}):
             some = [path for path in paths if path.parent.name == modality]
-            total += _bytes(_ours(folder, some, codec)())
+            config = StoreConfig(codec=codec, level=LEVELS.levels.get(modality, LEVELS.level))
+            total += _bytes(_ours(folder, some, config, modality)())
         npz_bytes = sum(path.stat().st_size for path in paths)
         report("store_write", f"bytes_{codec}_real", total, "bytes", rival="npz files", ratio=total / npz_bytes)
 
@@ -120,6 +123,7 @@ def _write_volume(path: Path) -> None:
 _INGEST = """
 import json, sys
 from pathlib import Path
+from pipelines.profile import StoreSettings
 from storage.blobs import LocalBlobs
 from storage.npz_source import SourceConfig, read_case
 from storage.raw_manifest import scan

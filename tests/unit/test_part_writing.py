@@ -34,7 +34,7 @@ def planned(depth: int, height: int, width: int, channels: int = 1, gt_dtype: st
 
 
 def part_of(*cases: PlannedCase) -> PartPlan:
-    return PartPlan("part-00000-0", "CT", "0" * 64, cases, {}, {})
+    return PartPlan("part-00000-0", "CT", "0" * 64, len(cases), {}, {}, cases)
 
 
 def test_the_bytes_of_a_case() -> None:

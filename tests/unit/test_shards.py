@@ -4,6 +4,7 @@ import itertools
 import os
 import pickle
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,54 @@ def test_zarr_and_tensorstore_read_what_we_write(layout: ArrayLayout, compressio
     np.testing.assert_array_equal(tensorstore.open(spec, read=True).result().read().result(), expected, strict=True)
 
 
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_chunks_after_the_last_are_absent_as_in_zarr(
+    layout: ArrayLayout, compression: Compression, tmp_path: Path
+) -> None:
+    """A last chunk that is partly filled is stored with zeros; zarr, told to, leaves out what is all zero."""
+    layout = described(layout, compression)
+    block = random_block(layout, 1)[: layout.chunk + layout.chunk // 2] + 1
+    array = zarr.create_array(
+        tmp_path / "zarr",
+        shape=(layout.shard, *layout.tail),
+        chunks=(layout.chunk, *layout.tail),
+        shards=(layout.shard, *layout.tail),
+        dtype=layout.dtype,
+        compressors=[zarr_codec(compression, layout.level, block.itemsize), Crc32cCodec()],
+        fill_value=0,
+    )
+    array[: len(block)] = block
+    assert layout.encode(block) == (tmp_path / "zarr" / layout.key(0).partition("/")[2]).read_bytes()
+    reader = group_of(tmp_path / "ours", layout, [block])
+    np.testing.assert_array_equal(reader.read(layout.name, 0, len(block)), block)
+    with pytest.raises(IntegrityError, match="never written"):
+        reader.read(layout.name, 2 * layout.chunk, 3 * layout.chunk)
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(tmp_path / "ours" / layout.name)}}
+    for read in (
+        zarr.open_group(tmp_path / "ours", mode="r")[layout.name][:],
+        tensorstore.open(spec, read=True).result().read().result(),
+    ):
+        np.testing.assert_array_equal(read[: len(block)], block)
+        assert not read[len(block) :].any()
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("level", [1, 4, 9])
+def test_levels_are_read_by_all_and_lz4_above_one_is_smaller(
+    compression: Compression, level: int, tmp_path: Path
+) -> None:
+    layout = ArrayLayout("flat", "uint8", (), 4096, 16384, level, compression)
+    steps = np.random.default_rng(3).integers(0, 3, layout.shard)
+    block = (np.cumsum(steps) // 7 % 40).astype(np.uint8)
+    group_of(tmp_path, layout, [block])
+    np.testing.assert_array_equal(zarr.open_group(tmp_path, mode="r")["flat"][:], block)
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(tmp_path / "flat")}}
+    np.testing.assert_array_equal(tensorstore.open(spec, read=True).result().read().result(), block)
+    fast = replace(layout, level=1).encode(block)
+    assert len(layout.encode(block)) < len(fast) or level == 1
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     compression=st.sampled_from(COMPRESSIONS),
@@ -143,7 +192,7 @@ def test_every_flipped_bit_of_a_chunk_and_of_the_index_is_found(compression: Com
     encoder = ShardEncoder(compression, 1, 1)
     for chunk in chunks:
         encoder.add(chunk)
-    good = encoder.finish()
+    good = encoder.finish(2)
 
     def decoded(data: bytes) -> list[npt.NDArray[np.uint8]]:
         ends = read_index(data[-index_bytes(2) :], 2, len(data))

@@ -13,7 +13,7 @@ import zarr
 from storage.atomic import read_json
 from storage.blobs import LOCK, LocalBlobs
 from storage.errors import BusyError, IntegrityError, StorageError
-from storage.layout import PartPlan, shards_needed
+from storage.layout import PartPlan, load_layout, plan_key, shards_needed
 from storage.locks import exclusive_lock, shared_lock
 from storage.npz_source import NpzCase
 from storage.slice_index import published_rows
@@ -27,6 +27,7 @@ from storage.slice_store import (
     store_fingerprint,
     write_part,
 )
+from storage.verification import verify
 from tests.unit.store_helpers import (
     CONFIG,
     build_store,
@@ -148,10 +149,27 @@ def test_parts_keep_to_their_shards_unless_one_case_needs_more(tmp_path: Path) -
     assert [case.case_id for part in plan for case in part.cases] == sorted(cases)
 
 
-def test_plan_survives_json(tmp_path: Path) -> None:
-    plan = plan_parts(LocalBlobs(tmp_path), "CT", manifest_of(varied_cases()), CONFIG)
-    assert [PartPlan.from_json(part.to_json()) for part in plan] == plan
-    assert load_plan(LocalBlobs(tmp_path), "CT") == plan
+def test_plan_is_read_back_whole_or_by_part(tmp_path: Path) -> None:
+    place = LocalBlobs(tmp_path)
+    plan = plan_parts(place, "CT", manifest_of(varied_cases()), CONFIG)
+    assert len(plan) > 1
+    assert load_plan(place, "CT") == plan
+    assert load_plan(place, "CT", {plan[1].part_id}) == [plan[1]]
+    assert load_layout(place, "CT").parts == [part.entry for part in plan]
+
+
+@pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.write_bytes(b"{}")])
+def test_a_part_without_its_list_of_cases_is_planned_anew(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    cases, place = varied_cases(), LocalBlobs(tmp_path)
+    build_store(tmp_path, cases)
+    plan = load_plan(place, "CT")
+    harm(tmp_path / "CT" / plan_key(plan[1].part_id))
+    with pytest.raises(StorageError, match=plan[1].part_id):
+        load_plan(place, "CT")
+    assert load_plan(place, "CT", {plan[0].part_id}) == [plan[0]]
+    build_store(tmp_path, cases)
+    assert_holds(tmp_path, cases)
+    assert not verify(place, "CT").damages
 
 
 def test_two_fresh_builds_are_physically_equal(tmp_path: Path) -> None:
@@ -332,6 +350,8 @@ def test_publishing_removes_what_the_manifest_does_not_name(tmp_path: Path) -> N
     assert {path.name for path in shard_files(tmp_path)} == named
     parts = {f"{part['part_id']}.{suffix}" for part in manifest["parts"] for suffix in ("json", "parquet")}
     assert {path.name for path in (tmp_path / "CT" / "parts").iterdir()} == parts
+    plans = {f"{part['part_id']}.json" for part in manifest["parts"]}
+    assert {path.name for path in (tmp_path / "CT" / "plan").iterdir()} == plans
 
 
 def test_publishing_leaves_what_a_newer_plan_may_be_writing(tmp_path: Path) -> None:
@@ -426,9 +446,17 @@ def test_a_store_pickles_after_use(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"chunk_bytes": 3}, {"chunk_bytes": 0}, {"chunks_per_shard": 0}, {"part_shards": 0}, {"level": 0}]
+    "change",
+    [
+        {"chunk_bytes": 3},
+        {"chunk_bytes": 0},
+        {"chunks_per_shard": 0},
+        {"part_shards": 0},
+        {"level": 0},
+        {"level": 10, "codec": "lz4"},
+    ],
 )
-def test_settings_out_of_range_are_refused(change: dict[str, int]) -> None:
+def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         replace(CONFIG, **change)
 

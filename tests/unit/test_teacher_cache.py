@@ -29,7 +29,11 @@ from tests.unit.store_helpers import files_below
 from tests.unit.test_release_reader import DOCUMENT, example
 
 SPEC = CacheSpec(
-    arrays={"embeddings": ArraySpec((4, 3, 2), "float16"), "probabilities": ArraySpec((2, 5, 5), "probability_uint8")},
+    arrays={
+        "embeddings": ArraySpec((4, 3, 2), "float16"),
+        "probabilities": ArraySpec((2, 5, 5), "probability_uint8"),
+        "narrow": ArraySpec((6, 4, 4), "int8_per_channel"),
+    },
     n_slots=23,
     slots_per_chunk=2,
     slots_per_shard=4,
@@ -43,6 +47,7 @@ def answers() -> dict[str, Floats]:
     return {
         "embeddings": rng.normal(0, 30, (23, 4, 3, 2)).astype(np.float32),
         "probabilities": rng.random((23, 2, 5, 5), dtype=np.float32),
+        "narrow": rng.normal(rng.normal(0, 3, (23, 6, 1, 1)), 1, (23, 6, 4, 4)).astype(np.float32),
     }
 
 
@@ -105,7 +110,8 @@ def test_round_trip_of_any_range(tmp_path: Path) -> None:
     build(tmp_path)
     cache = TeacherCache(LocalBlobs(tmp_path))
     assert len(cache) == 23
-    for name, codec in (("embeddings", ENCODINGS["float16"]), ("probabilities", ENCODINGS["probability_uint8"])):
+    for name, array in SPEC.arrays.items():
+        codec = array.codec()
         expected = codec.decode(codec.encode(answers()[name]))
         for start, stop in [(0, 23), (0, 1), (3, 9), (7, 17), (22, 23), (5, 5)]:
             np.testing.assert_array_equal(cache.read(name, start, stop), expected[start:stop], strict=True)
@@ -122,6 +128,24 @@ def test_zarr_and_the_documents_example_read_the_same(tmp_path: Path) -> None:
         np.testing.assert_array_equal(
             names["answers"], TeacherCache(LocalBlobs(tmp_path)).read(name, 3, 11), strict=True
         )
+
+
+@pytest.mark.parametrize("name", ["header.json", "manifest.json"])
+def test_an_altered_header_or_manifest_is_refused_and_mended_by_publishing(tmp_path: Path, name: str) -> None:
+    build(tmp_path)
+    before = files_below(tmp_path)
+    (tmp_path / name).write_bytes(before[name].replace(b"t1", b"t2").replace(b"part-00000", b"part-00009"))
+    with pytest.raises(IntegrityError, match=r"own sha256 vouches for.*materialise the cache again"):
+        TeacherCache(LocalBlobs(tmp_path))
+    build(tmp_path)
+    assert files_below(tmp_path) == before
+
+
+def test_an_altered_fragment_is_a_missing_part(tmp_path: Path) -> None:
+    build(tmp_path)
+    path = tmp_path / "parts" / "part-00001.json"
+    path.write_bytes(path.read_bytes().replace(b'"start": 8', b'"start": 9'))
+    assert [part.part_id for part in missing_parts(LocalBlobs(tmp_path), SPEC, plan())] == ["part-00001"]
 
 
 def test_the_header_states_encodings_and_origin(tmp_path: Path) -> None:
@@ -263,7 +287,7 @@ def test_slots_out_of_range_are_refused(tmp_path: Path, start: int, stop: int) -
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
     build(tmp_path)
-    with pytest.raises(StorageError, match=r"\['embeddings', 'probabilities'\], found 'logits'"):
+    with pytest.raises(StorageError, match=r"\['embeddings', 'narrow', 'probabilities'\], found 'logits'"):
         TeacherCache(LocalBlobs(tmp_path)).read("logits", 0, 1)
     with pytest.raises(StorageError, match="encoding: expected one of"):
         replace(SPEC, arrays={"a": ArraySpec((2,), "int3")})

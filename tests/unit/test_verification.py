@@ -63,11 +63,12 @@ def test_200_flipped_bytes_are_each_found_and_repaired_to_the_byte(tmp_path: Pat
     good = files_below(tmp_path)
     by_kind: dict[str, list[str]] = {}
     for key in good:
-        kind = "shard" if "/c/" in key else key.rsplit("/", 1)[-1].rsplit(".", 1)[-1] + key.count("/") * "/"
+        folder, _, ending = key.removeprefix("CT/").rpartition("/")
+        kind = "shard" if "/c" in folder else f"{folder[:5]} {ending.rsplit('.')[-1]}"
         by_kind.setdefault(
             "manifest" if key.endswith(MANIFEST) else "plan" if key.endswith(LAYOUT) else kind, []
         ).append(key)
-    assert len(by_kind) >= 6
+    assert len(by_kind) >= 7
     rng = np.random.default_rng(7)
     for number in range(200):
         kind = sorted(by_kind)[number % len(by_kind)]
@@ -83,11 +84,11 @@ def test_200_flipped_bytes_are_each_found_and_repaired_to_the_byte(tmp_path: Pat
         (tmp_path / key).write_bytes(good[key])
 
 
-@pytest.mark.parametrize("suffix", ["imgs/c/1", ".parquet", ".json", "gts_u8/zarr.json", LAYOUT])
+@pytest.mark.parametrize("suffix", ["imgs/c/1", ".parquet", ".json", "gts_u8/zarr.json", "plan/part-00001", LAYOUT])
 def test_a_deleted_file_is_found_and_repaired(tmp_path: Path, suffix: str) -> None:
     build_store(tmp_path, CASES)
     good = files_below(tmp_path)
-    key = next(key for key in good if key.endswith(suffix) and MANIFEST not in key)
+    key = next(key for key in good if (key.endswith(suffix) or suffix in key) and MANIFEST not in key)
     (tmp_path / key).unlink()
     assert problems(tmp_path) == [key.removeprefix("CT/")]
     repair(tmp_path)
@@ -144,5 +145,5 @@ def test_a_store_of_another_format_is_refused_by_its_number(tmp_path: Path) -> N
     build_store(tmp_path, CASES)
     path = tmp_path / "CT" / MANIFEST
     path.write_text('{"format_version": 1}')
-    with pytest.raises(StorageError, match="expected store format 2, found 1; move"):
+    with pytest.raises(StorageError, match="expected store format 3, found 1; move"):
         verify(LocalBlobs(tmp_path), "CT")
