@@ -12,9 +12,11 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from medsam_core.config import Config, Positive, StageConfig, StudentConfig, TeacherConfig
 from storage.modalities import MODALITIES
-from storage.shard_codec import MAX_LZ4_LEVEL
 
 PROFILE_FOLDER = Path(__file__).parent / "profiles"
+
+MAX_LZ4_LEVEL = 9
+"""`storage.shard_codec` has it too, and zarr with it, which reading a profile does not wait for."""
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
@@ -143,7 +145,7 @@ class Profile(Config):
             problems.append("finetuning.augmentation.mixing: expected ('none',): masks are not mixed")
         if not set(self.store.levels) <= set(MODALITIES):
             problems.append(f"store.levels: expected modalities ({', '.join(MODALITIES)}), found {self.store.levels}")
-        if self.store.codec == "lz4" and max(self.store.level, *self.store.levels.values()) > MAX_LZ4_LEVEL:
+        if self.store.codec == "lz4" and max([self.store.level, *self.store.levels.values()]) > MAX_LZ4_LEVEL:
             problems.append(f"store.level: expected at most {MAX_LZ4_LEVEL} with lz4, found more")
         if self.split.validation + self.split.test >= 1:
             problems.append("split: expected validation + test below 1")

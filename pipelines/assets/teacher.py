@@ -157,11 +157,21 @@ def _answers_check(
         description="Random slots, computed again, are what the cache holds; asks the teacher.",
     )
     def recomputed(
-        workspace: WorkspaceResource, teacher_model: Value, plan: Value, release: Value
+        context: dg.AssetCheckExecutionContext,
+        workspace: WorkspaceResource,
+        teacher_model: Value,
+        plan: Value,
+        release: Value,
     ) -> dg.AssetCheckResult:
         inputs = (teacher_model, plan, release)
         found = caches.check_answers(workspace.open(), variant, answers, inputs, CHECKED_SLOTS)
         passed = bool((found["error"] <= found["allowed"]).all())
+        worst = found.sort_values("error").iloc[-1]
+        say = context.log.info if passed else context.log.error
+        say(
+            f"{'/'.join(key)}: {len(found)} slots computed again, {(found['error'] > found['allowed']).sum()} differ; "
+            f"slot {worst['slot']:.0f} most, by {worst['error']:.2g} of {worst['allowed']:.2g} allowed"
+        )
         return dg.AssetCheckResult(passed=passed, metadata={"slots": dg.MetadataValue.md(markdown_table(found))})
 
     return recomputed
@@ -177,18 +187,18 @@ teacher_logits = _teacher_cache(
     "The teacher's mask probabilities on the loss grid for each fine-tuning slot's boxes, in plan order.",
 )
 
-CHECKS = [
-    *[
-        _answers_check(
-            variant,
-            "embeddings",
-            distillation_asset(variant, "teacher_embeddings"),
-            distillation_asset(variant, "distillation_plan"),
-        )
-        for variant in OWNERS
-    ],
+
+def _embeddings_check(variant: Variant) -> dg.AssetChecksDefinition:
+    keys = (distillation_asset(variant, name) for name in ("teacher_embeddings", "distillation_plan"))
+    return _answers_check(variant, "embeddings", *keys)
+
+
+PROPOSED_CHECKS = [
+    _embeddings_check(PROPOSED),
     _answers_check(PROPOSED, "logits", ["teacher_logits"], ["finetuning_plan"]),
 ]
+
+CHECKS = [*PROPOSED_CHECKS, *[_embeddings_check(variant) for variant in OWNERS if variant is not PROPOSED]]
 
 ASSETS = [
     teacher_checkpoint,

@@ -51,7 +51,7 @@ def list_caches(workspace: Workspace) -> pd.DataFrame:
                     "cache": folder.name,
                     "state": "published" if (folder / "manifest.json").is_file() else "unfinished",
                     "slots": read_json(header)["n_slots"],
-                    "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+                    "bytes": sum(LocalBlobs(folder).sizes().values()),
                     "pinned_by": ", ".join(pins.get((answers, folder.name), [])),
                     "folder": str(folder),
                 }

@@ -15,8 +15,12 @@ from storage.locks import exclusive_lock
 ATTEMPTS = 5
 """Times a broken connection is taken up again before the user is told."""
 
-_PIECE = 2**20
+PIECE_BYTES = 2**16
+"""What is received at once, and at most lost where a connection breaks."""
+
 _TIMEOUT_S = 60
+_BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+"""What `requests` raises for a connection that fails: before the answer, by waiting, and amid the content."""
 
 
 def require_sha256(path: Path, source: str, expected: str | None) -> str:
@@ -55,7 +59,7 @@ def download(url: str, folder: Path, sha256: str | None, log: Callable[[str], No
                 try:
                     _fetch(url, part, log)
                     break
-                except (requests.ConnectionError, requests.Timeout) as error:
+                except _BROKEN as error:
                     if attempt + 1 == ATTEMPTS:
                         raise InputError(
                             f"{url}: expected a file, found the connection broken {ATTEMPTS} times ({error}); run "
@@ -69,18 +73,33 @@ def download(url: str, folder: Path, sha256: str | None, log: Callable[[str], No
                 part.unlink()
                 raise
             part.replace(path)
+            _tag_file(part).unlink(missing_ok=True)
     require_sha256(path, str(path), sha256)
     return path
+
+
+def _tag_file(part: Path) -> Path:
+    """Return where the server's name for the version of a part's file is kept."""
+    return part.with_name(f"{part.name}.etag")
 
 
 def _fetch(url: str, part: Path, log: Callable[[str], None]) -> None:
     """Append what is missing to a part; starts over where the server cannot go on, or has another file since."""
     have = part.stat().st_size if part.is_file() else 0
-    tag_file = part.with_name(f"{part.name}.etag")
+    tag_file = _tag_file(part)
     tag = tag_file.read_text() if have and tag_file.is_file() else ""
     # A range of another version of the file would be glued to the old one; without a tag nothing can tell.
-    headers = {"Range": f"bytes={have}-", "If-Range": tag} if tag else {}
+    resuming = {"Range": f"bytes={have}-", "If-Range": tag} if tag else {}
+    headers = {"Accept-Encoding": "identity", **resuming}
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
+        if tag and response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            # Killed between the last byte and the new name: nothing is left to fetch, if that is where the file ends.
+            if response.headers.get("Content-Range") == f"bytes */{have}":
+                return
+            part.unlink()
+            raise requests.ConnectionError(f"expected more than {have} bytes, found a shorter file")
+        if response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise requests.ConnectionError(f"expected a file, found status {response.status_code}")
         if response.status_code >= HTTPStatus.BAD_REQUEST:
             raise InputError(f"{url}: expected a file, found status {response.status_code}; correct MEDSAM_TEACHER")
         resumed = response.status_code == HTTPStatus.PARTIAL_CONTENT
@@ -89,10 +108,10 @@ def _fetch(url: str, part: Path, log: Callable[[str], None]) -> None:
         total = have + int(response.headers.get("Content-Length", "0"))
         said = have
         with part.open("ab" if resumed else "wb") as file:
-            for piece in response.iter_content(_PIECE):
+            for piece in response.iter_content(PIECE_BYTES):
                 file.write(piece)
                 have += len(piece)
-                if total and have - said >= total / 20:
+                if total and (have == total or have - said >= total / 20):
                     said = have
                     log(f"{url}: {have} of {total} bytes")
         if total and have < total:

@@ -131,10 +131,16 @@ def test_the_check_of_a_store_reads_every_byte(definitions: dg.Definitions, tmp_
     assert not passed()
 
 
-def test_only_their_own_job_verifies_stores(definitions: dg.Definitions) -> None:
-    def checks(job: str) -> set[str]:
-        return {node.name for node in definitions.resolve_job_def(job).graph.nodes if "is_whole" in node.name}
+@pytest.mark.parametrize(
+    ("check", "job", "count"),
+    [("is_whole", "verify_stores", len(MODALITIES)), ("answers_recomputed", "verify_caches", 2)],
+)
+def test_only_their_own_job_verifies_stores_and_caches(
+    definitions: dg.Definitions, check: str, job: str, count: int
+) -> None:
+    def checks(name: str) -> set[str]:
+        return {node.name for node in definitions.resolve_job_def(name).graph.nodes if check in node.name}
 
-    assert len(checks("verify_stores")) == len(MODALITIES)
-    for job in ("full_pipeline", "ingest", "ablations"):
-        assert not checks(job)
+    assert len(checks(job)) == count
+    for other in ("full_pipeline", "ingest", "ablations"):
+        assert not checks(other)

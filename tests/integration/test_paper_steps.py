@@ -43,7 +43,7 @@ class Reader:
         return (noise + 150 * disc).astype(np.uint8), (3 * disc).astype(np.uint8)
 
 
-def _table() -> SliceTable:
+def slice_table() -> SliceTable:
     mask = Reader().read(0)[1]
     assert mask is not None
     ys, xs = np.nonzero(mask)
@@ -102,7 +102,7 @@ def test_two_steps_of_the_papers_stage(stage: Stage, teacher: Segmenter, tmp_pat
     if stage == "finetuning":
         init_decoder_from(student, teacher)
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    plan = Plan.build(_table(), config, stage, PAPER.student.image_size, seed=0)
+    plan = Plan.build(slice_table(), config, stage, PAPER.student.image_size, seed=0)
 
     records: list[dict[str, float]] = []
     train(

@@ -7,6 +7,7 @@ import yaml
 
 from medsam_core.config import PAPER_DISTILLATION, PAPER_FINETUNING
 from pipelines.profile import Profile, ProfileError, load_profile
+from storage import shard_codec
 
 
 def write(folder: Path, text: str, name: str = "own") -> str:
@@ -130,11 +131,21 @@ ablation_epochs: 10
 teacher_pretraining: {epochs: 1}
 finetuning: {augmentation: {mixing: [cutmix]}}
 split: {validation: 0.5, test: 0.5}
+store: {codec: lz4, level: 10, levels: {CTs: 1}}
 """
     lines = "\n".join(problems(write(tmp_path, text)))
     for name in ("teacher.image_size", "ablation_epochs", "teacher_pretraining", "finetuning.augmentation.mixing"):
         assert name in lines
     assert "split: expected validation + test below 1" in lines
+    assert "store.level: expected at most 9 with lz4" in lines
+    assert "store.levels: expected modalities (CT, " in lines
+    assert shard_codec.MAX_LZ4_LEVEL == 9
+
+
+def test_levels_are_by_modality_and_any_of_them_may_change(tmp_path: Path) -> None:
+    assert load_profile("paper").store.levels == {"CT": 1}
+    own = load_profile(write(tmp_path, "extends: paper\nstore: {codec: lz4, level: 9, levels: {CT: 2, MR: 1}}\n"))
+    assert (own.store.level, own.store.levels) == (9, {"CT": 2, "MR": 1})
 
 
 def test_an_unknown_key_is_an_error_and_names_itself(tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""The two teachers and images for them. What belongs here: models and tensors. Not here: timing."""
+
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medsam_core.config import TeacherConfig
+from medsam_core.models.checkpoints import load_model, load_strictly
+from medsam_core.models.segmenter import Segmenter, build_teacher
+from medsam_core.models.vit import from_sam_keys
+from medsam_core.synthetic import write_sample
+from storage.npz_source import SourceConfig, read_case
+from tests.golden_weights import golden_state
+
+
+def stand_in() -> Segmenter:
+    """Return the shipped teacher, at 128 pixels."""
+    with as_file(files("medsam_core") / "weights" / "stand_in_128.safetensors") as path:
+        return load_model(path)
+
+
+def golden_vit_b() -> Segmenter:
+    """Return MedSAM's architecture, at 1024 pixels, with weights that are a function of their names."""
+    teacher = build_teacher(TeacherConfig(kind="medsam_vit_b", image_size=1024))
+    state = {**golden_state("vit_b"), **golden_state("prompt_encoder"), **golden_state("mask_decoder")}
+    load_strictly(teacher, from_sam_keys(state), "golden weights")
+    return teacher.eval()
+
+
+def synthetic_images(folder: Path, count: int, size: int) -> Tensor:
+    """Return (count, 3, size, size) float32 from 0 to 255: cases of all modalities, resized."""
+    write_sample(folder, seed=3, cases_per_modality=4, volumes_per_modality=1)
+    paths = sorted(folder.rglob("2D*.npz"))
+    images = []
+    for path in (paths[number] for number in np.linspace(0, len(paths) - 1, count).astype(int)):
+        pixels = torch.from_numpy(read_case(path, path.stem, path.parent.name, SourceConfig()).imgs).float()
+        pixels = pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels.expand(3, -1, -1)
+        images.append(torch.nn.functional.interpolate(pixels[None], (size, size), mode="bilinear", antialias=True)[0])
+    return torch.stack(images)

@@ -1,0 +1,125 @@
+"""A step of distillation from cached embeddings against one online. `python -m tests.benchmarks.distillation_step`.
+
+The project's own step (`medsam_core.training.step`) of RepViT-M1.1 at 1024 pixels: rendering, answers, forward,
+backward, optimiser. One slot a step on a CPU; ten, with mixed precision, where there is a GPU.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from medsam_core.config import StageConfig, StudentConfig
+from medsam_core.models.segmenter import build_student
+from medsam_core.plan import Plan
+from medsam_core.rendering import render_group
+from medsam_core.training.loading import GroupLoader
+from medsam_core.training.precision import Precision
+from medsam_core.training.step import Stepper
+from medsam_core.training.teachers import CachedTeacher, OnlineTeacher, TeacherAnswers
+from medsam_core.training.world import World
+from storage.blobs import LocalBlobs
+from storage.teacher_cache import ArraySpec, CacheSpec, TeacherCache, plan_cache_parts, publish, write_part
+from tests.benchmarks._harness import ROUNDS, report
+from tests.benchmarks._teachers import golden_vit_b
+from tests.integration.test_paper_steps import PAPER, Reader, slice_table
+
+SIZE = 1024
+NAME = "distillation_step"
+
+
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Return CPU seconds, or on a GPU wall seconds after all of its work."""
+    if device.type == "cpu":
+        started = time.process_time()
+        work()
+        return time.process_time() - started
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Print one line per case."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    group = 10 if device.type == "cuda" else 1
+    config: StageConfig = PAPER.distillation.model_copy(
+        update={"group_size": group, "groups_per_step": 1, "epochs": 1, "epoch_slots": group, "cached_epochs": 1}
+    )
+    plan = Plan.build(slice_table(), config, "distillation", SIZE, seed=0)
+    reader, teacher = Reader(), golden_vit_b().to(device)
+    precision = Precision(device, amp=device.type == "cuda")
+
+    def embeddings() -> npt.NDArray[np.float32]:
+        slots, record, _ = plan.group_slots(0, 0)
+        batch = render_group(slots, record, reader, SIZE, SIZE // 4, "distillation")
+        with torch.inference_mode(), precision.autocast():
+            found: npt.NDArray[np.float32] = teacher.encode(batch.images.to(device)).float().cpu().numpy()
+        return found
+
+    with tempfile.TemporaryDirectory() as folder:
+        cache = _cached(Path(folder), embeddings())
+
+        def step_with(answers: TeacherAnswers) -> Callable[[], Any]:
+            student = build_student(StudentConfig(backbone="repvit_m1_1", image_size=SIZE), (0.4,) * 3, (0.2,) * 3, 0)
+            world = World.from_environment(device)
+            stepper = Stepper(
+                "distillation",
+                student.to(device),
+                plan,
+                config,
+                answers,
+                device=device,
+                precision=precision,
+                world=world,
+                channels_last=False,
+            )
+            loader = GroupLoader(
+                stage="distillation",
+                plan=plan,
+                reader=reader,
+                teacher=answers,
+                config=config,
+                image_size=SIZE,
+                world=world,
+                prefetch=1,
+                threads=1,
+            )
+            return lambda: stepper.run(0, loader.groups_from(0))
+
+        ours, rival = step_with(CachedTeacher(cache.read)), step_with(OnlineTeacher(teacher))
+        ours()
+        rival()
+        own, ratios, caching = [], [], []
+        for _ in range(ROUNDS):
+            own.append(_seconds(ours, device))
+            ratios.append(_seconds(rival, device) / own[-1])
+            caching.append(_seconds(embeddings, device))
+    unit = "images_per_s" if device.type == "cuda" else "images_per_cpu_s"
+    speed = group / statistics.median(own)
+    report(NAME, "cached_vs_online", speed, unit, rival="the same step online", ratio=statistics.median(ratios))
+    report(NAME, "online", speed / statistics.median(ratios), unit)
+    report(NAME, "caching", group / statistics.median(caching), unit)
+
+
+def _cached(folder: Path, values: npt.NDArray[np.float32]) -> TeacherCache:
+    root = LocalBlobs(folder)
+    spec = CacheSpec({"embeddings": ArraySpec(values.shape[1:], "int8_per_channel")}, len(values), 1, 64, 1, {})
+    parts = plan_cache_parts(spec, ["all"])
+    write_part(root, spec, parts[0], {"embeddings": values})
+    publish(root, spec, parts)
+    return TeacherCache(root)
+
+
+if __name__ == "__main__":
+    main()
