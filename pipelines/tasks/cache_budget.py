@@ -20,9 +20,12 @@ from storage.cache_plan import CacheSpec
 from storage.encodings import Floats
 
 PROBE_SLOTS = 8
-"""Slots that are answered to learn what one costs."""
+"""Slots that are answered at least, in whole groups, to learn what one costs."""
 
-_PROBE_VERSION = 1
+WARM_UP_S = 10.0
+"""A first answer that took longer than this is not repeated: what a device does once is then a small part of it."""
+
+_PROBE_VERSION = 2
 
 
 class BudgetError(RuntimeError):
@@ -60,7 +63,11 @@ def _made_from(workspace: Workspace, digest: str) -> dict[str, Any]:
 
 
 def measure(
-    workspace: Workspace, spec: CacheSpec, digest: str, load: Callable[[], Callable[[int, int], Floats]]
+    workspace: Workspace,
+    spec: CacheSpec,
+    digest: str,
+    group_size: int,
+    load: Callable[[], Callable[[int, int], Floats]],
 ) -> CacheCost:
     """Answer a few slots, store them aside, and return what one costs; measured once for each cache.
 
@@ -68,18 +75,21 @@ def measure(
         workspace: Where the measurement is kept.
         spec: The cache.
         digest: Its fingerprint.
+        group_size: Slots that the teacher is asked about at once.
         load: Loads the teacher; what it returns is called with a first and a stop slot and returns their answers.
     """
 
     def build(_folder: Path) -> dict[str, Any]:
-        count = min(PROBE_SLOTS, spec.n_slots)
+        count = min(-(-PROBE_SLOTS // group_size) * group_size, spec.n_slots)
         answer = load()
-        answer(0, 1)
-        started = time.perf_counter()
-        values = answer(0, count)
-        seconds = (time.perf_counter() - started) / count
+        for _ in range(2):
+            started = time.perf_counter()
+            values = answer(0, count)
+            seconds = time.perf_counter() - started
+            if seconds > WARM_UP_S:
+                break
         size, read_seconds = _stored(spec, values)
-        return asdict(CacheCost(size, seconds, read_seconds))
+        return asdict(CacheCost(size, seconds / count, read_seconds))
 
     return CacheCost(**workspace.artefacts.make("cache_probe", _made_from(workspace, digest), build).info)
 

@@ -8,7 +8,7 @@ the slices they show. So a changed slice costs the parts that show it, not the c
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,9 @@ from storage.fingerprints import array_hash, combine, fingerprint
 from storage.locks import exclusive_lock
 from storage.release_reader import ReleaseReader
 from storage.teacher_cache import ArraySpec, CachePart, CacheSpec
+
+if TYPE_CHECKING:
+    from medsam_core.rendering import GroupBatch
 
 Answers = Literal["embeddings", "logits"]
 Value = dict[str, Any]
@@ -133,15 +136,18 @@ class Answerer:
         path = work.workspace.artefacts.get(work.teacher).path / "model.safetensors"
         self._model = load_model(path).to(self._device)
 
-    def group(self, number: int) -> Floats:
-        """Return the answers of a group of the plan, (B, ...) float32."""
-        import torch
-
+    def _rendered(self, number: int) -> "GroupBatch":
+        """Return a group of the plan as the student will see it; called ahead, in a thread."""
         from medsam_core.rendering import render_group
 
         plan, size = self._work.plan, self._model.image_size
         slots, record, _ = plan.group_slots(*divmod(number, plan.groups_per_epoch))
-        batch = render_group(slots, record, self._reader, size, size // 4, self._work.stage)
+        return render_group(slots, record, self._reader, size, size // 4, self._work.stage)
+
+    def _answered(self, batch: "GroupBatch") -> Floats:
+        """Return the answers to a group, (B, ...) float32."""
+        import torch
+
         with torch.inference_mode(), self._precision.autocast():
             embeddings = self._model.encode(batch.images.to(self._device))
             if self._work.answers == "embeddings":
@@ -151,9 +157,11 @@ class Answerer:
 
     def slots(self, start: int, stop: int) -> Floats:
         """Return the answers of slots of the plan; always by whole groups, so that they depend on nothing else."""
+        from medsam_core.training.prefetch import prefetched
+
         size = self._work.plan.config.group_size
         first, last = start // size, -(-stop // size)
-        values = np.concatenate([self.group(number) for number in range(first, last)])
+        values = np.concatenate([self._answered(batch) for batch in prefetched(self._rendered, range(first, last))])
         return values[start - first * size : stop - first * size]
 
 
@@ -175,7 +183,8 @@ def plan_cache(
     missing = teacher_cache.missing_parts(work.root, work.spec, parts)
     log(f"{answers}: {len(missing)} of {len(parts)} parts to make, {work.spec.n_slots} slots in all")
     if missing:
-        cost = cache_budget.measure(workspace, work.spec, work.digest, lambda: Answerer(work, reader).slots)
+        group = work.plan.config.group_size
+        cost = cache_budget.measure(workspace, work.spec, work.digest, group, lambda: Answerer(work, reader).slots)
         log(f"{answers}: {cost.bytes_per_slot:.0f} bytes and {cost.seconds_per_slot:.3g} s a slot")
         slots = sum(part.stop - part.start for part in missing)
         cache_budget.require_room(workspace, work.stage, work.plan, cost, slots, work.root.url)

@@ -319,3 +319,24 @@ def test_the_job_that_verifies_caches_asks_again_about_both(own: Deployment) -> 
     ]
     assert {tuple(check.asset_key.path) for check in found} == {("teacher_embeddings",), ("teacher_logits",)}
     assert all(check.passed for check in found)
+
+
+def test_the_probe_asks_about_whole_groups_and_is_kept(own: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = work_of(own, "logits")
+    values = opened(work).read("probabilities", 0, work.spec.n_slots)
+    asked: list[tuple[int, int]] = []
+
+    def load() -> Callable[[int, int], Any]:
+        def answer(start: int, stop: int) -> Any:
+            asked.append((start, stop))
+            return values[start:stop]
+
+        return answer
+
+    cost = cache_budget.measure(own.workspace, work.spec, "a" * 64, 3, load)
+    assert asked == [(0, 9), (0, 9)]
+    assert cache_budget.measure(own.workspace, work.spec, "a" * 64, 3, load) == cost
+    assert len(asked) == 2
+    monkeypatch.setattr(cache_budget, "WARM_UP_S", 0.0)
+    cache_budget.measure(own.workspace, work.spec, "b" * 64, 16, load)
+    assert asked[2:] == [(0, 16)]

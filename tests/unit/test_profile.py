@@ -208,3 +208,12 @@ def test_an_unknown_name_is_told_the_known_ones() -> None:
 def test_stages_have_no_default(tmp_path: Path) -> None:
     lines = problems(write(tmp_path, yaml.safe_dump({"name": "own"})))
     assert {line.split(":")[0] for line in lines} == {"distillation", "finetuning"}
+
+
+@pytest.mark.parametrize("name", ["sample", "real", "paper"])
+def test_no_group_is_asked_about_for_two_shards_of_a_cache(name: str) -> None:
+    """The teacher answers whole groups; a shard's border within one would have it answered twice."""
+    profile = load_profile(name)
+    for stage in (profile.distillation, profile.finetuning):
+        assert profile.cache.slots_per_shard % stage.group_size == 0
+    assert profile.cache.slots_per_shard % profile.cache.slots_per_chunk == 0
