@@ -66,13 +66,13 @@ class ReleaseReader:
             IndexError: If there is no such row.
             IntegrityError: If bytes are missing or fail their checksum.
         """
-        self._require(row)
-        at = self._views()
-        size = (int(at.height[row]), int(at.width[row]))
-        shape = size if at.channels[row] == 1 else (*size, int(at.channels[row]))
-        modality = MODALITIES[at.modality[row]]
-        gt_array = GT_ARRAY_NAMES[at.gt_array[row]]
-        return self._store.read(modality, int(at.img_offset[row]), shape, gt_array, int(at.gt_offset[row]))
+        at = self._arrays or self._views()
+        if not 0 <= row < at.count:
+            raise self._no_row(row)
+        height, width, channels = at.height.item(row), at.width.item(row), at.channels.item(row)
+        shape = (height, width) if channels == 1 else (height, width, channels)
+        modality, gt_array = MODALITIES[at.modality.item(row)], GT_ARRAY_NAMES[at.gt_array.item(row)]
+        return self._store.read(modality, at.img_offset.item(row), shape, gt_array, at.gt_offset.item(row))
 
     def _views(self) -> "_Arrays":
         if self._arrays is None:
@@ -86,16 +86,16 @@ class ReleaseReader:
             IndexError: If there is no such row.
             IntegrityError: If bytes are missing or fail their checksum.
         """
-        for row in rows:
-            self._require(row)
         at = self._views()
+        for row in rows:
+            if not 0 <= row < at.count:
+                raise self._no_row(row)
         order = np.lexsort((at.img_offset[list(rows)], at.modality[list(rows)])).tolist()
         slices = {i: self.read(rows[i]) for i in order}
         return [slices[i] for i in range(len(rows))]
 
-    def _require(self, row: int) -> None:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row: expected 0 to {len(self) - 1}, found {row}")
+    def _no_row(self, row: int) -> IndexError:
+        return IndexError(f"row: expected 0 to {len(self) - 1}, found {row}")
 
     def read_case(self, rows: Sequence[int]) -> tuple[npt.NDArray[np.uint8], LabelMap | None]:
         """Return the slices of a volume stacked along a new axis 0, in the order of `rows`.
@@ -119,6 +119,7 @@ class _Arrays:
     """What reading needs of each row, as views of the columns; only places that moved are arrays of their own."""
 
     def __init__(self, columns: SliceColumns, moved: _Moved | None) -> None:
+        self.count = len(columns)
         self.modality: npt.NDArray[np.int8] = columns.codes("modality")
         self.height: npt.NDArray[np.int32] = columns.numbers("height")
         self.width: npt.NDArray[np.int32] = columns.numbers("width")

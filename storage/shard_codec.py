@@ -138,14 +138,14 @@ def read_index(data: bytes, n_chunks: int, n_bytes: int) -> memoryview:
     return ends.data
 
 
-def decode_chunk(data: bytes, start: int, stop: int, out: Bytes, compression: Compression) -> None:
+def decode_chunk(data: bytes, start: int, stop: int, out: npt.NDArray[Any], compression: Compression) -> None:
     """Decompress one inner chunk into the caller's memory.
 
     Args:
         data: Bytes that hold the chunk as stored, with its checksum.
         start: Where it begins.
         stop: Where it ends.
-        out: Contiguous bytes of exactly the chunk's size.
+        out: Contiguous, of exactly the chunk's bytes.
         compression: How it was compressed.
 
     Raises:
@@ -153,6 +153,8 @@ def decode_chunk(data: bytes, start: int, stop: int, out: Bytes, compression: Co
     """
     if start == stop:
         raise ShardError("an inner chunk was asked for that was never written")
+    if stop > len(data):
+        raise ShardError(f"expected {stop - start} bytes of an inner chunk, found {max(0, len(data) - start)}")
     payload = np.frombuffer(data, np.uint8, stop - start - CRC_BYTES, start)
     if google_crc32c.value(payload) != _CRC.unpack_from(data, stop - CRC_BYTES)[0]:
         raise ShardError("an inner chunk fails its checksum")

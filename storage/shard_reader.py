@@ -7,17 +7,35 @@ A zarr reader takes a missing shard for zeros and reports no error; here a read 
 every shard it touches and each has the size recorded for it. Flipped bytes fail a crc32c, of their chunk or the index.
 """
 
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from storage.blobs import Blobs, OpenBlob
+from storage.blobs import Blobs
 from storage.errors import IntegrityError
 from storage.open_shards import OpenShard, OpenShards
 from storage.shard_codec import ShardError, decode_chunk, index_bytes, read_index
 from storage.shards import ArrayLayout
+
+
+class _Array:
+    """One array of a group, with what every read of it needs at hand."""
+
+    def __init__(self, layout: ArrayLayout) -> None:
+        self.layout = layout
+        self.chunk = layout.chunk
+        self.per_shard = layout.chunks_per_shard
+        self.chunk_shape = (layout.chunk, *layout.tail)
+        self.dtype = np.dtype(layout.dtype)
+        self.compression = layout.compression
+        self.known: dict[int, weakref.ref[OpenShard]] = {}
+        """Shards that were opened; they are kept open elsewhere, as long as there is room."""
+
+    def __reduce__(self) -> tuple[type["_Array"], tuple[ArrayLayout]]:
+        return _Array, (self.layout,)
 
 
 class ShardReader:
@@ -44,7 +62,7 @@ class ShardReader:
             opened: Where open shards are kept; None: by this reader alone.
         """
         self._group, self._remedy = group, remedy
-        self._layouts = {layout.name: layout for layout in layouts}
+        self._arrays = {layout.name: _Array(layout) for layout in layouts}
         self._records = {(shard["array"], shard["shard"]): (shard["n_bytes"], shard["part_id"]) for shard in shards}
         self._url = group.url
         self._opened = OpenShards() if opened is None else opened
@@ -55,74 +73,79 @@ class ShardReader:
         Raises:
             IntegrityError: If a shard is not named by the manifest, is missing or cut, or fails its checksum.
         """
-        layout = self._layouts[name]
-        if start == stop:
-            return np.empty((0, *layout.tail), layout.dtype)
-        chunk, per_shard = layout.chunk, layout.chunks_per_shard
-        first, last = start // chunk, -(-stop // chunk)
-        if last - first > per_shard:
+        array = self._arrays[name]
+        number, begin = divmod(start, array.chunk)
+        end = begin + stop - start
+        if not begin < end <= array.chunk:
+            return self._many(array, number, -(-stop // array.chunk))[begin:end]
+        # One chunk is what most reads are; every call on the way to it counts.
+        shard_number, at = divmod(number, array.per_shard)
+        values = np.empty(array.chunk_shape, array.dtype)
+        try:
+            known = array.known.get(shard_number)
+            shard = (known() if known else None) or self._open(array, shard_number)
+            ends = shard.ends
+            origin = ends[at]
+            size = ends[at + 1] - origin
+            decode_chunk(shard.blob.read(origin, size), 0, size, values, array.compression)
+        except ShardError as error:
+            raise self._damaged(array, shard_number, str(error)) from error
+        return values if end - begin == array.chunk else values[begin:end]
+
+    def _many(self, array: _Array, first: int, last: int) -> npt.NDArray[Any]:
+        """Return the elements of inner chunks `first:last`."""
+        if last - first > array.per_shard:
             # Wrong offsets may ask for more memory than there is.
-            for shard in range(first // per_shard, -(-last // per_shard)):
-                self._require_named(layout, shard)
-        values = np.empty(((last - first) * chunk, *layout.tail), layout.dtype)
-        out = values.view(np.uint8).reshape(last - first, -1)
+            for shard in range(first // array.per_shard, -(-last // array.per_shard)):
+                self._require_named(array, shard)
+        values = np.empty(((last - first) * array.chunk, *array.chunk_shape[1:]), array.dtype)
+        chunks = values.reshape(last - first, *array.chunk_shape)
         begin = first
         while begin < last:
-            shard, at = divmod(begin, per_shard)
-            end = min(last, begin - at + per_shard)
-            self._decode(layout, shard, at, out[begin - first : end - first])
+            end = min(last, begin - begin % array.per_shard + array.per_shard)
+            self._decode(array, begin, chunks[begin - first : end - first])
             begin = end
-        return values[start - first * chunk : stop - first * chunk]
+        return values
 
-    def _decode(self, layout: ArrayLayout, number: int, first: int, out: npt.NDArray[np.uint8]) -> None:
-        """Decode as many chunks of a shard as `out` has rows, from `first` on, read in one piece."""
+    def _decode(self, array: _Array, first: int, out: npt.NDArray[Any]) -> None:
+        """Decode as many chunks of a shard as `out` holds, from `first` on, read in one piece."""
+        shard_number, at = divmod(first, array.per_shard)
         try:
-            shard = self._shard(layout, number)
-            ends = shard.ends[first : first + len(out) + 1].tolist()
-            origin = ends[0]
-            data = _exactly(shard.blob, origin, ends[-1] - origin)
+            known = array.known.get(shard_number)
+            shard = (known() if known else None) or self._open(array, shard_number)
+            ends = shard.ends[at : at + len(out) + 1].tolist()
+            data = shard.blob.read(ends[0], ends[-1] - ends[0])
             for row, chunk in enumerate(out):
-                decode_chunk(data, ends[row] - origin, ends[row + 1] - origin, chunk, layout.compression)
+                decode_chunk(data, ends[row] - ends[0], ends[row + 1] - ends[0], chunk, array.compression)
         except ShardError as error:
-            raise self._damaged(layout, number, str(error)) from error
+            raise self._damaged(array, shard_number, str(error)) from error
 
-    def _shard(self, layout: ArrayLayout, number: int) -> OpenShard:
-        key = (self._url, layout.name, number)
-        shard = self._opened.get(key)
-        if shard is None:
-            shard = self._open(layout, number)
-            self._opened.keep(key, shard)
-        return shard
-
-    def _require_named(self, layout: ArrayLayout, number: int) -> None:
-        if (layout.name, number) not in self._records:
+    def _require_named(self, array: _Array, number: int) -> None:
+        if (array.layout.name, number) not in self._records:
             raise IntegrityError(
-                f"{self._url}/{layout.name}: the manifest names no shard {number}, so nothing vouches for its "
+                f"{self._url}/{array.layout.name}: the manifest names no shard {number}, so nothing vouches for its "
                 f"content; the caller's offsets are of another state of the store: read them again, or {self._remedy}"
             )
 
-    def _open(self, layout: ArrayLayout, number: int) -> OpenShard:
-        self._require_named(layout, number)
-        expected = self._records[layout.name, number][0]
+    def _open(self, array: _Array, number: int) -> OpenShard:
+        self._require_named(array, number)
+        expected = self._records[array.layout.name, number][0]
         try:
-            blob = self._group.open(layout.key(number))
+            blob = self._group.open(array.layout.key(number))
         except FileNotFoundError as error:
             raise ShardError(f"expected {expected} bytes, found no file") from error
         if blob.n_bytes != expected:
             raise ShardError(f"expected {expected} bytes, found {blob.n_bytes}")
-        size = index_bytes(layout.chunks_per_shard)
-        footer = _exactly(blob, expected - size, size)
-        return OpenShard(blob, read_index(footer, layout.chunks_per_shard, expected))
+        size = index_bytes(array.per_shard)
+        footer = blob.read(expected - size, size)
+        shard = OpenShard(blob, read_index(footer, array.per_shard, expected))
+        self._opened.keep(shard)
+        array.known[number] = weakref.ref(shard)
+        return shard
 
-    def _damaged(self, layout: ArrayLayout, shard: int, problem: str) -> IntegrityError:
-        part = self._records[layout.name, shard][1]
+    def _damaged(self, array: _Array, shard: int, problem: str) -> IntegrityError:
+        part = self._records[array.layout.name, shard][1]
         return IntegrityError(
-            f"{self._url}/{layout.key(shard)}: {problem}; delete parts/{part}.json in {self._url} and {self._remedy}"
+            f"{self._url}/{array.layout.key(shard)}: {problem}; delete parts/{part}.json in {self._url} and "
+            f"{self._remedy}"
         )
-
-
-def _exactly(blob: OpenBlob, start: int, n_bytes: int) -> bytes:
-    data = blob.read(start, n_bytes)
-    if len(data) != n_bytes:
-        raise ShardError(f"expected {n_bytes} bytes from byte {start}, found {len(data)}")
-    return data

@@ -6,7 +6,6 @@ planning (`storage.store_plan`), writing (`storage.slice_writer`), the byte form
 `docs/store_format.md` describes the files for readers without this code.
 """
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -95,9 +94,10 @@ class SliceStore:
             StorageError: If the modality is not published.
             IntegrityError: If bytes are missing, fail their checksum or are not vouched for by the manifest.
         """
-        reader = self.open(modality)
-        image = reader.read("imgs", img_offset, img_offset + math.prod(shape)).reshape(shape)
+        reader = self._readers.get(modality) or self.open(modality)
+        pixels = shape[0] * shape[1]
+        size = pixels if len(shape) == 2 else pixels * shape[2]
+        image = reader.read("imgs", img_offset, img_offset + size).reshape(shape)
         if not gt_array:
             return image, None
-        pixels = shape[0] * shape[1]
         return image, reader.read(gt_array, gt_offset, gt_offset + pixels).reshape(shape[:2])

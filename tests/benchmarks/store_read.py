@@ -54,12 +54,13 @@ def _decoder(reader: ReleaseReader, rows: list[int], codec: Compression) -> Call
     chunks: list[tuple[bytes, int]] = []
     for row in rows:
         for name, column in (("imgs", "img_offset"), (str(table["gt_array"].iloc[row]), "gt_offset")):
-            layout = shards._layouts[name]
+            array = shards._arrays[name]
+            layout = array.layout
             first = int(table[column].iloc[row]) // layout.chunk
             count = -(-int(table["height"].iloc[row]) * int(table["width"].iloc[row]) // layout.chunk)
             for chunk in range(first, first + count):
                 shard, at = divmod(chunk, layout.chunks_per_shard)
-                opened = shards._shard(layout, shard)
+                opened = shards._open(array, shard)
                 begin, end = opened.ends[at], opened.ends[at + 1]
                 chunks.append((opened.blob.read(begin, end - begin), layout.chunk))
 
