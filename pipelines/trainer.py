@@ -31,7 +31,7 @@ from pipelines.tasks.plans import load_plan
 from pipelines.tasks.releases import release_reader
 from pipelines.workspace import Workspace
 from storage.atomic import read_json
-from storage.teacher_cache import TeacherCache
+from storage.teacher_cache import TeacherCache, being_read
 
 RECALIBRATION_BATCHES = 32
 """Clean groups from which a distilled encoder's batch-norm statistics are taken."""
@@ -117,11 +117,11 @@ def run_job(job: dict[str, Any], log: Any) -> None:  # noqa: ANN401
 
 
 def _cache_in_use(workspace: Workspace, job: dict[str, Any]) -> AbstractContextManager[None]:
-    """Keep the cache that a job reads from being deleted or published anew beneath it."""
+    """Keep the cache that a job reads from being deleted or changed beneath it."""
     if job["cache"] is None or job["cache"]["mode"] != "cached":
         return nullcontext()
     root = workspace.cache_root(job["cache"]["answers"], job["cache"]["cache"])
-    return root.shared(f"the teacher cache in {root.url}")
+    return being_read(root)
 
 
 def _clean_images(plan: Plan, reader: SliceReader, model: Segmenter) -> Callable[[], Iterable[Tensor]]:

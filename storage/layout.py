@@ -29,7 +29,7 @@ ARRAY_TYPES: Final[dict[str, str]] = {"imgs": "uint8", "gts_u8": "uint8", "gts_u
 GT_ARRAYS: Final[dict[str, str]] = {"uint8": "gts_u8", "uint16": "gts_u16", "": ""}
 """Type of a case's labels -> the array that holds them; a case without labels has neither."""
 
-_REPAIR: Final = "run `medsam verify --repair`"
+_REPAIR: Final = "run `medsam verify --repair`, or the ingest job if the part is not published yet"
 
 LAYOUT: Final = "layout.json"
 MANIFEST: Final = "manifest.json"

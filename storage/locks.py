@@ -19,7 +19,7 @@ def exclusive_lock(path: Path, *, what: str) -> Iterator[None]:
     Raises:
         BusyError: If another process holds it, alone or shared.
     """
-    with _held(path, fcntl.LOCK_EX | fcntl.LOCK_NB, f"{what} is being written"):
+    with _held(path, fcntl.LOCK_EX | fcntl.LOCK_NB, f"{what} is in use"):
         yield
 
 

@@ -154,7 +154,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
     try:
         with path.open("rb") as file, _opened(file) as archive:
             yield Archive(file.fileno(), archive.NameToInfo)
-    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, UnicodeDecodeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, OverflowError, UnicodeDecodeError) as error:
         reject("truncated", f"expected an undamaged archive, found: {error}; fetch the file again")
     except (OSError, NotImplementedError, RuntimeError) as error:
         found = getattr(error, "strerror", None) or str(error)
@@ -219,7 +219,15 @@ def _read_header(archive: Archive, name: str) -> Header:
         data = member.exactly(length.size)
         data += member.exactly(min(length.unpack(data)[0], _MAX_HEADER_BYTES))
         shape, fortran_order, dtype = _parsed(version, data)
-    except (ValueError, TypeError, SyntaxError, struct.error, tokenize.TokenError, RecursionError) as error:
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        SyntaxError,
+        struct.error,
+        tokenize.TokenError,
+        RecursionError,
+    ) as error:
         reject("not_npz", f"{name}: expected an npy header, found: {error}; write the file with numpy.savez")
     if dtype.hasobject:
         reject("pickled", f"{name}: expected numbers, found dtype {dtype}; write it as a numeric array")

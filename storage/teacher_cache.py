@@ -9,6 +9,7 @@ the answers were made from; a part is committed by its fragment, written last; `
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -35,6 +36,8 @@ __all__ = [
     "CachePart",
     "CacheSpec",
     "TeacherCache",
+    "alone",
+    "being_read",
     "missing_parts",
     "plan_cache_parts",
     "publish",
@@ -107,7 +110,7 @@ def write_part(root: Blobs, spec: CacheSpec, part: CachePart, answers: Mapping[s
         The fragment.
 
     Raises:
-        BusyError: If another process is publishing this cache.
+        BusyError: If another process is publishing this cache, or reads one that this part would change.
         StorageError: If an array is missing, has another shape, or holds a value its encoding cannot.
         FingerprintMismatchError: If the place holds a cache made from something else.
     """
@@ -117,8 +120,8 @@ def write_part(root: Blobs, spec: CacheSpec, part: CachePart, answers: Mapping[s
             root.put(_HEADER, seal(spec.header()))
         fragment = _committed(root, spec, part)
         if fragment is None:
-            for claim in (_MANIFEST, _fragment_key(part)):
-                root.delete(claim)
+            _unpublish(root)
+            root.delete(_fragment_key(part))
             layouts = spec.layouts()
             records = [
                 record for name, values in encoded.items() for record in _write_array(root, layouts[name], part, values)
@@ -126,6 +129,46 @@ def write_part(root: Blobs, spec: CacheSpec, part: CachePart, answers: Mapping[s
             fragment = {**asdict(part), "shards": [asdict(record) for record in records]}
             root.put(_fragment_key(part), seal(fragment))
     return fragment
+
+
+def _unpublish(root: Blobs) -> None:
+    """Withdraw the manifest, without which nobody opens the cache; refused while somebody reads it."""
+    if root.size(_MANIFEST) is not None:
+        with _readers(root).exclusive(f"the teacher cache in {root.url}"):
+            root.delete(_MANIFEST)
+
+
+def _require_published(root: Blobs) -> None:
+    if root.size(_MANIFEST) is None:
+        raise StorageError(f"{root.url}: expected a published teacher cache, found none; materialise it")
+
+
+def _readers(root: Blobs) -> Blobs:
+    """Return the place whose lock readers share."""
+    return root.below("readers")
+
+
+def being_read(root: Blobs) -> AbstractContextManager[None]:
+    """Keep a cache's answers as they are for a block: neither replaced nor deleted.
+
+    Raises:
+        StorageError: If the cache is not published.
+        BusyError: If its answers are about to be replaced or deleted.
+    """
+    _require_published(root)
+    return _readers(root).shared(f"the teacher cache in {root.url}")
+
+
+@contextmanager
+def alone(root: Blobs) -> Iterator[None]:
+    """Keep writers, publishers and readers out of a cache for a block.
+
+    Raises:
+        BusyError: If one of them is at work.
+    """
+    what = f"the teacher cache in {root.url}"
+    with root.exclusive(what), _readers(root).exclusive(what):
+        yield
 
 
 def _encoded(spec: CacheSpec, part: CachePart, answers: Mapping[str, Floats]) -> dict[str, npt.NDArray[Any]]:
@@ -204,8 +247,7 @@ class TeacherCache:
             StorageError: If it is not published, or another version of this project wrote it.
             FingerprintMismatchError: If it was made from something else.
         """
-        if root.size(_MANIFEST) is None:
-            raise StorageError(f"{root.url}: expected a published teacher cache, found none; materialise it")
+        _require_published(root)
         manifest, header = _sealed(root, _MANIFEST), _sealed(root, _HEADER)
         if manifest["format_version"] != CACHE_VERSION:
             raise StorageError(

@@ -170,13 +170,15 @@ def _entries(modality: str, manifest: dict[str, Any]) -> list[PartEntry]:
 
 
 def _cases(root: Blobs, modality: str, part_ids: set[str]) -> dict[str, tuple[str, ...]]:
-    if not part_ids:
-        return {}
-    try:
-        parts = load_plan(root, modality, part_ids)
-    except StorageError:
-        return dict.fromkeys(sorted(part_ids), ())
-    return {part.part_id: tuple(case.case_id for case in part.cases) for part in parts}
+    found: dict[str, tuple[str, ...]] = dict.fromkeys(sorted(part_ids), ())
+    for part_id in found:
+        try:
+            (part,) = load_plan(root, modality, {part_id})
+        except (StorageError, ValueError):
+            # The list of cases is damaged too, or the plan is a newer one.
+            continue
+        found[part_id] = tuple(case.case_id for case in part.cases)
+    return found
 
 
 def withdraw(root: Blobs, found: Verification) -> None:

@@ -130,7 +130,8 @@ def require_room(
         room = limit
     if missing > free:
         problems.append(f"the disk of {place} has {_size(free)} free and {_size(missing)} are missing")
-        room = min(room, free + total - missing)
+        # With other settings it is another cache, which takes over no part of this one.
+        room = min(room, free)
     if problems:
         fitting = "; ".join(_remedies(workspace, stage, plan, cost, room))
         raise BudgetError(

@@ -188,6 +188,7 @@ def plan_cache(
         log(f"{answers}: {cost.bytes_per_slot:.0f} bytes and {cost.seconds_per_slot:.3g} s a slot")
         slots = sum(part.stop - part.start for part in missing)
         cache_budget.require_room(workspace, work.stage, work.plan, cost, slots, work.root.url)
+        cache_care.pin_planned(workspace, answers, variant.name, work.digest)
     ids = [part.part_id for part in missing]
     size = workspace.profile.cache.parts_per_step
     return [ids[start : start + size] for start in range(0, len(ids), size)]
@@ -210,15 +211,16 @@ def write_cache_parts(
     reader = work.reader()
     answerer = Answerer(work, reader)
     wanted, made = set(part_ids), []
-    for part in (part for part in work.parts(reader) if part.part_id in wanted):
-        with exclusive_lock(work.part_lock(part), what=f"{work.name} {part.part_id}"):
-            if not teacher_cache.missing_parts(work.root, work.spec, [part]):
-                log(f"{answers} {part.part_id}: made by another run meanwhile")
-                continue
-            own = answerer.slots(part.start, part.stop)
-            teacher_cache.write_part(work.root, work.spec, part, {next(iter(work.spec.arrays)): own})
-        made.append(part.part_id)
-        log(f"{answers} {part.part_id}: slots {part.start} to {part.stop} of {work.spec.n_slots}")
+    with work.root.shared(f"the teacher cache in {work.root.url}"):
+        for part in (part for part in work.parts(reader) if part.part_id in wanted):
+            with exclusive_lock(work.part_lock(part), what=f"{work.name} {part.part_id}"):
+                if not teacher_cache.missing_parts(work.root, work.spec, [part]):
+                    log(f"{answers} {part.part_id}: made by another run meanwhile")
+                    continue
+                own = answerer.slots(part.start, part.stop)
+                teacher_cache.write_part(work.root, work.spec, part, {next(iter(work.spec.arrays)): own})
+            made.append(part.part_id)
+            log(f"{answers} {part.part_id}: slots {part.start} to {part.stop} of {work.spec.n_slots}")
     return {"made": made}
 
 
@@ -249,7 +251,7 @@ def publish_cache(
         "slices by modality": work.coverage,
         **cache_budget.notes(workspace, work.plan, work.spec, work.digest),
     }
-    value = {"mode": "cached", "answers": answers, "cache": work.digest, "fingerprint": manifest["fingerprint"]}
+    value = _value("cached", answers, inputs, work.digest, manifest["fingerprint"])
     cache_care.pin(workspace, answers, variant.name, work.digest)
     return TaskResult(value, manifest["fingerprint"], len(made), work.spec.n_parts - len(made), notes)
 
@@ -259,7 +261,13 @@ def _online(
 ) -> TaskResult:
     digest = fingerprint(["online", inputs[0]["fingerprint"]])
     cache_care.pin(workspace, answers, variant.name, None)
-    return TaskResult({"mode": "online", "answers": answers, "cache": "", "fingerprint": digest}, digest, 0, 0, notes)
+    return TaskResult(_value("online", answers, inputs, "", digest), digest, 0, 0, notes)
+
+
+def _value(mode: str, answers: Answers, inputs: Inputs, cache: str, digest: str) -> Value:
+    """Return what travels to training, with what the answers belong to: a plan covers the training split."""
+    teacher, plan, _ = (value["fingerprint"] for value in inputs)
+    return {"mode": mode, "answers": answers, "cache": cache, "fingerprint": digest, "teacher": teacher, "plan": plan}
 
 
 def check_answers(
@@ -276,26 +284,32 @@ def check_answers(
         seed: Of the draw; None: another draw each time.
 
     Returns:
-        slot, error, allowed. For embeddings the error is the mean square over the variance within channels, for
-        probabilities the mean absolute difference.
+        slot, error, allowed; no row where the teacher is asked online. For embeddings the error is the mean square over
+        the variance within channels, for probabilities the mean absolute difference.
 
     Raises:
         StorageError: If the cache is not published.
         FingerprintMismatchError: If it was made from something else.
     """
+    columns = ["slot", "error", "allowed"]
+    if workspace.profile.cache.mode == "online":
+        return pd.DataFrame(columns=columns)
     work = CacheWork(workspace, variant, answers, inputs)
     reader = work.reader()
     expected = combine(part.fingerprint for part in work.parts(reader))
-    cache = teacher_cache.TeacherCache(work.root, work.spec.made_from, fingerprint=expected)
-    answerer = Answerer(work, reader)
-    chosen = np.random.default_rng(seed).choice(len(cache), min(count, len(cache)), replace=False)
-    name = next(iter(work.spec.arrays))
-    rows = []
-    for slot in sorted(chosen.tolist()):
-        again, stored = answerer.slots(slot, slot + 1)[0], cache.read(name, slot, slot + 1)[0]
-        if answers == "embeddings":
-            error = np.square(again - stored).mean() / again.reshape(len(again), -1).var(axis=1).mean()
-        else:
-            error = np.abs(again - stored).mean()
-        rows.append({"slot": slot, "error": float(error), "allowed": ALLOWED_ERROR[answers]})
-    return pd.DataFrame(rows)
+    with teacher_cache.being_read(work.root):
+        cache = teacher_cache.TeacherCache(work.root, work.spec.made_from, fingerprint=expected)
+        answerer = Answerer(work, reader)
+        chosen = np.random.default_rng(seed).choice(len(cache), min(count, len(cache)), replace=False)
+        name = next(iter(work.spec.arrays))
+        rows = []
+        for slot in sorted(chosen.tolist()):
+            again, stored = answerer.slots(slot, slot + 1)[0], cache.read(name, slot, slot + 1)[0]
+            rows.append((slot, _error(answers, again, stored), ALLOWED_ERROR[answers]))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _error(answers: Answers, again: Floats, stored: Floats) -> float:
+    if answers == "embeddings":
+        return float(np.square(again - stored).mean() / again.reshape(len(again), -1).var(axis=1).mean())
+    return float(np.abs(again - stored).mean())

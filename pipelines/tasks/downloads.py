@@ -1,5 +1,6 @@
 """Fetching a file by URL. What belongs here: resuming, progress, verification. Not here: what the file is."""
 
+import os
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -43,7 +44,7 @@ def download(url: str, folder: Path, sha256: str | None, log: Callable[[str], No
     Args:
         url: http or https.
         folder: Receives `<digest of the URL>/<name>`, whole or not at all; a part of it has the suffix `.part`.
-        sha256: What the file must be; None takes any.
+        sha256: What the file must be; None takes any. A file that is there and is another one is fetched anew.
         log: Where progress is said, once every 5 %.
         pause_s: Seconds before the first attempt to go on; doubled each time.
 
@@ -54,6 +55,9 @@ def download(url: str, folder: Path, sha256: str | None, log: Callable[[str], No
     path = folder / fingerprint(url)[:16] / (PurePosixPath(urlsplit(url).path).name or "file")
     part = path.with_name(f"{path.name}.part")
     with exclusive_lock(path.with_name(f"{path.name}.lock"), what=f"the download of {url}"):
+        if path.is_file() and sha256 is not None and file_hash(path) != sha256:
+            log(f"{path}: expected SHA-256 {sha256}, found another file; fetching it again")
+            path.unlink()
         if not path.is_file():
             for attempt in range(ATTEMPTS):
                 try:
@@ -72,9 +76,10 @@ def download(url: str, folder: Path, sha256: str | None, log: Callable[[str], No
             except InputError:
                 part.unlink()
                 raise
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
             part.replace(path)
             _tag_file(part).unlink(missing_ok=True)
-    require_sha256(path, str(path), sha256)
     return path
 
 
@@ -103,7 +108,10 @@ def _fetch(url: str, part: Path, log: Callable[[str], None]) -> None:
         if response.status_code >= HTTPStatus.BAD_REQUEST:
             raise InputError(f"{url}: expected a file, found status {response.status_code}; correct MEDSAM_TEACHER")
         resumed = response.status_code == HTTPStatus.PARTIAL_CONTENT
-        have = have if resumed else 0
+        if not resumed:
+            # Before the new version has a name: a kill in between must not leave old bytes under it.
+            have = 0
+            part.unlink(missing_ok=True)
         tag_file.write_text(response.headers.get("ETag", ""))
         total = have + int(response.headers.get("Content-Length", "0"))
         said = have

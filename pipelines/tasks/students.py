@@ -22,7 +22,7 @@ from pipelines.variants import Variant
 from pipelines.workspace import Workspace
 from storage.artefacts import Artefact
 from storage.atomic import write_json
-from storage.fingerprints import fingerprint
+from storage.fingerprints import fingerprint, require_same
 from storage.release import load_release
 
 Value = dict[str, Any]
@@ -55,7 +55,8 @@ def learning(config: StageConfig) -> dict[str, Any]:
 
 
 def distil(workspace: Workspace, variant: Variant, inputs: StageInputs, launch: Launch, log: Log) -> TaskResult:
-    """Train a variant's encoder on the teacher's embeddings (stage 1)."""
+    """Train a variant's encoder on the teacher's embeddings (stage 1); errors as in `finetune`."""
+    _require_own_answers(inputs)
     profile = workspace.profile
     config = variant.distillation(profile)
     made_from = {
@@ -76,7 +77,12 @@ def distil(workspace: Workspace, variant: Variant, inputs: StageInputs, launch: 
 def finetune(
     workspace: Workspace, variant: Variant, inputs: StageInputs, distilled: Value, launch: Launch, log: Log
 ) -> TaskResult:
-    """Train a variant's whole student on ground truth and the teacher's masks (stage 2)."""
+    """Train a variant's whole student on ground truth and the teacher's masks (stage 2).
+
+    Raises:
+        FingerprintMismatchError: If the teacher's answers are to another plan, or another teacher's.
+    """
+    _require_own_answers(inputs)
     profile = workspace.profile
     config = variant.finetuning(profile)
     keep = [profile.ablation_epochs]
@@ -92,6 +98,15 @@ def finetune(
     }
     job = _job(workspace, "finetuning", config, inputs, starts_from=distilled, keep_epochs=keep)
     return run_stage(workspace, f"{variant.name}/finetuning", made_from, job, inputs.release, launch, log)
+
+
+def _require_own_answers(inputs: StageInputs) -> None:
+    if inputs.cache is None:
+        return
+    expected = {"plan": inputs.plan["fingerprint"], "teacher": inputs.teacher["fingerprint"]}
+    found = {name: inputs.cache.get(name) for name in expected}
+    what = f"teacher_{inputs.cache['answers']}"
+    require_same(f"what {what} gave last", expected, found, f"materialise {what} again, then this asset")
 
 
 def _answers(inputs: StageInputs) -> str | None:

@@ -3,6 +3,8 @@
 What belongs here: `pipelines.tasks.caches`, `.cache_budget` and `.cache_care` on a real cache of the tiny profile.
 """
 
+import dataclasses
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +14,13 @@ import numpy as np
 import pytest
 import yaml
 
-from pipelines.tasks import cache_budget, cache_care, caches, plans, teacher
+from pipelines.tasks import cache_budget, cache_care, caches, plans, students, teacher
 from pipelines.tasks.cache_budget import BudgetError
 from pipelines.tasks.caches import CacheWork
 from pipelines.variants import PROPOSED
 from storage import teacher_cache
 from storage.blobs import LocalBlobs
-from storage.errors import FingerprintMismatchError, IntegrityError, StorageError
+from storage.errors import BusyError, FingerprintMismatchError, IntegrityError, StorageError
 from storage.teacher_cache import TeacherCache
 from tests.integration.conftest import Finished
 from tests.integration.deployment import DAGSTER, TINY, Deployment
@@ -31,6 +33,11 @@ PLANS = {"embeddings": "distillation_plan", "logits": "finetuning_plan"}
 
 def silent(_text: str) -> None:
     """Stand for a log."""
+
+
+def never(*_arguments: Any, **_named: Any) -> Any:
+    """Stand for what starts a trainer."""
+    raise AssertionError("nothing is to be trained")
 
 
 def inputs_of(deployment: Deployment, answers: Answers) -> caches.Inputs:
@@ -116,9 +123,6 @@ def _other_weights(deployment: Deployment, folder: Path) -> tuple[Deployment, ca
     save_model(folder / "other.safetensors", model, {"role": "teacher"})
     other = Deployment(deployment.home, deployment.profile, {"MEDSAM_TEACHER": str(folder / "other.safetensors")})
     _, plan, release = inputs_of(deployment, "embeddings")
-
-    def never(*_arguments: Any) -> Any:
-        raise AssertionError("nothing is to be trained")
 
     return other, (teacher.make_teacher(other.workspace, release, never, silent).value, plan, release)
 
@@ -267,6 +271,68 @@ def test_metadata_state_the_estimate_and_the_break_even(own: Deployment) -> None
     assert "1/510" in notes["error"]
 
 
+def _grow_old(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        os.utime(path, (0, 0))
+
+
+def test_a_cache_that_is_being_made_is_kept_between_its_steps(own: Deployment, tmp_path: Path) -> None:
+    other, inputs = _other_plan_seed(own, tmp_path)
+    space = other.workspace
+    first, *_ = caches.plan_cache(space, PROPOSED, "embeddings", inputs, silent)
+    caches.write_cache_parts(space, PROPOSED, "embeddings", inputs, first, silent)
+    for work in (work_of(own, "embeddings"), work_of(other, "embeddings", inputs)):
+        _grow_old(Path(work.root.url))
+    assert cache_care.delete_unused(space, silent, dry_run=False) == 0
+    listed = cache_care.list_caches(space).query("answers == 'embeddings'")
+    assert sorted(listed["state"]) == ["published", "unfinished"]
+    assert set(listed["pinned_by"]) == {"proposed"}
+    assert make(other, "embeddings", inputs).reused == 1, "the part that was there is still there"
+    assert opened(work_of(other, "embeddings", inputs))
+
+
+def test_a_deletion_that_was_cut_short_is_ended_by_the_next(own: Deployment) -> None:
+    folder = own.workspace.cache_folder("embeddings") / "0123456789abcdef.deleted" / "embeddings"
+    folder.mkdir(parents=True)
+    (folder / "left").write_bytes(b"half")
+    assert len(cache_care.list_caches(own.workspace)) == 2
+    cache_care.delete_unused(own.workspace, silent, dry_run=False)
+    assert not folder.parent.exists()
+    assert opened(work_of(own, "embeddings"))
+
+
+def test_answers_that_are_being_read_are_not_replaced(own: Deployment) -> None:
+    work = work_of(own, "embeddings")
+    cache = opened(work)
+    before = cache.read("embeddings", 0, work.spec.n_slots)
+    part = work.parts(work.reader())[0]
+    changed_part = dataclasses.replace(part, fingerprint="0" * 64)
+    answers = {"embeddings": before[part.start : part.stop] + 1}
+    with teacher_cache.being_read(work.root):
+        with pytest.raises(BusyError, match="in use by process"):
+            teacher_cache.write_part(work.root, work.spec, changed_part, answers)
+        np.testing.assert_array_equal(opened(work).read("embeddings", 0, work.spec.n_slots), before)
+    teacher_cache.write_part(work.root, work.spec, changed_part, answers)
+    with pytest.raises(StorageError, match="expected a published teacher cache"):
+        teacher_cache.being_read(work.root)
+
+
+@pytest.mark.parametrize("named", ["plan", "teacher"])
+def test_training_refuses_answers_to_another_plan_or_of_another_teacher(own: Deployment, named: str) -> None:
+    values = {name: own.value(name) for name in ("dataset_release", "pixel_statistics", "teacher_embeddings")}
+    model, plan, release = inputs_of(own, "embeddings")
+    stale = {**values["teacher_embeddings"], named: "f" * 64}
+    inputs = students.StageInputs(release, values["pixel_statistics"], plan, model, stale)
+    with pytest.raises(FingerprintMismatchError, match=rf"(?s){named}: expected .*materialise teacher_embeddings again"):
+        students.distil(own.workspace, PROPOSED, inputs, never, silent)
+
+
+def test_nothing_is_checked_where_the_teacher_is_asked_online(own: Deployment, tmp_path: Path) -> None:
+    other = changed(own, tmp_path / "mode", cache={"mode": "online"})
+    found = caches.check_answers(other.workspace, PROPOSED, "logits", inputs_of(own, "logits"), 3)
+    assert found.empty
+
+
 def test_an_unused_cache_is_named_then_deleted_and_a_used_one_stays(own: Deployment, tmp_path: Path) -> None:
     old = work_of(own, "embeddings")
     listed = cache_care.list_caches(own.workspace).set_index("answers")
@@ -276,14 +342,18 @@ def test_an_unused_cache_is_named_then_deleted_and_a_used_one_stays(own: Deploym
     other, inputs = _other_plan_seed(own, tmp_path)
     make(other, "embeddings", inputs)
     said: list[str] = []
+    assert cache_care.delete_unused(own.workspace, said.append, dry_run=False) == 0
+    assert "minutes ago" in said[-1] + said[-2] + said[-3], "whoever made it may be about to train from it"
+    _grow_old(Path(old.root.url))
     freed = cache_care.delete_unused(own.workspace, said.append, dry_run=True)
     assert freed == sum(len(data) for data in files_below(Path(old.root.url)).values()) > 0
     assert [line for line in said if line.startswith("unused") and old.digest[:16] in line]
     assert opened(old)
 
-    with old.root.shared("a trainer"):
-        assert cache_care.delete_unused(own.workspace, said.append, dry_run=False) == 0
-    assert opened(old), "somebody was reading it"
+    for use in (teacher_cache.being_read(old.root), old.root.shared("a writer")):
+        with use:
+            assert cache_care.delete_unused(own.workspace, said.append, dry_run=False) == 0
+    assert opened(old), "somebody was at work with it"
     assert "can be freed with --delete" in other.medsam("caches")
     assert f"{freed} bytes freed" in other.medsam("caches", "--delete")
     assert not Path(old.root.url).exists()

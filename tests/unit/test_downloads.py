@@ -136,6 +136,27 @@ def test_a_file_that_changed_meanwhile_is_not_glued_to_the_old_one(
     assert fetch(served, tmp_path)[0].read_bytes() == content
 
 
+def test_a_new_version_cut_short_is_not_taken_up_from_the_old_ones_bytes(served: Served, tmp_path: Path) -> None:
+    """The connection breaks before the first byte of the new version, whose tag has come already."""
+    path, _ = fetch(served, tmp_path)
+    part = path.with_name(f"{path.name}.part")
+    path.unlink()
+    part.write_bytes(CONTENT[:500_000])
+    part.with_name(f"{part.name}.etag").write_text(served.tag)
+    served.tag, served.content, served.breaks_after = '"v2"', CONTENT[::-1], [0]
+    assert fetch(served, tmp_path)[0].read_bytes() == CONTENT[::-1]
+
+
+def test_a_file_that_turns_out_to_be_the_wrong_one_is_fetched_anew(served: Served, tmp_path: Path) -> None:
+    served.content = CONTENT[::-1]
+    wrong, _ = fetch(served, tmp_path)
+    served.content, served.tag = CONTENT, '"v2"'
+    path, said = fetch(served, tmp_path, hashlib.sha256(CONTENT).hexdigest())
+    assert path == wrong
+    assert path.read_bytes() == CONTENT
+    assert "fetching it again" in said[0]
+
+
 def test_without_a_tag_a_broken_download_starts_over(served: Served, tmp_path: Path) -> None:
     served.tag, served.breaks_after = "", [1_000_000]
     assert fetch(served, tmp_path)[0].read_bytes() == CONTENT

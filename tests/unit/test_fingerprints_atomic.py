@@ -242,7 +242,7 @@ class TestLocks:
     def test_another_process_is_kept_out_and_told_who_holds_it(self, tmp_path: Path) -> None:
         path = tmp_path / "sub" / "lock"
         with self.hold(path) as process:
-            told = f"store is being written by process {process.pid};"
+            told = f"store is in use by process {process.pid};"
             with pytest.raises(BusyError, match=told), exclusive_lock(path, what="store"):
                 pass
             process.kill()

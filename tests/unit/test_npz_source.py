@@ -378,6 +378,29 @@ class TestDamagedFiles:
         assert set(codes) <= set(REASONS)
         assert len(codes) > 200
 
+    @pytest.mark.parametrize("descr", ["()", "('u1',)", "[]", "{}", "'|u1' * 9**9", "None", "[('a', '<i4')]"])
+    def test_header_whose_type_is_none(self, tmp_path: Path, descr: str) -> None:
+        text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': (4, 5), }}".ljust(117) + "\n"
+        data = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + IMAGE.tobytes()
+        code = code_of(write_members(tmp_path / "US_1.npz", {"imgs.npy": data}))
+        assert code in ("not_npz", "imgs_dtype", "truncated")
+
+    def test_local_header_beyond_any_file(self, tmp_path: Path) -> None:
+        """By a 64-bit offset (APPNOTE 4.5.3) that no system call takes."""
+        path = write_members(tmp_path / "US_1.npz", {"imgs.npy": npy_header((4, 5)) + IMAGE.tobytes()})
+        data = path.read_bytes()
+        begin = data.index(b"PK\x01\x02")
+        end = data.index(b"PK\x05\x06")
+        entry = bytearray(data[begin:end])
+        extra = (1).to_bytes(2, "little") + (8).to_bytes(2, "little") + (2**64 - 9).to_bytes(8, "little")
+        entry[30:32] = len(extra).to_bytes(2, "little")
+        entry[42:46] = b"\xff" * 4
+        directory = bytes(entry) + extra
+        closing = bytearray(data[end:])
+        closing[12:16] = len(directory).to_bytes(4, "little")
+        path.write_bytes(data[:begin] + directory + bytes(closing))
+        assert code_of(path) == "truncated"
+
     def test_unknown_compression(self, tmp_path: Path) -> None:
         data = npy_header((4, 5)) + IMAGE.tobytes()
         assert code_of(write_members(tmp_path / "US_1.npz", {"imgs.npy": data}, zipfile.ZIP_LZMA)) == "unreadable"

@@ -107,6 +107,17 @@ def test_damage_names_the_cases_to_ingest_again(tmp_path: Path) -> None:
     assert found.table()["cases"].tolist() == [", ".join(case.case_id for case in plan[1].cases)]
 
 
+def test_one_lost_list_of_cases_hides_no_others(tmp_path: Path) -> None:
+    cases = {f"{number:02d}": random_case(number, (16, 10)) for number in range(20)}
+    build_store(tmp_path, cases)
+    plan = load_plan(LocalBlobs(tmp_path), "CT")
+    for part in plan[:2]:
+        shard_files(tmp_path)[part.first_shard["imgs"]].write_bytes(b"torn")
+    (tmp_path / "CT" / "plan" / f"{plan[0].part_id}.json").unlink()
+    found = verify(LocalBlobs(tmp_path), "CT")
+    assert found.cases == {plan[0].part_id: (), plan[1].part_id: tuple(case.case_id for case in plan[1].cases)}
+
+
 def test_what_a_killed_writer_left_is_told_but_is_no_damage(tmp_path: Path) -> None:
     build_store(tmp_path, CASES)
     (tmp_path / "CT" / "imgs" / "c" / "777").write_bytes(b"early")
