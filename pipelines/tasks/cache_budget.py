@@ -38,7 +38,7 @@ class CacheCost:
 
     Attributes:
         bytes_per_slot: On disk, with scales, indexes and checksums.
-        seconds_per_slot: Wall time of rendering and of the teacher, on the profile's device.
+        seconds_per_slot: Wall time of the teacher, and of what rendering it has to wait for, on the profile's device.
         read_seconds_per_slot: Wall time of reading and decoding, from the page cache.
     """
 
@@ -123,24 +123,25 @@ def require_room(
     limit = workspace.profile.cache.max_bytes
     total, missing = cost.bytes_per_slot * plan.n_plan_slots, cost.bytes_per_slot * missing_slots
     free = _free_bytes(workspace)
-    problems = []
-    room = math.inf
+    # With other settings it is another cache, which takes over no part of this one.
+    room = min(free, math.inf if limit is None else limit)
+    problems, elsewhere = [], []
     if limit is not None and total > limit:
         problems.append(f"cache.max_bytes allows {_size(limit)}")
-        room = limit
+        elsewhere.append("a larger cache.max_bytes")
     if missing > free:
         problems.append(f"the disk of {place} has {_size(free)} free and {_size(missing)} are missing")
-        # With other settings it is another cache, which takes over no part of this one.
-        room = min(room, free)
+        elsewhere.append("MEDSAM_HOME on a larger disk")
     if problems:
-        fitting = "; ".join(_remedies(workspace, stage, plan, cost, room))
+        fitting = "; ".join([*_smaller(workspace, stage, plan, cost, room), *elsewhere, "cache.mode online"])
         raise BudgetError(
             f"teacher cache for {stage}: {plan.n_plan_slots} slots of {_size(cost.bytes_per_slot)} need "
             f"{_size(total)}, but {' and '.join(problems)}; what would fit: {fitting}"
         )
 
 
-def _remedies(workspace: Workspace, stage: Stage, plan: Plan, cost: CacheCost, room: float) -> list[str]:
+def _smaller(workspace: Workspace, stage: Stage, plan: Plan, cost: CacheCost, room: float) -> list[str]:
+    """Return the settings by which a cache would take no more than `room` bytes."""
     slots = int(room // cost.bytes_per_slot)
     epochs, unit = slots // plan.slots_per_epoch, plan.config.group_size * plan.config.groups_per_step
     found = []
@@ -150,9 +151,7 @@ def _remedies(workspace: Workspace, stage: Stage, plan: Plan, cost: CacheCost, r
         found.append(f"{stage}.cached_epochs 1 with {stage}.epoch_slots {slots // unit * unit}")
     if stage == "distillation" and workspace.profile.cache.encoding == "float16":
         found.append("cache.encoding int8_per_channel, which takes less than half the room")
-    if workspace.profile.cache.max_bytes is not None:
-        found.append("a larger cache.max_bytes")
-    return [*found, "MEDSAM_HOME on a larger disk", "cache.mode online, which stores nothing"]
+    return found
 
 
 def notes(workspace: Workspace, plan: Plan, spec: CacheSpec, digest: str) -> dict[str, Any]:
@@ -165,7 +164,7 @@ def notes(workspace: Workspace, plan: Plan, spec: CacheSpec, digest: str) -> dic
     pays = f"from training {max(1, math.ceil(trainings))} on" if math.isfinite(trainings) else "never"
     return {
         "estimated bytes": int(cost.bytes_per_slot * spec.n_slots),
-        "estimated hours": cost.seconds_per_slot * spec.n_slots / 3600,
+        "estimated hours": float(f"{cost.seconds_per_slot * spec.n_slots / 3600:.3g}"),
         "free bytes": _free_bytes(workspace),
         "pays": f"{pays}: {plan.config.plan_epochs} epochs are answered, {plan.config.epochs} are trained on, "
         f"break-even after {trainings:.2f} trainings",

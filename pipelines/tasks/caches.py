@@ -244,7 +244,7 @@ def publish_cache(
     notes = {
         "slots": work.spec.n_slots,
         "bytes on disk": size,
-        "bytes per slot": size / work.spec.n_slots,
+        "bytes per slot": round(size / work.spec.n_slots, 1),
         "arrays": str(arrays),
         "error": "; ".join(array.codec().max_error for array in work.spec.arrays.values()),
         "folder": work.root.url,

@@ -323,7 +323,9 @@ def test_training_refuses_answers_to_another_plan_or_of_another_teacher(own: Dep
     model, plan, release = inputs_of(own, "embeddings")
     stale = {**values["teacher_embeddings"], named: "f" * 64}
     inputs = students.StageInputs(release, values["pixel_statistics"], plan, model, stale)
-    with pytest.raises(FingerprintMismatchError, match=rf"(?s){named}: expected .*materialise teacher_embeddings again"):
+    with pytest.raises(
+        FingerprintMismatchError, match=rf"(?s){named}: expected .*materialise teacher_embeddings again"
+    ):
         students.distil(own.workspace, PROPOSED, inputs, never, silent)
 
 
