@@ -147,6 +147,35 @@ def read_case(path: Path, name: str, modality: str, config: SourceConfig) -> Npz
         return _read(archive, PurePosixPath(name).name, modality, config)
 
 
+CASE_COPIES: Final = 2
+"""Times its array bytes that a case takes at most while it is read: once, and once more where the file's labels are
+wider than the stored ones or its arrays in Fortran order."""
+
+
+_MOST_INFLATED: Final = 1032
+"""Bytes that deflate makes of one at most (zlib's technical details)."""
+
+
+def case_memory(path: Path, n_bytes: int, config: SourceConfig, at_ease: int) -> int:
+    """Return a bound on the bytes that reading a file takes.
+
+    Args:
+        path: The file.
+        n_bytes: Its size.
+        config: How the source is to be understood.
+        at_ease: A file that cannot take more than this is not opened to know better.
+
+    Raises:
+        BadSampleError: As `read_case` does for what headers tell.
+    """
+    bound = CASE_COPIES * _MOST_INFLATED * n_bytes
+    if bound <= at_ease:
+        return bound
+    with open_archive(path) as archive:
+        headers = read_headers(archive, _ARRAYS, config.max_case_bytes)
+        return CASE_COPIES * sum(header.n_bytes for header in headers.values())
+
+
 def _read(archive: Archive, stem: str, modality: str, config: SourceConfig) -> NpzCase:
     headers = read_headers(archive, _ARRAYS, config.max_case_bytes)
     if "imgs" not in headers:

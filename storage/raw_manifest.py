@@ -20,7 +20,8 @@ from storage.fingerprints import combine, fingerprint
 from storage.modalities import MODALITIES, modality_of, modality_of_word
 from storage.npy_archive import reject
 from storage.npz_listing import ENDING, list_files
-from storage.npz_source import READER_VERSION, NpzCase, SourceConfig, read_case
+from storage.npz_source import READER_VERSION, NpzCase, SourceConfig, case_memory, read_case
+from storage.room import Room
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def scan(
     progress: Callable[[int, int], None] | None = None,
     *,
     workers: int = 1,
+    memory_bytes: int = 4 * 2**30,
     withdrawn: Collection[str] = (),
     checkpoint: Callable[[pd.DataFrame], None] | None = None,
 ) -> pd.DataFrame:
@@ -85,6 +87,7 @@ def scan(
         previous: An earlier result for the same root.
         progress: Called with (files examined, files to examine) after each file.
         workers: Threads that read files; inflating and hashing run outside the interpreter's lock.
+        memory_bytes: Memory that cases may take in all threads together; a single one that needs more is read alone.
         withdrawn: Cases that are rejected whatever their file holds, which is not read.
         checkpoint: Called now and then with a table of the rows so far, fit to be the `previous` of a later call.
 
@@ -104,7 +107,7 @@ def scan(
     fresh = files[~files["case_id"].isin(kept["case_id"])]
     logger.info("%s: %d files, %d unchanged, %d to read", root, len(files), len(kept), len(fresh))
     tables = [kept, refused]
-    batches = _examine_all(root, fresh, config, progress or (lambda _done, _total: None), workers)
+    batches = _examine_all(root, fresh, config, progress or (lambda _done, _total: None), workers, memory_bytes)
     for number, batch in enumerate(batches, start=1):
         tables.append(batch)
         if checkpoint and number % _CHECKPOINT_BATCHES == 0:
@@ -140,32 +143,35 @@ def _typed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _examine_all(
-    root: Path, files: pd.DataFrame, config: SourceConfig, progress: Callable[[int, int], None], workers: int
+    root: Path,
+    files: pd.DataFrame,
+    config: SourceConfig,
+    progress: Callable[[int, int], None],
+    workers: int,
+    memory_bytes: int,
 ) -> Iterator[pd.DataFrame]:
     """Yield the rows of the files in batches, so that only columns outlive a batch."""
+    room = Room(memory_bytes)
 
-    def examine(case_id: str, modality: str) -> Facts:
-        return _examine(root, case_id, modality, config)
+    def examine(case_id: str, n_bytes: int, modality: str) -> Facts:
+        """Read one file, once there is room for it, and return what the manifest says of its content."""
+        path = root / f"{case_id}{ENDING}"
+        try:
+            _require_modality(modality)
+            with room.taken(case_memory(path, n_bytes, config, memory_bytes // workers)):
+                return _accepted_facts(read_case(path, case_id, modality, config))
+        except BadSampleError as error:
+            logger.info("%s rejected (%s): %s", case_id, error.code, error)
+            return _rejected_facts(error)
 
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(files), _BATCH):
             batch = files.iloc[start : start + _BATCH].reset_index(drop=True)
             facts: list[Facts] = []
-            for row in pool.map(examine, batch["case_id"], batch["modality"]):
+            for row in pool.map(examine, batch["case_id"], batch["n_bytes"], batch["modality"]):
                 facts.append(row)
                 progress(start + len(facts), len(files))
             yield batch.join(pd.DataFrame(facts))
-
-
-def _examine(root: Path, case_id: str, modality: str, config: SourceConfig) -> Facts:
-    """Read one file and return what the manifest says of its content."""
-    try:
-        _require_modality(modality)
-        case = read_case(root / f"{case_id}{ENDING}", case_id, modality, config)
-    except BadSampleError as error:
-        logger.info("%s rejected (%s): %s", case_id, error.code, error)
-        return _rejected_facts(error)
-    return _accepted_facts(case)
 
 
 def _require_modality(modality: str) -> None:

@@ -74,6 +74,7 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult:
         previous,
         progress,
         workers=workspace.settings.workers,
+        memory_bytes=workspace.settings.memory_bytes,
         withdrawn=read_json(workspace.withdrawn_file) if workspace.withdrawn_file.is_file() else (),
         checkpoint=lambda partial: write_parquet(workspace.scan_file, partial),
     )

@@ -14,15 +14,11 @@ from typing import Any, Final
 from medsam_core.training.lifetime import require_parent
 from storage.blobs import Blobs
 from storage.layout import PartPlan, PlannedCase
-from storage.npz_source import NpzCase, SourceConfig, read_case
+from storage.npz_source import CASE_COPIES, NpzCase, SourceConfig, read_case
 from storage.slice_writer import write_part
 
 POOL_BYTES: Final = 128 * 2**20
 """Array bytes below which one process is done sooner than others have started."""
-
-CASE_COPIES: Final = 2
-"""Times its array bytes that a case takes at most while it is read and stored: once, and once more where the file's
-labels are wider than the stored ones or its arrays in Fortran order."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -283,3 +284,40 @@ def test_rejected_and_counts(root: Path) -> None:
     # accepted, rejected, volumes, slices, labelled, groups
     assert numbers == [[1, 1, 1, 3, 1, 2], [1, 0, 0, 1, 0, 1], [2, 0, 0, 2, 1, 2], [0, 1, 0, 0, 0, 1]]
     assert counts["n_bytes"].sum() == table["n_bytes"].sum()
+
+
+class TestMemory:
+    @pytest.mark.parametrize(("cases_at_once", "most"), [(0.5, 1), (1.0, 1), (2.5, 2), (100.0, 4)])
+    def test_files_read_at_once_keep_to_the_limit(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cases_at_once: float, most: int
+    ) -> None:
+        """A case that alone is above the limit is read alone; readers wait for one another, up to the most allowed."""
+        for number in range(12):
+            np.savez(tmp_path / f"2DBox_US_{number}.npz", imgs=np.zeros((300, 300), np.uint8))
+        reading, seen, lock, together = [0], [0], threading.Lock(), threading.Barrier(most)
+        read_case = raw_manifest.read_case
+
+        def counted(*arguments: Any) -> Any:
+            with lock:
+                reading[0] += 1
+                seen[0] = max(seen[0], reading[0])
+            together.wait(60)
+            case = read_case(*arguments)
+            with lock:
+                reading[0] -= 1
+            return case
+
+        monkeypatch.setattr(raw_manifest, "read_case", counted)
+        limit = int(cases_at_once * 2 * 300 * 300)
+        table = scan(tmp_path, CONFIG, workers=4, memory_bytes=limit)
+        assert (table["status"] == "accepted").sum() == 12
+        assert seen[0] == most
+
+    def test_a_bad_file_gives_its_room_back(self, tmp_path: Path) -> None:
+        for number in range(6):
+            np.savez(
+                tmp_path / f"2DBox_US_{number}.npz", imgs=np.zeros((300, 300), np.float32 if number % 2 else np.uint8)
+            )
+        (tmp_path / "2DBox_US_9.npz").write_bytes(b"PK no archive" * 1000)
+        table = scan(tmp_path, CONFIG, workers=3, memory_bytes=1000)
+        assert table["status"].value_counts().to_dict() == {"accepted": 3, "rejected": 4}
