@@ -242,7 +242,7 @@ def compare_variants(
     """Put the ablations beside the proposed model's weights of the same epoch."""
     epoch = workspace.profile.ablation_epochs
     at_epoch = predict_student(workspace, PROPOSED, release, proposed, log, weights=f"epoch_{epoch:02d}")
-    sources = {f"proposed, epoch {epoch}": at_epoch.value, **ablations}
+    sources = {f"proposed epoch {epoch}": at_epoch.value, **ablations}
     made_from = {
         "predictions": {name: value["fingerprint"] for name, value in sources.items()},
         "version": PREDICTION_VERSION,
