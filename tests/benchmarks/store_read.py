@@ -25,7 +25,7 @@ from tests.benchmarks._ct_like import ct_like_cases, write_npz
 from tests.benchmarks._harness import interleaved, report
 from tests.unit.store_helpers import build_in, manifest_of
 
-READS = 96
+READS = 480
 BATCH = 32
 
 
