@@ -105,6 +105,10 @@ class PlannedCase:
     channels: int
     gt_dtype: str
 
+    def as_list(self) -> list[Any]:
+        """Return its attributes in the order above, as files list them."""
+        return list(vars(self).values())
+
     def elements(self) -> dict[str, int]:
         """Return the elements that one of its slices takes in each array it uses."""
         pixels = self.height * self.width
@@ -146,7 +150,7 @@ class PartPlan(PartEntry):
 
     def sealed_cases(self) -> bytes:
         """Return the content of the blob that lists the cases."""
-        return seal({"cases": [list(vars(case).values()) for case in self.cases]})
+        return seal({"cases": [case.as_list() for case in self.cases]})
 
 
 def same_parts(one: Iterable[PartEntry], other: Iterable[PartEntry]) -> bool:
@@ -195,7 +199,7 @@ class StoreLayout:
 def part_fingerprint(modality: str, config: StoreConfig, cases: Iterable[PlannedCase]) -> str:
     """Return the fingerprint of a part's content."""
     described = {"version": STORE_VERSION, "modality": modality, "encoding": config.encoding()}
-    return fingerprint({**described, "cases": [list(vars(case).values()) for case in cases]})
+    return fingerprint({**described, "cases": [case.as_list() for case in cases]})
 
 
 def shards_needed(config: StoreConfig, cases: Iterable[PlannedCase]) -> dict[str, int]:

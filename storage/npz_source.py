@@ -38,6 +38,14 @@ REASONS: Final[dict[str, str]] = {
 """Reason code of a rejected file -> what it means."""
 
 MAX_LABEL: Final = 65535
+
+CASE_COPIES: Final = 2
+"""Times its array bytes that a case takes at most while it is read: once, and once more where the file's labels are
+wider than the stored ones or its arrays in Fortran order."""
+
+_MOST_INFLATED: Final = 1032
+"""Bytes that deflate makes of one at most (zlib's technical details)."""
+
 _ARRAYS: Final = ("imgs", "gts", "boxes", "spacing")
 
 LabelArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -145,15 +153,6 @@ def read_case(path: Path, name: str, modality: str, config: SourceConfig) -> Npz
     """
     with open_archive(path) as archive:
         return _read(archive, PurePosixPath(name).name, modality, config)
-
-
-CASE_COPIES: Final = 2
-"""Times its array bytes that a case takes at most while it is read: once, and once more where the file's labels are
-wider than the stored ones or its arrays in Fortran order."""
-
-
-_MOST_INFLATED: Final = 1032
-"""Bytes that deflate makes of one at most (zlib's technical details)."""
 
 
 def case_memory(path: Path, n_bytes: int, config: SourceConfig, at_ease: int) -> int:

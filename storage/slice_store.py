@@ -15,14 +15,13 @@ import numpy.typing as npt
 from storage.blobs import Blobs
 from storage.fingerprints import combine
 from storage.label_statistics import LabelMap
-from storage.layout import PartEntry, PartPlan, PlannedCase, StoreConfig, load_layout, load_manifest, load_plan
+from storage.layout import PartPlan, PlannedCase, StoreConfig, load_layout, load_manifest, load_plan
 from storage.open_shards import OpenShards
 from storage.shard_reader import ShardReader
 from storage.slice_writer import missing_parts, publish, write_part
 from storage.store_plan import plan_parts
 
 __all__ = [
-    "PartEntry",
     "PartPlan",
     "PlannedCase",
     "SliceStore",

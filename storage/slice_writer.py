@@ -98,7 +98,7 @@ def write_part(root: Blobs, plan: PartPlan, load_case: LoadCase) -> dict[str, An
     group = root.below(plan.modality)
     with group.shared(f"slice store {plan.modality}"):
         layout = load_layout(root, plan.modality)
-        if not any(same_parts([plan], [part]) for part in layout.parts):
+        if plan.entry not in layout.parts:
             raise _replaced(plan.modality, plan.part_id)
         fragment = _committed(group, plan, layout.config)
         if fragment is None:

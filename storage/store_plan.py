@@ -17,7 +17,6 @@ from storage.layout import (
     PlannedCase,
     StoreConfig,
     StoreLayout,
-    part_fingerprint,
     plan_key,
     read_layout,
     with_cases,
@@ -109,9 +108,10 @@ def _replanned(
     fresh = dict(wanted)
     kept: list[PartPlan] = []
     renewed: list[list[PlannedCase]] = []
+    same_encoding = config.encoding() == before.config.encoding()
     for part in old_parts:
         cases = [fresh.pop(case.case_id) for case in part.cases if case.case_id in fresh]
-        if part_fingerprint(modality, config, cases) == part.fingerprint:
+        if same_encoding and tuple(cases) == part.cases:
             kept.append(part)
             after.parts.append(part.entry)
         else:

@@ -38,6 +38,7 @@ __all__ = [
     "TeacherCache",
     "alone",
     "being_read",
+    "being_written",
     "missing_parts",
     "plan_cache_parts",
     "publish",
@@ -68,8 +69,12 @@ def _require_header(root: Blobs, spec: CacheSpec) -> bool:
     except IntegrityError:
         return False
     remedy = f"move {root.url} away, or ask for the cache with the inputs it was made from"
-    require_same(f"the teacher cache in {root.url}", spec.header(), header, remedy)
+    require_same(_named(root), spec.header(), header, remedy)
     return True
+
+
+def _named(root: Blobs) -> str:
+    return f"the teacher cache in {root.url}"
 
 
 def _sealed(root: Blobs, key: str) -> dict[str, Any]:
@@ -115,7 +120,7 @@ def write_part(root: Blobs, spec: CacheSpec, part: CachePart, answers: Mapping[s
         FingerprintMismatchError: If the place holds a cache made from something else.
     """
     encoded = _encoded(spec, part, answers)
-    with root.shared(f"the teacher cache in {root.url}"):
+    with being_written(root):
         if not _require_header(root, spec):
             root.put(_HEADER, seal(spec.header()))
         fragment = _committed(root, spec, part)
@@ -134,7 +139,7 @@ def write_part(root: Blobs, spec: CacheSpec, part: CachePart, answers: Mapping[s
 def _unpublish(root: Blobs) -> None:
     """Withdraw the manifest, without which nobody opens the cache; refused while somebody reads it."""
     if root.size(_MANIFEST) is not None:
-        with _readers(root).exclusive(f"the teacher cache in {root.url}"):
+        with _readers(root).exclusive(_named(root)):
             root.delete(_MANIFEST)
 
 
@@ -148,6 +153,15 @@ def _readers(root: Blobs) -> Blobs:
     return root.below("readers")
 
 
+def being_written(root: Blobs) -> AbstractContextManager[None]:
+    """Keep a cache from being published or deleted for a block; other writers may enter.
+
+    Raises:
+        BusyError: If it is about to be.
+    """
+    return root.shared(_named(root))
+
+
 def being_read(root: Blobs) -> AbstractContextManager[None]:
     """Keep a cache's answers as they are for a block: neither replaced nor deleted.
 
@@ -156,7 +170,7 @@ def being_read(root: Blobs) -> AbstractContextManager[None]:
         BusyError: If its answers are about to be replaced or deleted.
     """
     _require_published(root)
-    return _readers(root).shared(f"the teacher cache in {root.url}")
+    return _readers(root).shared(_named(root))
 
 
 @contextmanager
@@ -166,7 +180,7 @@ def alone(root: Blobs) -> Iterator[None]:
     Raises:
         BusyError: If one of them is at work.
     """
-    what = f"the teacher cache in {root.url}"
+    what = _named(root)
     with root.exclusive(what), _readers(root).exclusive(what):
         yield
 
@@ -202,7 +216,7 @@ def publish(root: Blobs, spec: CacheSpec, parts: Sequence[CachePart]) -> dict[st
         FingerprintMismatchError: If the place holds a cache made from something else.
         IntegrityError: If a part is missing.
     """
-    with root.exclusive(f"the teacher cache in {root.url}"):
+    with root.exclusive(_named(root)):
         missing = [part.part_id for part in missing_parts(root, spec, parts)]
         if missing or len(parts) != spec.n_parts:
             raise IntegrityError(
@@ -254,7 +268,7 @@ class TeacherCache:
                 f"{root.url}: expected cache format {CACHE_VERSION}, found {manifest['format_version']}; move it away "
                 "and materialise the cache again"
             )
-        what, remedy = f"the teacher cache in {root.url}", _REMEDY
+        what, remedy = _named(root), _REMEDY
         if made_from is not None:
             require_same(what, as_stored(dict(made_from)), header["made_from"], remedy)
         if fingerprint is not None:

@@ -28,7 +28,6 @@ from storage.layout import (
     fragment_key,
     load_layout,
     load_manifest,
-    load_plan,
     plan_key,
     rows_key,
     same_parts,
@@ -171,13 +170,20 @@ def _entries(modality: str, manifest: dict[str, Any]) -> list[PartEntry]:
 
 def _cases(root: Blobs, modality: str, part_ids: set[str]) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = dict.fromkeys(sorted(part_ids), ())
-    for part_id in found:
-        try:
-            (part,) = load_plan(root, modality, {part_id})
-        except (StorageError, ValueError):
-            # The list of cases is damaged too, or the plan is a newer one.
-            continue
-        found[part_id] = tuple(case.case_id for case in part.cases)
+    if not part_ids:
+        return found
+    try:
+        layout = load_layout(root, modality)
+    except StorageError:
+        return found
+    for part in layout.parts:
+        if part.part_id in found:
+            try:
+                cases = with_cases(root.below(modality), layout.config, part).cases
+            except StorageError:
+                # Its list of cases is damaged too.
+                continue
+            found[part.part_id] = tuple(case.case_id for case in cases)
     return found
 
 

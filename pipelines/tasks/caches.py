@@ -211,7 +211,7 @@ def write_cache_parts(
     reader = work.reader()
     answerer = Answerer(work, reader)
     wanted, made = set(part_ids), []
-    with work.root.shared(f"the teacher cache in {work.root.url}"):
+    with teacher_cache.being_written(work.root):
         for part in (part for part in work.parts(reader) if part.part_id in wanted):
             with exclusive_lock(work.part_lock(part), what=f"{work.name} {part.part_id}"):
                 if not teacher_cache.missing_parts(work.root, work.spec, [part]):

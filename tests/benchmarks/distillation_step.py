@@ -25,11 +25,9 @@ from medsam_core.training.precision import Precision
 from medsam_core.training.step import Stepper
 from medsam_core.training.teachers import CachedTeacher, OnlineTeacher, TeacherAnswers
 from medsam_core.training.world import World
-from storage.blobs import LocalBlobs
-from storage.teacher_cache import ArraySpec, CacheSpec, TeacherCache, plan_cache_parts, publish, write_part
 from tests.benchmarks._harness import ROUNDS, report
-from tests.benchmarks._teachers import golden_vit_b
 from tests.integration.test_paper_steps import PAPER, Reader, slice_table
+from tests.teachers import cache_of, golden_vit_b
 
 SIZE = 1024
 NAME = "distillation_step"
@@ -68,7 +66,7 @@ def main() -> None:
         return found
 
     with tempfile.TemporaryDirectory() as folder:
-        cache = _cached(Path(folder), embeddings())
+        cache = cache_of(Path(folder), "embeddings", embeddings(), "int8_per_channel")
 
         def step_with(answers: TeacherAnswers) -> Callable[[], Any]:
             student = build_student(StudentConfig(backbone="repvit_m1_1", image_size=SIZE), (0.4,) * 3, (0.2,) * 3, 0)
@@ -110,15 +108,6 @@ def main() -> None:
     report(NAME, "cached_vs_online", speed, unit, rival="the same step online", ratio=statistics.median(ratios))
     report(NAME, "online", speed / statistics.median(ratios), unit)
     report(NAME, "caching", group / statistics.median(caching), unit)
-
-
-def _cached(folder: Path, values: npt.NDArray[np.float32]) -> TeacherCache:
-    root = LocalBlobs(folder)
-    spec = CacheSpec({"embeddings": ArraySpec(values.shape[1:], "int8_per_channel")}, len(values), 1, 64, 1, {})
-    parts = plan_cache_parts(spec, ["all"])
-    write_part(root, spec, parts[0], {"embeddings": values})
-    publish(root, spec, parts)
-    return TeacherCache(root)
 
 
 if __name__ == "__main__":

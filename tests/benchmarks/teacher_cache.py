@@ -17,24 +17,17 @@ from torch import Tensor
 
 from medsam_core.config import StudentConfig
 from medsam_core.models.segmenter import Segmenter, build_student
-from storage.blobs import LocalBlobs
-from storage.teacher_cache import ArraySpec, CacheSpec, TeacherCache, plan_cache_parts, publish, write_part
+from storage.teacher_cache import TeacherCache
 from tests.benchmarks._harness import interleaved, report
-from tests.benchmarks._teachers import golden_vit_b, stand_in, synthetic_images
+from tests.teachers import bytes_of, cache_of, golden_vit_b, shipped_stand_in, synthetic_images
 
 NAME = "teacher_cache"
 ENCODING = "int8_per_channel"
 
 
 def _cache(folder: Path, name: str, values: npt.NDArray[np.float32], encoding: str) -> tuple[TeacherCache, float]:
-    """Return a cache of these answers, cut as the `paper` profile cuts it, and its bytes for a slot."""
-    root = LocalBlobs(folder)
-    spec = CacheSpec({name: ArraySpec(values.shape[1:], encoding)}, len(values), 1, 64, 1, {})
-    parts = plan_cache_parts(spec, [str(number) for number in range(spec.n_parts)])
-    for part in parts:
-        write_part(root, spec, part, {name: values[part.start : part.stop]})
-    publish(root, spec, parts)
-    return TeacherCache(root), sum(root.sizes().values()) / len(values)
+    """Return a cache of these answers and its bytes for a slot."""
+    return cache_of(folder, name, values, encoding), bytes_of(folder) / len(values)
 
 
 def _answers(teacher: Segmenter, images: Tensor) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -99,7 +92,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        _measure(folder, "stand_in", stand_in(), "repvit_m0_9", synthetic_images(folder / "npz", 64, 128), 16)
+        _measure(folder, "stand_in", shipped_stand_in(), "repvit_m0_9", synthetic_images(folder / "npz", 64, 128), 16)
         if "stand_in" not in sys.argv[1:]:
             _measure(folder, "vit_b", golden_vit_b(), "repvit_m1_1", synthetic_images(folder / "npz", 4, 1024), 1)
 

@@ -13,18 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from medsam_core.config import StageConfig, TeacherConfig
+from medsam_core.config import StageConfig
 from medsam_core.data import SliceTable
-from medsam_core.models.checkpoints import load_strictly
-from medsam_core.models.segmenter import Segmenter, build_student, build_teacher, init_decoder_from
-from medsam_core.models.vit import from_sam_keys
+from medsam_core.models.segmenter import Segmenter, build_student, init_decoder_from
 from medsam_core.plan import Plan, Stage
 from medsam_core.rendering import GroupBatch
 from medsam_core.training.loop import train
 from medsam_core.training.stages import prepare
 from medsam_core.training.teachers import OnlineTeacher
 from pipelines.profile import load_profile
-from tests.golden_weights import golden_state
+from tests.teachers import golden_vit_b
 
 pytestmark = pytest.mark.slow
 
@@ -81,11 +79,7 @@ class RememberingTeacher(OnlineTeacher):
 
 @pytest.fixture(scope="module")
 def teacher() -> Segmenter:
-    """MedSAM's architecture with the golden weights."""
-    made = build_teacher(TeacherConfig(kind="medsam_vit_b", image_size=1024))
-    state = {**golden_state("vit_b"), **golden_state("prompt_encoder"), **golden_state("mask_decoder")}
-    load_strictly(made, from_sam_keys(state), "golden weights")
-    return made
+    return golden_vit_b()
 
 
 def _short(config: StageConfig) -> StageConfig:

@@ -352,7 +352,7 @@ def test_an_unused_cache_is_named_then_deleted_and_a_used_one_stays(own: Deploym
     assert [line for line in said if line.startswith("unused") and old.digest[:16] in line]
     assert opened(old)
 
-    for use in (teacher_cache.being_read(old.root), old.root.shared("a writer")):
+    for use in (teacher_cache.being_read(old.root), teacher_cache.being_written(old.root)):
         with use:
             assert cache_care.delete_unused(own.workspace, said.append, dry_run=False) == 0
     assert opened(old), "somebody was at work with it"

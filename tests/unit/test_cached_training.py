@@ -12,9 +12,8 @@ from medsam_core.config import OptimiserConfig
 from medsam_core.plan import Stage
 from medsam_core.rendering import GroupBatch
 from medsam_core.training.teachers import CachedTeacher, OnlineTeacher, TeacherAnswers
-from storage.blobs import LocalBlobs
 from storage.encodings import Floats
-from storage.teacher_cache import ArraySpec, CacheSpec, TeacherCache, plan_cache_parts, publish, write_part
+from tests.teachers import cache_of
 from tests.unit.training_helpers import build_plan, read_log, run_stage, stage_config, stand_in
 
 STEPS = 50
@@ -55,12 +54,7 @@ def losses(stage: Stage, out: Path, teacher: TeacherAnswers) -> npt.NDArray[np.f
 
 def cached(folder: Path, stage: Stage, recorded: RecordingTeacher, encoding: str) -> CachedTeacher:
     answers = np.concatenate([recorded.answers[slot] for slot in sorted(recorded.answers)])
-    spec = CacheSpec({NAMES[stage]: ArraySpec(answers.shape[1:], encoding)}, len(answers), 2, 8, 2, {"test": encoding})
-    parts = plan_cache_parts(spec, [str(number) for number in range(spec.n_parts)])
-    for part in parts:
-        write_part(LocalBlobs(folder), spec, part, {NAMES[stage]: answers[part.start : part.stop]})
-    publish(LocalBlobs(folder), spec, parts)
-    return CachedTeacher(TeacherCache(LocalBlobs(folder)).read)
+    return CachedTeacher(cache_of(folder, NAMES[stage], answers, encoding, cut=(2, 8, 2)).read)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Eight-bit embeddings: the bounds of their error hold for any values, for teachers' in half the bytes."""
 
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsam_core.config import TeacherConfig
-from medsam_core.models.checkpoints import load_model, load_strictly
-from medsam_core.models.segmenter import Segmenter, build_teacher
-from medsam_core.models.vit import from_sam_keys
-from medsam_core.synthetic import write_sample
-from storage.blobs import LocalBlobs
+from medsam_core.models.segmenter import Segmenter
 from storage.encodings import ENCODINGS, MAX_SHARE_OF_SQUARES, MAX_SHARE_OF_VARIANCE, Floats
 from storage.errors import StorageError
-from storage.npz_source import SourceConfig, read_case
-from storage.teacher_cache import ArraySpec, CacheSpec, TeacherCache, plan_cache_parts, publish, write_part
-from tests.golden_weights import golden_images, golden_state
+from tests.golden_weights import golden_images
+from tests.teachers import bytes_of, cache_of, golden_vit_b, shipped_stand_in, synthetic_images
 
 CODEC = ENCODINGS["int8_per_channel"]
 
@@ -105,16 +98,10 @@ def test_what_half_precision_cannot_hold_is_refused(value: float) -> None:
         CODEC.encode(values)
 
 
-def bytes_per_slot(folder: Path, values: Floats) -> float:
-    """Return the bytes of a slot in a published cache: every file of it, scales, indexes and checksums included."""
-    spec = CacheSpec({"embeddings": ArraySpec(values.shape[1:], CODEC.name)}, len(values), 1, 64, 1, {})
-    parts = plan_cache_parts(spec, ["all"])
-    write_part(LocalBlobs(folder), spec, parts[0], {"embeddings": values})
-    publish(LocalBlobs(folder), spec, parts)
-    np.testing.assert_array_equal(
-        TeacherCache(LocalBlobs(folder)).read("embeddings", 0, len(values)), CODEC.decode(CODEC.encode(values))
-    )
-    return sum(LocalBlobs(folder).sizes().values()) / len(values)
+def assert_read_back_in_half_the_bytes(folder: Path, values: Floats) -> None:
+    cache = cache_of(folder, "embeddings", values, CODEC.name)
+    np.testing.assert_array_equal(cache.read("embeddings", 0, len(values)), CODEC.decode(CODEC.encode(values)))
+    assert bytes_of(folder) / len(values) <= 0.48 * values[0].size * 2
 
 
 def embeddings(teacher: Segmenter, images: torch.Tensor) -> Floats:
@@ -124,29 +111,17 @@ def embeddings(teacher: Segmenter, images: torch.Tensor) -> Floats:
 
 
 def test_the_shipped_teachers_embeddings_keep_the_bounds_in_half_the_bytes(tmp_path: Path) -> None:
-    with as_file(files("medsam_core") / "weights" / "stand_in_128.safetensors") as path:
-        teacher = load_model(path)
-    write_sample(tmp_path / "npz", seed=3, cases_per_modality=4, volumes_per_modality=1)
-    paths = sorted((tmp_path / "npz").rglob("2D*.npz"))
-    assert len(paths) >= 32
-    images = []
-    for path in paths:
-        pixels = torch.from_numpy(read_case(path, path.stem, path.parent.name, SourceConfig()).imgs).float()
-        pixels = pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels.expand(3, -1, -1)
-        images.append(torch.nn.functional.interpolate(pixels[None], (128, 128), mode="bilinear", antialias=True)[0])
-    values = embeddings(teacher, torch.stack(images))
+    values = embeddings(shipped_stand_in(), synthetic_images(tmp_path / "npz", 44, 128))
+    assert len(values) >= 32
     stored = assert_within_bounds(values)
     assert not np.isnan(stored["_scale"]).any()
-    assert bytes_per_slot(tmp_path / "cache", values) <= 0.48 * values[0].size * 2
+    assert_read_back_in_half_the_bytes(tmp_path / "cache", values)
 
 
 @pytest.mark.slow
 def test_vit_bs_embeddings_keep_the_bounds_in_half_the_bytes(tmp_path: Path) -> None:
     """The architecture of MedSAM with the golden weights, at 1024 pixels."""
-    teacher = build_teacher(TeacherConfig(kind="medsam_vit_b", image_size=1024))
-    state = {**golden_state("vit_b"), **golden_state("prompt_encoder"), **golden_state("mask_decoder")}
-    load_strictly(teacher, from_sam_keys(state), "golden weights")
-    values = embeddings(teacher, 255 * golden_images(1024))
+    values = embeddings(golden_vit_b(), 255 * golden_images(1024))
     stored = assert_within_bounds(values)
     assert not np.isnan(stored["_scale"]).any()
-    assert bytes_per_slot(tmp_path / "cache", values) <= 0.48 * values[0].size * 2
+    assert_read_back_in_half_the_bytes(tmp_path / "cache", values)

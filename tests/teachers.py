@@ -1,9 +1,11 @@
-"""The two teachers and images for them. What belongs here: models and tensors. Not here: timing."""
+"""The two teachers, images for them, caches of their answers. What belongs here: what tests and benchmarks share."""
 
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -12,11 +14,13 @@ from medsam_core.models.checkpoints import load_model, load_strictly
 from medsam_core.models.segmenter import Segmenter, build_teacher
 from medsam_core.models.vit import from_sam_keys
 from medsam_core.synthetic import write_sample
+from storage.blobs import LocalBlobs
 from storage.npz_source import SourceConfig, read_case
+from storage.teacher_cache import ArraySpec, CacheSpec, TeacherCache, plan_cache_parts, publish, write_part
 from tests.golden_weights import golden_state
 
 
-def stand_in() -> Segmenter:
+def shipped_stand_in() -> Segmenter:
     """Return the shipped teacher, at 128 pixels."""
     with as_file(files("medsam_core") / "weights" / "stand_in_128.safetensors") as path:
         return load_model(path)
@@ -40,3 +44,30 @@ def synthetic_images(folder: Path, count: int, size: int) -> Tensor:
         pixels = pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels.expand(3, -1, -1)
         images.append(torch.nn.functional.interpolate(pixels[None], (size, size), mode="bilinear", antialias=True)[0])
     return torch.stack(images)
+
+
+def cache_of(
+    folder: Path, name: str, values: npt.NDArray[np.float32], encoding: str, cut: tuple[int, int, int] = (1, 64, 1)
+) -> TeacherCache:
+    """Write and publish a cache of one kind of answers, and open it.
+
+    Args:
+        folder: Its place.
+        name: Of the array.
+        values: (slots, ...).
+        encoding: Of the array.
+        cut: Slots of a chunk, slots of a shard, shards of a part; by default as the largest profiles cut it.
+    """
+    root = LocalBlobs(folder)
+    made_from: dict[str, Any] = {"test": encoding}
+    spec = CacheSpec({name: ArraySpec(values.shape[1:], encoding)}, len(values), *cut, made_from)
+    parts = plan_cache_parts(spec, [str(number) for number in range(spec.n_parts)])
+    for part in parts:
+        write_part(root, spec, part, {name: values[part.start : part.stop]})
+    publish(root, spec, parts)
+    return TeacherCache(root)
+
+
+def bytes_of(folder: Path) -> int:
+    """Return the bytes of every file of a cache, scales, indexes and checksums included."""
+    return sum(LocalBlobs(folder).sizes().values())
