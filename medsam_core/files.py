@@ -1,6 +1,6 @@
 """Atomic publication of model files. What belongs here: how bytes reach the disk. Not here: what they mean.
 
-`storage.atomic` does the same for stores; the two packages never import each other.
+`storage.base.atomic` does the same for stores; the two packages never import each other.
 """
 
 import os

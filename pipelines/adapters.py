@@ -5,8 +5,8 @@ it is in `pipelines.tasks.teacher`.
 """
 
 from medsam_core.data import SliceTable
-from storage.modalities import MODALITIES
-from storage.slice_columns import SliceColumns
+from storage.base.modalities import MODALITIES
+from storage.releases.columns import SliceColumns
 
 
 def slice_table(columns: SliceColumns) -> SliceTable:

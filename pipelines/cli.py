@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pipelines.profile import ProfileError
 from pipelines.settings import InputError, Settings, read_settings
-from storage.errors import StorageError
-from storage.modalities import MODALITIES
+from storage.base.errors import StorageError
+from storage.base.modalities import MODALITIES
 
 DAGSTER_YAML = """\
 telemetry:

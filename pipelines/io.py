@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from storage.atomic import read_json, write_json
+from storage.base.atomic import read_json, write_json
 
 
 class JsonIOManager(dg.ConfigurableIOManager):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from storage.atomic import read_json, write_json
+from storage.base.atomic import read_json, write_json
 
 logger = logging.getLogger(__name__)
 

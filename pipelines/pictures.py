@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from storage.atomic import atomic_file
+from storage.base.atomic import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,12 +11,12 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from medsam_core.config import Config, Positive, StageConfig, StudentConfig, TeacherConfig
-from storage.modalities import MODALITIES
+from storage.base.modalities import MODALITIES
 
 PROFILE_FOLDER = Path(__file__).parent / "profiles"
 
 MAX_LZ4_LEVEL = 9
-"""`storage.shard_codec` has it too, and zarr with it, which reading a profile does not wait for."""
+"""`storage.shards.codec` has it too, and zarr with it, which reading a profile does not wait for."""
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
@@ -72,7 +72,7 @@ class CacheSettings(Config):
     mode: Literal["cached", "online", "prefer_cached"] = "cached"
     """`online` asks the teacher in every step; `prefer_cached` too, unless the whole cache is there already."""
     encoding: Literal["int8_per_channel", "float16"] = "int8_per_channel"
-    """How embeddings are kept (`storage.encodings`)."""
+    """How embeddings are kept (`storage.answers.encodings`)."""
     max_bytes: Positive | None = None
     """The most that one cache may take; None: what the disk has free."""
     slots_per_chunk: Positive = 1

@@ -7,7 +7,7 @@ import pandas as pd
 
 from pipelines.results import ledger_file, markdown_table
 from pipelines.workspace import Workspace
-from storage.atomic import read_json
+from storage.base.atomic import read_json
 
 
 def _last_ledger(workspace: Workspace) -> Path | None:

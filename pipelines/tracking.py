@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 
 from pipelines.liveness import alive
 from pipelines.settings import Settings
-from storage.locks import waiting_lock
+from storage.base.locks import waiting_lock
 
 FINGERPRINT_TAG = "medsam.fingerprint"
 PROCESS_TAG = "medsam.process"

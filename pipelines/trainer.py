@@ -30,8 +30,8 @@ from pipelines.settings import read_settings
 from pipelines.tasks.plans import load_plan
 from pipelines.tasks.releases import release_reader
 from pipelines.workspace import Workspace
-from storage.atomic import read_json
-from storage.teacher_cache import TeacherCache, being_read
+from storage.answers.teacher_cache import TeacherCache, being_read
+from storage.base.atomic import read_json
 
 RECALIBRATION_BATCHES = 32
 """Clean groups from which a distilled encoder's batch-norm statistics are taken."""

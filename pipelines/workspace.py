@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pipelines.profile import Profile
 from pipelines.settings import Settings
-from storage.artefacts import Artefacts
-from storage.blobs import Blobs, LocalBlobs, open_blobs
+from storage.base.artefacts import Artefacts
+from storage.base.blobs import Blobs, LocalBlobs, open_blobs
 
 
 @dataclass(frozen=True)

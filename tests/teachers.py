@@ -14,9 +14,10 @@ from medsam_core.models.checkpoints import load_model, load_strictly
 from medsam_core.models.segmenter import Segmenter, build_teacher
 from medsam_core.models.vit import from_sam_keys
 from medsam_core.synthetic import write_sample
-from storage.blobs import LocalBlobs
-from storage.npz_source import SourceConfig, read_case
-from storage.teacher_cache import ArraySpec, CacheSpec, TeacherCache, plan_cache_parts, publish, write_part
+from storage.answers.cache_plan import ArraySpec, CacheSpec, plan_cache_parts
+from storage.answers.teacher_cache import TeacherCache, publish, write_part
+from storage.base.blobs import LocalBlobs
+from storage.sources.npz_source import SourceConfig, read_case
 from tests.golden_weights import golden_state
 
 

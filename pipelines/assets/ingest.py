@@ -8,7 +8,7 @@ import dagster as dg
 from pipelines.resources import WorkspaceResource
 from pipelines.results import markdown_table, materialised
 from pipelines.tasks import ingest, releases, store_care
-from storage.modalities import MODALITIES
+from storage.base.modalities import MODALITIES
 
 Value = dict[str, Any]
 

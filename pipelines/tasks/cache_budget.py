@@ -14,10 +14,10 @@ from typing import Any
 
 from medsam_core.plan import Plan, Stage
 from pipelines.workspace import Workspace
-from storage import teacher_cache
-from storage.blobs import LocalBlobs
-from storage.cache_plan import CacheSpec
-from storage.encodings import Floats
+from storage.answers import cache_plan, teacher_cache
+from storage.answers.cache_plan import CacheSpec
+from storage.answers.encodings import Floats
+from storage.base.blobs import LocalBlobs
 
 PROBE_SLOTS = 8
 """Slots that are answered at least, in whole groups, to learn what one costs."""
@@ -98,7 +98,7 @@ def _stored(spec: CacheSpec, values: Floats) -> tuple[float, float]:
     """Return the bytes of a slot on disk and the seconds of reading it, from a cache of these values."""
     shard = -(-len(values) // spec.slots_per_chunk) * spec.slots_per_chunk
     probe = replace(spec, n_slots=len(values), slots_per_shard=shard, shards_per_part=1)
-    parts = teacher_cache.plan_cache_parts(probe, ["probe"])
+    parts = cache_plan.plan_cache_parts(probe, ["probe"])
     name = next(iter(spec.arrays))
     with tempfile.TemporaryDirectory() as folder:
         root = LocalBlobs(Path(folder))

@@ -12,10 +12,10 @@ from typing import Any
 import pandas as pd
 
 from pipelines.workspace import Workspace
-from storage.atomic import read_json, write_json
-from storage.blobs import LocalBlobs
-from storage.errors import BusyError
-from storage.teacher_cache import alone
+from storage.answers.teacher_cache import alone
+from storage.base.atomic import read_json, write_json
+from storage.base.blobs import LocalBlobs
+from storage.base.errors import BusyError
 
 KINDS = ("embeddings", "logits")
 

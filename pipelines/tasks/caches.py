@@ -1,6 +1,6 @@
 """The teacher's cached answers for a plan. What belongs here: what each slot's answer is made from, and computing it.
 
-Not here: how answers are stored (`storage.teacher_cache`) or read in training (`pipelines.trainer`).
+Not here: how answers are stored (`storage.answers.teacher_cache`) or read in training (`pipelines.trainer`).
 
 A cache is named by the teacher, the kind of answer and the plan's settings; its parts by the slots and the content of
 the slices they show. So a changed slice costs the parts that show it, not the cache.
@@ -20,12 +20,12 @@ from pipelines.tasks.plans import load_plan
 from pipelines.tasks.releases import release_reader
 from pipelines.variants import Variant
 from pipelines.workspace import Workspace
-from storage import teacher_cache
-from storage.encodings import Floats
-from storage.fingerprints import array_hash, combine, fingerprint
-from storage.locks import exclusive_lock
-from storage.release_reader import ReleaseReader
-from storage.teacher_cache import ArraySpec, CachePart, CacheSpec
+from storage.answers import cache_plan, teacher_cache
+from storage.answers.cache_plan import ArraySpec, CachePart, CacheSpec
+from storage.answers.encodings import Floats
+from storage.base.fingerprints import array_hash, combine, fingerprint
+from storage.base.locks import exclusive_lock
+from storage.releases.reader import ReleaseReader
 
 if TYPE_CHECKING:
     from medsam_core.rendering import GroupBatch
@@ -118,7 +118,7 @@ class CacheWork:
             shown["row"] = depth[rows]
             draws = array_hash({"slots": shown, "groups": np.array(groups[first:last])})
             digests.append(combine([draws, *names[codes[rows]]]))
-        return teacher_cache.plan_cache_parts(self.spec, digests)
+        return cache_plan.plan_cache_parts(self.spec, digests)
 
 
 class Answerer:

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import requests
 
 from pipelines.settings import InputError
-from storage.fingerprints import file_hash, fingerprint
-from storage.locks import exclusive_lock
+from storage.base.fingerprints import file_hash, fingerprint
+from storage.base.locks import exclusive_lock
 
 ATTEMPTS = 5
 """Times a broken connection is taken up again before the user is told."""

@@ -19,7 +19,7 @@ from pipelines.tasks.students import parent_run
 from pipelines.tracking import TrackedRun, Tracker
 from pipelines.variants import PROPOSED, Variant
 from pipelines.workspace import Workspace
-from storage.artefacts import Artefact
+from storage.base.artefacts import Artefact
 
 if TYPE_CHECKING:
     from medsam_core.models.segmenter import Segmenter

@@ -15,12 +15,15 @@ from pipelines.profile import Profile
 from pipelines.results import Picture, TaskResult
 from pipelines.tasks.part_writing import NpzFolder, process_count, write_parts
 from pipelines.workspace import Workspace
-from storage import raw_manifest, slice_index, slice_store
-from storage.atomic import read_json, write_parquet
-from storage.modalities import MODALITIES
-from storage.npz_source import SourceConfig
-from storage.release_reader import ReleaseReader
-from storage.slice_columns import SliceColumns
+from storage.base.atomic import read_json, write_parquet
+from storage.base.modalities import MODALITIES
+from storage.releases.columns import SliceColumns
+from storage.releases.reader import ReleaseReader
+from storage.slices import index as slice_index
+from storage.slices import layout, store_plan
+from storage.slices import writer as slice_writer
+from storage.sources import raw_manifest
+from storage.sources.npz_source import SourceConfig
 
 Log = Callable[[str], None]
 
@@ -103,10 +106,10 @@ def _manifest(workspace: Workspace, reference: dict[str, Any]) -> pd.DataFrame:
     return pd.read_parquet(workspace.artefacts.get(reference).path / "manifest.parquet")
 
 
-def store_config(workspace: Workspace, modality: str) -> slice_store.StoreConfig:
+def store_config(workspace: Workspace, modality: str) -> layout.StoreConfig:
     """Return how a modality's store is cut and compressed."""
     store = workspace.profile.store
-    return slice_store.StoreConfig(
+    return layout.StoreConfig(
         chunk_bytes=store.chunk_bytes,
         chunks_per_shard=store.chunks_per_shard,
         part_shards=store.part_shards,
@@ -123,15 +126,15 @@ def plan_store(workspace: Workspace, modality: str, manifest: dict[str, Any]) ->
     """Plan one modality's parts and return the missing ones' ids, batched into steps."""
     table = _manifest(workspace, manifest)
     rows = table[(table["status"] == "accepted") & (table["modality"] == modality)]
-    plan = slice_store.plan_parts(workspace.stores, modality, rows, store_config(workspace, modality))
-    missing = slice_store.missing_parts(workspace.stores, modality, plan)
+    plan = store_plan.plan_parts(workspace.stores, modality, rows, store_config(workspace, modality))
+    missing = slice_writer.missing_parts(workspace.stores, modality, plan)
     return _batches([part.part_id for part in missing], workspace.profile.store.parts_per_step)
 
 
 def write_store_parts(workspace: Workspace, modality: str, part_ids: Sequence[str], log: Log) -> dict[str, Any]:
     """Write some parts of one modality's store; each is published whole or not at all."""
     load = NpzFolder(workspace.settings.data, modality, source_config(workspace.profile))
-    parts = slice_store.load_plan(workspace.stores, modality, set(part_ids))
+    parts = layout.load_plan(workspace.stores, modality, set(part_ids))
     processes = process_count(parts, workspace.settings.workers, workspace.settings.memory_bytes)
     for done, fragment in enumerate(write_parts(workspace.stores, parts, load, processes), start=1):
         counts = f"{fragment['n_cases']} cases, {fragment['n_slices']} slices"
@@ -143,8 +146,8 @@ def publish_store(
     workspace: Workspace, modality: str, manifest: dict[str, Any], written: Sequence[dict[str, Any]]
 ) -> TaskResult:
     """Publish one modality's parts as a store that readers accept."""
-    plan = slice_store.load_layout(workspace.stores, modality).parts
-    published = slice_store.publish(workspace.stores, modality, plan)
+    plan = layout.load_layout(workspace.stores, modality).parts
+    published = slice_writer.publish(workspace.stores, modality, plan)
     made = [part for step in written for part in step["made"]]
     index = slice_index.build_index(workspace.stores, [modality], _manifest(workspace, manifest))
     notes = {

@@ -1,6 +1,6 @@
 """Writing many parts of a slice store in several processes.
 
-What belongs here: how many processes, their lives, their errors. Not here: what a part is (`storage.slice_writer`),
+What belongs here: how many processes, their lives, their errors. Not here: what a part is (`storage.slices.writer`),
 which parts a step gets (`pipelines.tasks.ingest`).
 """
 
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from medsam_core.training.lifetime import require_parent
-from storage.blobs import Blobs
-from storage.layout import PartPlan, PlannedCase
-from storage.npz_source import CASE_COPIES, NpzCase, SourceConfig, read_case
-from storage.slice_writer import write_part
+from storage.base.blobs import Blobs
+from storage.slices.layout import PartPlan, PlannedCase
+from storage.slices.writer import write_part
+from storage.sources.npz_source import CASE_COPIES, NpzCase, SourceConfig, read_case
 
 POOL_BYTES: Final = 128 * 2**20
 """Array bytes below which one process is done sooner than others have started."""

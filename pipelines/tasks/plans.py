@@ -13,7 +13,7 @@ from pipelines.adapters import slice_table
 from pipelines.results import Picture, TaskResult
 from pipelines.tasks.releases import release_reader, split_fingerprint
 from pipelines.workspace import Workspace
-from storage.atomic import atomic_file
+from storage.base.atomic import atomic_file
 
 
 def plan_description(

@@ -1,7 +1,7 @@
 """From the slice index to a release, its readers and its pixel statistics.
 
 What belongs here: freezing a release, telling how it differs from the one before, reading its slices. Not here: who
-gets which split (`storage.splits`), what a release is (`storage.release`).
+gets which split (`storage.releases.splits`), what a release is (`storage.releases.release`).
 """
 
 from collections.abc import Callable
@@ -13,11 +13,12 @@ import pandas as pd
 from medsam_core.pixel_statistics import balanced_statistics
 from pipelines.results import TaskResult
 from pipelines.workspace import Workspace
-from storage.artefacts import Artefact
-from storage.atomic import read_json, write_json
-from storage.errors import IntegrityError
-from storage.modalities import MODALITIES
-from storage.release import (
+from storage.base.artefacts import Artefact
+from storage.base.atomic import read_json, write_json
+from storage.base.errors import IntegrityError
+from storage.base.modalities import MODALITIES
+from storage.releases.reader import ReleaseReader
+from storage.releases.release import (
     Release,
     duplicates,
     leakage,
@@ -28,8 +29,7 @@ from storage.release import (
     release_difference,
     save_release,
 )
-from storage.release_reader import ReleaseReader
-from storage.splits import SplitFractions, assign_splits, families, labelled_groups
+from storage.releases.splits import SplitFractions, assign_splits, families, labelled_groups
 
 Log = Callable[[str], None]
 

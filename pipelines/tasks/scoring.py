@@ -14,8 +14,8 @@ import pandas as pd
 
 from medsam_core.prompts import tight_boxes
 from medsam_core.scoring import CaseIdentity, CaseScore, score_case
-from storage.atomic import atomic_file, write_parquet
-from storage.release_reader import ReleaseReader
+from storage.base.atomic import atomic_file, write_parquet
+from storage.releases.reader import ReleaseReader
 
 Predict = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64], bool], npt.NDArray[np.uint16]]
 """Images, boxes (half-open in x and y, z closed) and whether it is a volume, to `segs` labelled by box order."""

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from storage.atomic import write_json
-from storage.release import Release
+from storage.base.atomic import write_json
+from storage.releases.release import Release
 
 SEEN_FILE = "seen_cases.json"
 """Beside a model: content hash of every case of its release, and its split."""

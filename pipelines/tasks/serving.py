@@ -14,11 +14,11 @@ import pandas as pd
 from pipelines.settings import InputError, Settings
 from pipelines.tasks.ingest import source_config
 from pipelines.tasks.seen import read_seen
-from storage import raw_manifest
-from storage.atomic import read_json, write_json
-from storage.errors import BadSampleError
-from storage.fingerprints import file_hash, fingerprint, require_same
-from storage.npz_source import NpzCase, SourceConfig, read_case
+from storage.base.atomic import read_json, write_json
+from storage.base.errors import BadSampleError
+from storage.base.fingerprints import file_hash, fingerprint, require_same
+from storage.sources import raw_manifest
+from storage.sources.npz_source import NpzCase, SourceConfig, read_case
 
 if TYPE_CHECKING:
     from medsam_core.models.segmenter import Segmenter
@@ -107,7 +107,7 @@ def _case_to_predict(file: Path, settings: Settings) -> tuple[NpzCase, npt.NDArr
     """Read a case and its boxes, half-open in x and y and cut to the image."""
     from medsam_core.contract import checked_boxes
     from medsam_core.prompts import inclusive_to_half_open
-    from storage.modalities import modality_of
+    from storage.base.modalities import modality_of
 
     case = read_case(file, file.stem, modality_of(file.stem) or "", source_config(settings.profile))
     if case.boxes is None:

@@ -1,7 +1,7 @@
 """Keeping stores sound: verifying every byte, repairing what is damaged, erasing withdrawn cases.
 
-What belongs here: these acts over all modalities of a workspace. Not here: what damage is (`storage.verification`), the
-usual way in (`pipelines.tasks.ingest`).
+What belongs here: these acts over all modalities of a workspace. Not here: what damage is
+(`storage.slices.verification`), the usual way in (`pipelines.tasks.ingest`).
 """
 
 from collections.abc import Callable, Sequence
@@ -12,12 +12,13 @@ import pandas as pd
 from pipelines.settings import InputError
 from pipelines.tasks import ingest
 from pipelines.workspace import Workspace
-from storage import slice_store
-from storage.atomic import read_json, write_json
-from storage.errors import IntegrityError
-from storage.layout import MANIFEST
-from storage.modalities import MODALITIES
-from storage.verification import Verification, verify, verify_again, withdraw
+from storage.base.atomic import read_json, write_json
+from storage.base.errors import IntegrityError
+from storage.base.modalities import MODALITIES
+from storage.slices import layout
+from storage.slices import writer as slice_writer
+from storage.slices.layout import MANIFEST
+from storage.slices.verification import Verification, verify, verify_again, withdraw
 
 Log = Callable[[str], None]
 
@@ -67,7 +68,7 @@ def repair_store(workspace: Workspace, modality: str, log: Log) -> Verification:
     except IntegrityError:
         # The manifest repeats what plan and fragments say.
         _write_missing(workspace, modality, log)
-        slice_store.publish(workspace.stores, modality, slice_store.load_layout(workspace.stores, modality).parts)
+        slice_writer.publish(workspace.stores, modality, layout.load_layout(workspace.stores, modality).parts)
         found = verify_store(workspace, modality, log)
     withdraw(workspace.stores, found)
     _write_missing(workspace, modality, log)
@@ -76,8 +77,8 @@ def repair_store(workspace: Workspace, modality: str, log: Log) -> Verification:
 
 def _write_missing(workspace: Workspace, modality: str, log: Log) -> None:
     """Write what the plan lacks: withdrawn parts, and those that an ingest that was stopped has not come to."""
-    plan = slice_store.load_layout(workspace.stores, modality).parts
-    missing = [part.part_id for part in slice_store.missing_parts(workspace.stores, modality, plan)]
+    plan = layout.load_layout(workspace.stores, modality).parts
+    missing = [part.part_id for part in slice_writer.missing_parts(workspace.stores, modality, plan)]
     ingest.write_store_parts(workspace, modality, missing, log)
     log(f"{modality}: {len(missing)} parts written again")
 
@@ -109,7 +110,7 @@ def erase_cases(workspace: Workspace, case_ids: Sequence[str], log: Log) -> list
         batches = ingest.plan_store(workspace, modality, manifest)
         for batch in batches:
             ingest.write_store_parts(workspace, modality, batch, log)
-        plan = slice_store.load_layout(workspace.stores, modality).parts
-        manifests.append(slice_store.publish(workspace.stores, modality, plan))
+        plan = layout.load_layout(workspace.stores, modality).parts
+        manifests.append(slice_writer.publish(workspace.stores, modality, plan))
         log(f"{modality}: published without the withdrawn cases")
     return manifests

@@ -20,10 +20,10 @@ from pipelines.tasks.seen import write_seen
 from pipelines.tracking import Point, TrackedRun, Tracker
 from pipelines.variants import Variant
 from pipelines.workspace import Workspace
-from storage.artefacts import Artefact
-from storage.atomic import write_json
-from storage.fingerprints import fingerprint, require_same
-from storage.release import load_release
+from storage.base.artefacts import Artefact
+from storage.base.atomic import write_json
+from storage.base.fingerprints import fingerprint, require_same
+from storage.releases.release import load_release
 
 Value = dict[str, Any]
 Log = Callable[[str], None]

@@ -14,7 +14,7 @@ from pipelines.results import TaskResult
 from pipelines.tasks import plans, students
 from pipelines.tasks.downloads import download, require_sha256
 from pipelines.workspace import Workspace
-from storage.fingerprints import file_hash
+from storage.base.fingerprints import file_hash
 
 if TYPE_CHECKING:
     from medsam_core.models.segmenter import Segmenter

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from storage.fingerprints import array_hash
-from storage.npz_source import NpzCase
+from storage.base.fingerprints import array_hash
+from storage.sources.npz_source import NpzCase
 
 SIZE = 512
 

@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 from medsam_core.config import PAPER_DISTILLATION, PAPER_FINETUNING
 from medsam_core.plan import Plan, Stage
 from pipelines.adapters import slice_table
-from storage.atomic import write_json
-from storage.fingerprints import file_hash
-from storage.modalities import MODALITIES
-from storage.release import FORMAT_VERSION, open_split
-from storage.slice_columns import GT_ARRAY_NAMES, SliceColumns
+from storage.base.atomic import write_json
+from storage.base.fingerprints import file_hash
+from storage.base.modalities import MODALITIES
+from storage.releases.columns import GT_ARRAY_NAMES, SliceColumns
+from storage.releases.release import FORMAT_VERSION, open_split
 from tests.benchmarks._harness import interleaved, report
 
 ROWS = 1_500_000

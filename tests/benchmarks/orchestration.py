@@ -15,8 +15,8 @@ from pipelines.definitions import build_defs
 from pipelines.settings import read_settings
 from pipelines.tasks import ingest, releases
 from pipelines.workspace import Workspace
-from storage.modalities import MODALITIES
-from storage.slice_store import load_plan
+from storage.base.modalities import MODALITIES
+from storage.slices.layout import load_plan
 from tests.benchmarks._ct_like import ct_like_cases
 from tests.benchmarks._harness import cpu_seconds, report
 

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import zarr
 
-from storage.blobs import LocalBlobs
-from storage.npz_source import NpzCase, SourceConfig, read_case
-from storage.release_reader import ReleaseReader
-from storage.shard_codec import COMPRESSIONS, Compression, decode_chunk
-from storage.slice_columns import SliceColumns
-from storage.slice_index import build_index
-from storage.slice_store import StoreConfig
+from storage.base.blobs import LocalBlobs
+from storage.releases.columns import SliceColumns
+from storage.releases.reader import ReleaseReader
+from storage.shards.codec import COMPRESSIONS, Compression, decode_chunk
+from storage.slices.index import build_index
+from storage.slices.layout import StoreConfig
+from storage.sources.npz_source import NpzCase, SourceConfig, read_case
 from tests.benchmarks._ct_like import ct_like_cases, write_npz
 from tests.benchmarks._harness import interleaved, report
 from tests.unit.store_helpers import build_in, manifest_of

@@ -17,12 +17,12 @@ import numpy.typing as npt
 import zarr
 from numcodecs import zstd
 
-from storage.blobs import LocalBlobs
-from storage.npz_source import NpzCase, SourceConfig, read_case
-from storage.release_reader import ReleaseReader
-from storage.slice_columns import SliceColumns
-from storage.slice_index import build_index
-from storage.slice_store import StoreConfig
+from storage.base.blobs import LocalBlobs
+from storage.releases.columns import SliceColumns
+from storage.releases.reader import ReleaseReader
+from storage.slices.index import build_index
+from storage.slices.layout import StoreConfig
+from storage.sources.npz_source import NpzCase, SourceConfig, read_case
 from tests.benchmarks._ct_like import SIZE, ct_like_cases, write_npz
 from tests.benchmarks._harness import interleaved, report
 from tests.unit.store_helpers import build_in, manifest_of

@@ -17,10 +17,12 @@ import numpy as np
 import zarr
 
 from pipelines.profile import StoreSettings
-from storage.blobs import LocalBlobs
-from storage.npz_source import NpzCase, SourceConfig, read_case
-from storage.shard_codec import COMPRESSIONS
-from storage.slice_store import StoreConfig, missing_parts, plan_parts, publish, write_part
+from storage.base.blobs import LocalBlobs
+from storage.shards.codec import COMPRESSIONS
+from storage.slices.layout import StoreConfig
+from storage.slices.store_plan import plan_parts
+from storage.slices.writer import missing_parts, publish, write_part
+from storage.sources.npz_source import NpzCase, SourceConfig, read_case
 from tests.benchmarks._ct_like import ct_like_cases, ct_like_slice, write_npz
 from tests.benchmarks._harness import interleaved, report
 from tests.unit.store_helpers import manifest_of
@@ -124,10 +126,12 @@ _INGEST = """
 import json, sys
 from pathlib import Path
 from pipelines.profile import StoreSettings
-from storage.blobs import LocalBlobs
-from storage.npz_source import SourceConfig, read_case
-from storage.raw_manifest import scan
-from storage.slice_store import StoreConfig, plan_parts, publish, write_part
+from storage.base.blobs import LocalBlobs
+from storage.sources.npz_source import SourceConfig, read_case
+from storage.sources.raw_manifest import scan
+from storage.slices.layout import StoreConfig
+from storage.slices.store_plan import plan_parts
+from storage.slices.writer import publish, write_part
 def peak():
     # The largest resident set of this program; ru_maxrss would count its parent's.
     status = Path("/proc/self/status").read_text()

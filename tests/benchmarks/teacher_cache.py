@@ -17,7 +17,7 @@ from torch import Tensor
 
 from medsam_core.config import StudentConfig
 from medsam_core.models.segmenter import Segmenter, build_student
-from storage.teacher_cache import TeacherCache
+from storage.answers.teacher_cache import TeacherCache
 from tests.benchmarks._harness import interleaved, report
 from tests.teachers import bytes_of, cache_of, golden_vit_b, shipped_stand_in, synthetic_images
 

@@ -19,8 +19,8 @@ import pandas as pd
 
 from pipelines.settings import read_settings
 from pipelines.workspace import Workspace
-from storage.atomic import read_json
-from storage.release import load_release
+from storage.base.atomic import read_json
+from storage.releases.release import load_release
 
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).with_name("tiny.yaml")

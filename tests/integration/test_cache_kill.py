@@ -15,8 +15,8 @@ import pytest
 
 from pipelines.tasks.caches import CacheWork
 from pipelines.variants import PROPOSED
-from storage.errors import StorageError
-from storage.teacher_cache import TeacherCache
+from storage.answers.teacher_cache import TeacherCache
+from storage.base.errors import StorageError
 from tests.integration.conftest import Finished
 from tests.integration.deployment import Deployment
 from tests.unit.store_helpers import files_below

@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from storage.modalities import MODALITIES
+from storage.base.modalities import MODALITIES
 from tests.integration.deployment import DAGSTER, ROOT, Deployment
 
 ASSETS = sorted(

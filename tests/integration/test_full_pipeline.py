@@ -14,7 +14,7 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from storage.modalities import MODALITIES
+from storage.base.modalities import MODALITIES
 from tests.integration.conftest import Finished
 from tests.integration.deployment import Deployment
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.blobs import LocalBlobs
-from storage.errors import StorageError
-from storage.release_reader import ReleaseReader
-from storage.slice_columns import SliceColumns
-from storage.slice_index import published_rows
-from storage.verification import verify
+from storage.base.blobs import LocalBlobs
+from storage.base.errors import StorageError
+from storage.releases.columns import SliceColumns
+from storage.releases.reader import ReleaseReader
+from storage.slices.index import published_rows
+from storage.slices.verification import verify
 from tests.unit.store_helpers import files_below
 
 pytestmark = pytest.mark.slow
@@ -25,10 +25,12 @@ pytestmark = pytest.mark.slow
 INGEST = """
 import sys
 from pathlib import Path
-from storage.blobs import LocalBlobs
-from storage.npz_source import SourceConfig, read_case
-from storage.raw_manifest import scan
-from storage.slice_store import StoreConfig, missing_parts, plan_parts, publish, write_part
+from storage.base.blobs import LocalBlobs
+from storage.sources.npz_source import SourceConfig, read_case
+from storage.sources.raw_manifest import scan
+from storage.slices.layout import StoreConfig
+from storage.slices.writer import missing_parts, publish, write_part
+from storage.slices.store_plan import plan_parts
 source, stores = Path(sys.argv[1]), LocalBlobs(Path(sys.argv[2]))
 config = StoreConfig(chunk_bytes=4096, chunks_per_shard=8, part_shards=2)
 print("begun", flush=True)

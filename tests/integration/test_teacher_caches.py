@@ -18,10 +18,10 @@ from pipelines.tasks import cache_budget, cache_care, caches, plans, students, t
 from pipelines.tasks.cache_budget import BudgetError
 from pipelines.tasks.caches import CacheWork
 from pipelines.variants import PROPOSED
-from storage import teacher_cache
-from storage.blobs import LocalBlobs
-from storage.errors import BusyError, FingerprintMismatchError, IntegrityError, StorageError
-from storage.teacher_cache import TeacherCache
+from storage.answers import teacher_cache
+from storage.answers.teacher_cache import TeacherCache
+from storage.base.blobs import LocalBlobs
+from storage.base.errors import BusyError, FingerprintMismatchError, IntegrityError, StorageError
 from tests.integration.conftest import Finished
 from tests.integration.deployment import DAGSTER, TINY, Deployment
 from tests.unit.store_helpers import files_below

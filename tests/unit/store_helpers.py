@@ -8,10 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from storage.blobs import Blobs, LocalBlobs
-from storage.fingerprints import array_hash
-from storage.npz_source import NpzCase
-from storage.slice_store import StoreConfig, missing_parts, plan_parts, publish, write_part
+from storage.base.blobs import Blobs, LocalBlobs
+from storage.base.fingerprints import array_hash
+from storage.slices.layout import StoreConfig
+from storage.slices.store_plan import plan_parts
+from storage.slices.writer import missing_parts, publish, write_part
+from storage.sources.npz_source import NpzCase
 
 CONFIG = StoreConfig(chunk_bytes=64, chunks_per_shard=4, part_shards=3)
 """Chunks of 64 bytes and shards of 256, so that ordinary test slices cross both."""

@@ -7,10 +7,10 @@ import pandas as pd
 
 from medsam_core.prompts import tight_boxes
 from pipelines.adapters import slice_table
-from storage.blobs import LocalBlobs
-from storage.modalities import MODALITIES
-from storage.slice_columns import SliceColumns
-from storage.slice_index import build_index
+from storage.base.blobs import LocalBlobs
+from storage.base.modalities import MODALITIES
+from storage.releases.columns import SliceColumns
+from storage.slices.index import build_index
 from tests.unit.store_helpers import build_store, manifest_of, random_case, varied_cases
 
 

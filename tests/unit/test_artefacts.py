@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from storage.artefacts import DONE, MADE_FROM, Artefacts
-from storage.errors import BusyError, FingerprintMismatchError, IntegrityError
-from storage.fingerprints import fingerprint
-from storage.locks import exclusive_lock
+from storage.base.artefacts import DONE, MADE_FROM, Artefacts
+from storage.base.errors import BusyError, FingerprintMismatchError, IntegrityError
+from storage.base.fingerprints import fingerprint
+from storage.base.locks import exclusive_lock
 
 MADE_OF = {"release": "abc", "settings": {"epochs": 2, "sizes": [1, 2]}}
 
@@ -96,7 +96,7 @@ def test_a_folder_made_from_something_else_is_refused_with_the_difference(tmp_pa
 def test_a_second_builder_in_another_process_is_refused_and_named(tmp_path: Path) -> None:
     script = (
         "import sys, pathlib\n"
-        "from storage.artefacts import Artefacts\n"
+        "from storage.base.artefacts import Artefacts\n"
         "def build(folder):\n"
         "    print('building', flush=True); sys.stdin.readline(); return {'by': 'other'}\n"
         f"Artefacts(pathlib.Path(sys.argv[1])).make('model', {MADE_OF!r}, build)\n"

@@ -8,8 +8,8 @@ from unittest import mock
 
 import pytest
 
-from storage.blobs import Blobs, LocalBlobs, open_blobs
-from storage.errors import BusyError, StorageError
+from storage.base.blobs import Blobs, LocalBlobs, open_blobs
+from storage.base.errors import BusyError, StorageError
 from tests.unit.s3_server import BUCKET, s3_server
 
 

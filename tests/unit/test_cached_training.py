@@ -12,7 +12,7 @@ from medsam_core.config import OptimiserConfig
 from medsam_core.plan import Stage
 from medsam_core.rendering import GroupBatch
 from medsam_core.training.teachers import CachedTeacher, OnlineTeacher, TeacherAnswers
-from storage.encodings import Floats
+from storage.answers.encodings import Floats
 from tests.teachers import cache_of
 from tests.unit.training_helpers import build_plan, read_log, run_stage, stage_config, stand_in
 

@@ -14,7 +14,7 @@ from medsam_core.models.checkpoints import load_model, save_model
 from medsam_core.models.segmenter import build_student
 from medsam_core.prompts import half_open_to_inclusive
 from pipelines.cli import main
-from storage.npz_source import SourceConfig, read_case
+from storage.sources.npz_source import SourceConfig, read_case
 
 Array = npt.NDArray[Any]
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medsam_core.models.segmenter import Segmenter
-from storage.encodings import ENCODINGS, MAX_SHARE_OF_SQUARES, MAX_SHARE_OF_VARIANCE, Floats
-from storage.errors import StorageError
+from storage.answers.encodings import ENCODINGS, MAX_SHARE_OF_SQUARES, MAX_SHARE_OF_VARIANCE, Floats
+from storage.base.errors import StorageError
 from tests.golden_weights import golden_images
 from tests.teachers import bytes_of, cache_of, golden_vit_b, shipped_stand_in, synthetic_images
 

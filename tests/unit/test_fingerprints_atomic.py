@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.atomic import (
+from storage.base.atomic import (
     atomic_file,
     read_json,
     remove_partials,
@@ -22,8 +22,8 @@ from storage.atomic import (
     write_json,
     write_parquet,
 )
-from storage.errors import BusyError, FingerprintMismatchError, IntegrityError
-from storage.fingerprints import (
+from storage.base.errors import BusyError, FingerprintMismatchError, IntegrityError
+from storage.base.fingerprints import (
     array_hash,
     canonical_json,
     combine,
@@ -32,7 +32,7 @@ from storage.fingerprints import (
     fingerprint,
     require_same,
 )
-from storage.locks import exclusive_lock, waiting_lock
+from storage.base.locks import exclusive_lock, waiting_lock
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.floats(-2, 2, width=16) | st.text("ab", max_size=2),
@@ -168,7 +168,7 @@ class TestAtomicFile:
 
     def test_a_killed_writer_leaves_only_a_partial_file(self, tmp_path: Path) -> None:
         code = (
-            "import os, sys, pathlib; from storage.atomic import atomic_file\n"
+            "import os, sys, pathlib; from storage.base.atomic import atomic_file\n"
             "with atomic_file(pathlib.Path(sys.argv[1])) as file:\n"
             "    file.write(b'half'); file.flush(); os.kill(os.getpid(), 9)\n"
         )
@@ -225,7 +225,7 @@ class TestAtomicFile:
 
 class TestLocks:
     HOLD = (
-        "import sys, pathlib; from storage.locks import exclusive_lock\n"
+        "import sys, pathlib; from storage.base.locks import exclusive_lock\n"
         "with exclusive_lock(pathlib.Path(sys.argv[1]), what='store'):\n"
         "    print('held', flush=True); sys.stdin.read()\n"
     )

@@ -9,7 +9,7 @@ import pytest
 from dagster._core.definitions.resource_definition import ScopedResourcesBuilder
 
 from pipelines.io import JsonIOManager
-from storage.errors import IntegrityError
+from storage.base.errors import IntegrityError
 
 VALUE = {"fingerprint": "ab", "info": {"dice": 0.5, "names": ["é", None, True]}, "made": 3}
 

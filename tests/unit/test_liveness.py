@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from pipelines.liveness import alive, end_dead_runs, note_executor
-from storage.atomic import read_json, write_json
+from storage.base.atomic import read_json, write_json
 
 POOL = "trainer"
 

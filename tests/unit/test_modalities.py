@@ -2,7 +2,7 @@
 
 import pytest
 
-from storage.modalities import MODALITIES, VOLUMETRIC, modality_of, modality_of_word
+from storage.base.modalities import MODALITIES, VOLUMETRIC, modality_of, modality_of_word
 
 
 @pytest.mark.parametrize(

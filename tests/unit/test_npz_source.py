@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from storage import npz_source
-from storage.errors import BadSampleError
-from storage.npz_source import REASONS, NpzCase, SourceConfig, read_case
+from storage.base.errors import BadSampleError
+from storage.sources import npz_source
+from storage.sources.npz_source import REASONS, NpzCase, SourceConfig, read_case
 
 IMAGE = np.arange(20, dtype=np.uint8).reshape(4, 5)
 VOLUME = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)

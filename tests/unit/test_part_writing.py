@@ -8,12 +8,13 @@ import pytest
 
 from pipelines.tasks import part_writing
 from pipelines.tasks.part_writing import NpzFolder, case_bytes, process_count, write_parts
-from storage.blobs import LocalBlobs
-from storage.errors import BadSampleError
-from storage.layout import PartPlan, PlannedCase
-from storage.npz_source import SourceConfig
-from storage.raw_manifest import scan
-from storage.slice_store import StoreConfig, missing_parts, plan_parts, publish
+from storage.base.blobs import LocalBlobs
+from storage.base.errors import BadSampleError
+from storage.slices.layout import PartPlan, PlannedCase, StoreConfig
+from storage.slices.store_plan import plan_parts
+from storage.slices.writer import missing_parts, publish
+from storage.sources.npz_source import SourceConfig
+from storage.sources.raw_manifest import scan
 from tests.unit.store_helpers import files_below
 
 CONFIG = StoreConfig(chunk_bytes=256, chunks_per_shard=4, part_shards=1)

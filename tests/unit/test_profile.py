@@ -7,7 +7,7 @@ import yaml
 
 from medsam_core.config import PAPER_DISTILLATION, PAPER_FINETUNING
 from pipelines.profile import Profile, ProfileError, load_profile
-from storage import shard_codec
+from storage.shards.arrays import codec as shard_codec
 
 
 def write(folder: Path, text: str, name: str = "own") -> str:

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from storage import npz_source, raw_manifest
-from storage.atomic import write_parquet
-from storage.errors import StorageError
-from storage.npz_source import SourceConfig
-from storage.raw_manifest import COLUMNS, counts_by_modality, manifest_fingerprint, rejected, scan
+from storage.base.atomic import write_parquet
+from storage.base.errors import StorageError
+from storage.sources import npz_source, raw_manifest
+from storage.sources.npz_source import SourceConfig
+from storage.sources.raw_manifest import COLUMNS, counts_by_modality, manifest_fingerprint, rejected, scan
 
 CONFIG = SourceConfig()
 IMAGE = np.arange(20, dtype=np.uint8).reshape(4, 5)

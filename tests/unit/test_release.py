@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from storage.errors import FingerprintMismatchError, StorageError
-from storage.release import (
+from storage.base.errors import FingerprintMismatchError, StorageError
+from storage.releases.release import (
     duplicates,
     leakage,
     load_release,
@@ -18,7 +18,7 @@ from storage.release import (
     release_difference,
     save_release,
 )
-from storage.splits import SPLITS, SplitFractions, assign_splits, families, labelled_groups
+from storage.releases.splits import SPLITS, SplitFractions, assign_splits, families, labelled_groups
 
 FRACTIONS = SplitFractions(validation=0.2, test=0.1)
 

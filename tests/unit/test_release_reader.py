@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from medsam_core.data import SliceReader
-from storage.blobs import LocalBlobs
-from storage.errors import IntegrityError, StorageError
-from storage.npz_source import NpzCase
-from storage.release_reader import ReleaseReader
-from storage.slice_columns import SliceColumns
-from storage.slice_index import build_index
+from storage.base.blobs import LocalBlobs
+from storage.base.errors import IntegrityError, StorageError
+from storage.releases.columns import SliceColumns
+from storage.releases.reader import ReleaseReader
+from storage.slices.index import build_index
+from storage.sources.npz_source import NpzCase
 from tests.unit.store_helpers import build_store, manifest_of, random_case, varied_cases
 from tests.unit.test_slice_store import changed_cases
 

@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.blobs import Blobs, LocalBlobs, open_blobs
-from storage.errors import BusyError, IntegrityError, StorageError
-from storage.layout import MANIFEST, fragment_key
-from storage.npz_source import NpzCase
-from storage.release_reader import ReleaseReader
-from storage.slice_columns import SliceColumns
-from storage.slice_index import build_index
-from storage.slice_store import SliceStore, load_manifest, missing_parts, plan_parts, publish, write_part
+from storage.base.blobs import Blobs, LocalBlobs, open_blobs
+from storage.base.errors import BusyError, IntegrityError, StorageError
+from storage.releases.columns import SliceColumns
+from storage.releases.reader import ReleaseReader
+from storage.slices.index import build_index
+from storage.slices.layout import MANIFEST, fragment_key, load_manifest
+from storage.slices.reader import SliceStore
+from storage.slices.store_plan import plan_parts
+from storage.slices.writer import missing_parts, publish, write_part
+from storage.sources.npz_source import NpzCase
 from tests.unit.s3_server import BUCKET, s3_server
 from tests.unit.store_helpers import CONFIG, build_in, files_below, manifest_of, random_case, varied_cases
 

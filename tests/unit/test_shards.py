@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
-from storage.blobs import LocalBlobs
-from storage.errors import IntegrityError, StorageError
-from storage.open_shards import OpenShards
-from storage.shard_codec import (
+from storage.base.blobs import LocalBlobs
+from storage.base.errors import IntegrityError, StorageError
+from storage.shards.arrays import ArrayLayout, ShardWriter, group_metadata, put_shard, record_from
+from storage.shards.codec import (
     Compression,
     ShardEncoder,
     ShardError,
@@ -31,8 +31,8 @@ from storage.shard_codec import (
     read_index,
     zarr_codec,
 )
-from storage.shard_reader import ShardReader
-from storage.shards import ArrayLayout, ShardWriter, group_metadata, put_shard, record_from
+from storage.shards.open_shards import OpenShards
+from storage.shards.reader import ShardReader
 
 COMPRESSIONS: tuple[Compression, ...] = ("zstd", "lz4")
 LAYOUTS = [

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from storage.modalities import MODALITIES
-from storage.slice_columns import GT_ARRAY_NAMES, SliceColumns
+from storage.base.modalities import MODALITIES
+from storage.releases.columns import GT_ARRAY_NAMES, SliceColumns
 
 
 def some_rows() -> pd.DataFrame:

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from storage.atomic import write_parquet
-from storage.blobs import LocalBlobs
-from storage.errors import IntegrityError, StorageError
-from storage.label_statistics import label_statistics
-from storage.npz_source import NpzCase
-from storage.slice_index import INDEX_COLUMNS, PART_SCHEMA, build_index, modality_index, published_rows
+from storage.base.atomic import write_parquet
+from storage.base.blobs import LocalBlobs
+from storage.base.errors import IntegrityError, StorageError
+from storage.slices.index import INDEX_COLUMNS, PART_SCHEMA, build_index, modality_index, published_rows
+from storage.slices.label_statistics import label_statistics
+from storage.sources.npz_source import NpzCase
 from tests.unit.store_helpers import build_store, make_case, manifest_of, random_case, varied_cases
 
 ANY_MAP = st.sampled_from(["uint8", "uint16"]).flatmap(

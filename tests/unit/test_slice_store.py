@@ -10,24 +10,17 @@ import numpy as np
 import pytest
 import zarr
 
-from storage.atomic import read_json
-from storage.blobs import LOCK, LocalBlobs
-from storage.errors import BusyError, IntegrityError, StorageError
-from storage.layout import PartPlan, load_layout, plan_key, shards_needed
-from storage.locks import exclusive_lock, shared_lock
-from storage.npz_source import NpzCase
-from storage.slice_index import published_rows
-from storage.slice_store import (
-    SliceStore,
-    StoreConfig,
-    load_plan,
-    missing_parts,
-    plan_parts,
-    publish,
-    store_fingerprint,
-    write_part,
-)
-from storage.verification import verify
+from storage.base.atomic import read_json
+from storage.base.blobs import LOCK, LocalBlobs
+from storage.base.errors import BusyError, IntegrityError, StorageError
+from storage.base.locks import exclusive_lock, shared_lock
+from storage.slices.index import published_rows
+from storage.slices.layout import PartPlan, StoreConfig, load_layout, load_plan, plan_key, shards_needed
+from storage.slices.reader import SliceStore, store_fingerprint
+from storage.slices.store_plan import plan_parts
+from storage.slices.verification import verify
+from storage.slices.writer import missing_parts, publish, write_part
+from storage.sources.npz_source import NpzCase
 from tests.unit.store_helpers import (
     CONFIG,
     build_store,

@@ -10,8 +10,9 @@ from pipelines.settings import InputError, read_settings
 from pipelines.tasks import ingest
 from pipelines.tasks.store_care import erase_cases, published_modalities, repair_store, verify_stores
 from pipelines.workspace import Workspace
-from storage.slice_index import build_index
-from storage.slice_store import load_plan, publish
+from storage.slices.index import build_index
+from storage.slices.layout import load_plan
+from storage.slices.writer import publish
 from tests.unit.store_helpers import files_below
 
 

@@ -17,7 +17,8 @@ from scipy import ndimage
 
 from medsam_core.synthetic import MODALITIES, VOLUMETRIC, Case, make_case, sample_cases, write_sample
 from medsam_core.synthetic.shapes import FAMILIES, crop_to_content, draw_shape, ellipse_score
-from storage import modalities, npz_source
+from storage.base import modalities
+from storage.sources import npz_source
 
 SEED, CASES, VOLUMES = 7, 9, 2
 COLOUR = {"Dermoscopy", "Endoscopy", "Fundus", "Microscopy"}

@@ -10,21 +10,13 @@ import numpy as np
 import pytest
 import zarr
 
-from storage.atomic import read_json
-from storage.blobs import LocalBlobs
-from storage.encodings import ENCODINGS, Floats
-from storage.errors import BusyError, FingerprintMismatchError, IntegrityError, StorageError
-from storage.locks import exclusive_lock, shared_lock
-from storage.teacher_cache import (
-    ArraySpec,
-    CachePart,
-    CacheSpec,
-    TeacherCache,
-    missing_parts,
-    plan_cache_parts,
-    publish,
-    write_part,
-)
+from storage.answers.cache_plan import ArraySpec, CachePart, CacheSpec, plan_cache_parts
+from storage.answers.encodings import ENCODINGS, Floats
+from storage.answers.teacher_cache import TeacherCache, missing_parts, publish, write_part
+from storage.base.atomic import read_json
+from storage.base.blobs import LocalBlobs
+from storage.base.errors import BusyError, FingerprintMismatchError, IntegrityError, StorageError
+from storage.base.locks import exclusive_lock, shared_lock
 from tests.unit.store_helpers import files_below
 from tests.unit.test_release_reader import DOCUMENT, example
 
@@ -181,7 +173,7 @@ def test_a_part_of_other_slots_unpublishes_the_cache_and_withdraws_what_it_repla
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("storage.teacher_cache.put_shard", killed)
+        patch.setattr("storage.answers.teacher_cache.put_shard", killed)
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path, changed[1])
     with pytest.raises(StorageError, match="expected a published teacher cache"):

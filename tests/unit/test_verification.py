@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage.blobs import LocalBlobs
-from storage.errors import IntegrityError, StorageError
-from storage.layout import LAYOUT, MANIFEST, load_plan
-from storage.slice_store import SliceStore, missing_parts, plan_parts, publish, write_part
-from storage.verification import verify, verify_again, withdraw
+from storage.base.blobs import LocalBlobs
+from storage.base.errors import IntegrityError, StorageError
+from storage.slices.layout import LAYOUT, MANIFEST, load_plan
+from storage.slices.reader import SliceStore
+from storage.slices.store_plan import plan_parts
+from storage.slices.verification import verify, verify_again, withdraw
+from storage.slices.writer import missing_parts, publish, write_part
 from tests.unit.store_helpers import (
     CONFIG,
     build_store,

@@ -1,0 +1,1 @@
+"""Teacher caches: the teacher's answers in plan order."""

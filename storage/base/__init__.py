@@ -1,0 +1,1 @@
+"""What every room of storage stands on: errors, atomic files, locks, fingerprints, blobs, artefacts, modalities."""

@@ -1,0 +1,1 @@
+"""Releases: splits, frozen choices of slices, and reading them."""

@@ -1,0 +1,229 @@
+"""Dataset releases: a frozen, fingerprinted choice of labelled slices with their splits.
+
+What belongs here: freezing, saving, comparing and checking a release. Not here: who gets which split
+(`storage.releases.splits`), pixels, where a release is kept. Training reads a release, never the slice index.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from storage.base.atomic import read_json, write_json, write_parquet
+from storage.base.errors import StorageError
+from storage.base.fingerprints import array_hash, combine, file_hash, fingerprint, require_same
+from storage.releases.columns import SliceColumns
+from storage.releases.splits import SPLITS
+
+FORMAT_VERSION: Final = 1
+"""Bumped by hand whenever a release of the same slices would mean something else."""
+
+_TABLE: Final = "release.parquet"
+_SUMMARY: Final = "release.json"
+_SPLITS: Final = "splits.json"
+_LEFT_OUT: Final = "left_out.json"
+_FILES: Final = (_TABLE, _SPLITS, _LEFT_OUT)
+
+
+@dataclass(frozen=True, eq=False)
+class Release:
+    """A frozen choice of slices."""
+
+    table: pd.DataFrame
+    """Rows of the slice index that have ground truth, and `split`; sorted by modality, case_id, z."""
+    splits: dict[str, str]
+    """Group -> split, of the groups in `table`."""
+    fingerprints: dict[str, str]
+    """`train`, `validation` and `test`: what each one's slices are; `all`: those three together."""
+    left_out: pd.DataFrame
+    """case_id, split, kept_in: cases whose content a more held out split has, so that it must not be met here."""
+
+    def split(self, name: str) -> pd.DataFrame:
+        """Return the rows of one split, numbered from 0.
+
+        Raises:
+            StorageError: If there is no such split.
+        """
+        if name not in SPLITS:
+            raise StorageError(f"split: expected {', '.join(SPLITS)}, found {name}; correct it")
+        return self.table[self.table["split"] == name].reset_index(drop=True)
+
+
+def make_release(index: pd.DataFrame, splits: Mapping[str, str]) -> Release:
+    """Freeze the slices that have ground truth.
+
+    Content that cases of several splits share, because their groups were recorded before it was found to be the same,
+    stays in the most held out of them and is left out of the others.
+
+    Args:
+        index: The slice index.
+        splits: Group -> split; further groups are ignored.
+
+    Raises:
+        StorageError: If a group has no split, or a slice is listed twice.
+    """
+    table = index[index["gt_array"] != ""].sort_values(["modality", "case_id", "z"], ignore_index=True)
+    twice = table.loc[table.duplicated(["case_id", "z"]), "case_id"].unique().tolist()
+    if twice:
+        raise StorageError(f"slice index: expected each slice once, found some twice in {twice[:20]}; build it again")
+    lacking = [group for group in table["group"].astype("str").unique() if group not in splits]
+    if lacking:
+        raise StorageError(f"splits: expected one for each group, found none for {lacking[:20]}; assign splits again")
+    table["split"] = table["group"].astype("str").map(dict(splits)).astype("str")
+    left_out = _leaking(table)
+    table = table[~table["case_id"].isin(left_out["case_id"])].reset_index(drop=True)
+    used = table["group"].astype("str").unique()
+    return Release(table, {group: splits[group] for group in used}, _fingerprints(table), left_out)
+
+
+def _leaking(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the cases whose content a more held out split has: case_id, split, kept_in."""
+    cases = table[["case_id", "content_hash", "split"]].drop_duplicates("case_id").astype("str")
+    rank = cases["split"].map(SPLITS.index)
+    highest = rank.groupby(cases["content_hash"]).transform("max")
+    found = cases.assign(kept_in=[SPLITS[number] for number in highest])[rank < highest]
+    return found[["case_id", "split", "kept_in"]].reset_index(drop=True)
+
+
+def duplicates(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the content that several cases of a table share: content_hash, cases, groups (how many), case_ids."""
+    cases = table[["case_id", "content_hash", "group"]].drop_duplicates("case_id").astype("str")
+    shared = cases[cases.duplicated("content_hash", keep=False)].groupby("content_hash")
+    found = shared.agg(cases=("case_id", "size"), groups=("group", "nunique"), case_ids=("case_id", ", ".join))
+    return found.reset_index()
+
+
+def _fingerprints(table: pd.DataFrame) -> dict[str, str]:
+    parts = {name: _fingerprint_of(table[table["split"] == name]) for name in SPLITS}
+    return {**parts, "all": fingerprint(parts)}
+
+
+def _fingerprint_of(table: pd.DataFrame) -> str:
+    """Return the fingerprint of slices: which, of what content, with which labels and boxes."""
+    texts = {
+        name: combine(table[name].astype("str").tolist()) for name in ("case_id", "content_hash", "modality", "group")
+    }
+    numbers = {"z": table["z"].to_numpy(np.int64), **_flattened(table, "labels"), **_flattened(table, "boxes")}
+    return fingerprint({"format": FORMAT_VERSION, "numbers": array_hash(numbers), **texts})
+
+
+def _flattened(table: pd.DataFrame, name: str) -> dict[str, npt.NDArray[np.int64]]:
+    """Return a column of lists as its values and lengths, whether it holds Python lists or what parquet returns."""
+    lists = pa.array(table[name].to_numpy(dtype=object), type=pa.large_list(pa.int64()))
+    return {name: lists.flatten().to_numpy(), f"{name} lengths": np.diff(lists.offsets.to_numpy()).astype(np.int64)}
+
+
+def save_release(folder: Path, release: Release) -> None:
+    """Write a release into a folder: its table, its splits, each split's columns and, last, its summary."""
+    write_parquet(folder / _TABLE, release.table)
+    write_json(folder / _SPLITS, release.splits)
+    write_json(folder / _LEFT_OUT, release.left_out.to_dict("records"))
+    for name in SPLITS:
+        SliceColumns.of(release.split(name)).save(folder / _columns_file(name))
+    summary = {
+        "format": FORMAT_VERSION,
+        "fingerprints": release.fingerprints,
+        "slices": {name: int((release.table["split"] == name).sum()) for name in SPLITS},
+        "sha256": {name: file_hash(folder / name) for name in (*_FILES, *map(_columns_file, SPLITS))},
+    }
+    write_json(folder / _SUMMARY, summary)
+
+
+def _columns_file(split: str) -> str:
+    return f"{split}.arrow"
+
+
+def _require_frozen(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Check that files of a release are what was frozen, byte for byte, and return its summary."""
+    missing = [name for name in (*names, _SUMMARY) if not (folder / name).is_file()]
+    if missing:
+        raise StorageError(f"{folder}: expected a release, found no {', '.join(missing)}; freeze it again")
+    summary: dict[str, Any] = read_json(folder / _SUMMARY)
+    remedy = f"delete {folder} and freeze the release again"
+    require_same(f"release in {folder}", {"format": FORMAT_VERSION}, {"format": summary.get("format")}, remedy)
+    # Fingerprints of a million rows take a minute to compute again; the bytes they were computed from, a second.
+    frozen = {name: summary["sha256"].get(name) for name in names}
+    found = {name: file_hash(folder / name) for name in names}
+    require_same(f"release in {folder}", {"sha256": frozen}, {"sha256": found}, remedy)
+    return summary
+
+
+def open_split(folder: Path, split: str) -> SliceColumns:
+    """Open the columns of one split, row i as in `Release.split`, and check that the file is what was frozen.
+
+    Raises:
+        StorageError: If the folder holds no whole release, or one of another format.
+        FingerprintMismatchError: If the file is not what was frozen.
+    """
+    _require_frozen(folder, [_columns_file(split)])
+    return SliceColumns.open(folder / _columns_file(split))
+
+
+def load_release(folder: Path) -> Release:
+    """Read a release and check that its files are what was frozen, byte for byte.
+
+    Raises:
+        StorageError: If the folder holds no whole release, or one of another format.
+        FingerprintMismatchError: If a file is not what was frozen.
+    """
+    summary = _require_frozen(folder, _FILES)
+    table = pd.read_parquet(folder / _TABLE, engine="pyarrow")
+    splits: dict[str, str] = read_json(folder / _SPLITS)
+    left_out = pd.DataFrame(read_json(folder / _LEFT_OUT), columns=["case_id", "split", "kept_in"])
+    return Release(table, splits, summary["fingerprints"], left_out)
+
+
+def recomputed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """List what moving from one release to another makes anew, by the fingerprints of their splits.
+
+    What is made from the training split alone stays as it is while that is the same.
+    """
+    changed = {split for split in SPLITS if old.get(split) != new.get(split)}
+    lines = []
+    if "train" in changed:
+        lines += ["pixel_statistics", "distillation_plan and finetuning_plan", "teacher_checkpoint, if trained here"]
+        lines += ["teacher_embeddings and teacher_logits", "student_distilled and student_finetuned of every variant"]
+    if changed:
+        lines += ["baseline_predictions, predictions and evaluation_report of every variant", "ablation_report"]
+        lines += ["registered_model_report"]
+    return lines
+
+
+def release_difference(old: Release, new: Release) -> dict[str, list[str]]:
+    """List the cases by which two releases differ.
+
+    Returns:
+        Sorted case ids under `added`, `removed`, and `changed` (other content, modality, group or split).
+    """
+    before, after = _cases(old), _cases(new)
+    common = before.index.intersection(after.index)
+    differs = (before.loc[common] != after.loc[common]).any(axis=1)
+    return {
+        "added": sorted(after.index.difference(before.index)),
+        "removed": sorted(before.index.difference(after.index)),
+        "changed": sorted(common[differs.to_numpy()]),
+    }
+
+
+def _cases(release: Release) -> pd.DataFrame:
+    columns = ["case_id", "content_hash", "modality", "group", "split"]
+    return release.table[columns].drop_duplicates("case_id").set_index("case_id").astype("str")
+
+
+def leakage(release: Release) -> list[str]:
+    """Return a line for every group, and every content that several cases share, found in more than one split."""
+    cases = release.table[["case_id", "group", "content_hash", "split"]].drop_duplicates()
+    lines: list[str] = []
+    for column in ("group", "content_hash"):
+        n_splits = cases.groupby(column)["split"].transform("nunique")
+        for value, rows in cases[n_splits > 1].groupby(column):
+            where = ", ".join(
+                f"{case_id} in {split}" for case_id, split in zip(rows["case_id"], rows["split"], strict=True)
+            )
+            lines.append(f"{column} {value}: {where}")
+    return lines

@@ -1,0 +1,157 @@
+"""Which patient group belongs to training, validation or test.
+
+What belongs here: the rule, and what it is told of groups that hold the same content. Not here: the release that
+freezes its outcome (`storage.releases.release`), where the outcome is recorded.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import pandas as pd
+
+from storage.base.errors import StorageError
+from storage.base.modalities import MODALITIES
+
+SPLITS: Final = ("train", "validation", "test")
+"""From the least to the most held out: of one content's splits, the last of these is the one that keeps it."""
+
+_SMALLEST_SPLIT_MODALITY: Final = 3
+
+
+@dataclass(frozen=True)
+class SplitFractions:
+    """Share of each modality's groups that validation and test get; training gets the rest."""
+
+    validation: float = 0.1
+    test: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check the shares.
+
+        Raises:
+            ValueError: If one is not above 0, or nothing is left for training.
+        """
+        if min(self.validation, self.test) <= 0 or self.validation + self.test >= 1:
+            found = f"validation {self.validation}, test {self.test}"
+            raise ValueError(
+                f"split fractions: expected both above 0 and their sum below 1, found {found}; correct them"
+            )
+
+    def targets(self, n_groups: int) -> dict[str, int]:
+        """Return how many of a modality's groups test and validation should have, in the order they are filled."""
+        if n_groups < _SMALLEST_SPLIT_MODALITY:
+            return {"test": 0, "validation": 0}
+        n_test = min(max(1, round(self.test * n_groups)), n_groups - 2)
+        n_validation = min(max(1, round(self.validation * n_groups)), n_groups - n_test - 1)
+        return {"test": n_test, "validation": n_validation}
+
+
+def labelled_groups(index: pd.DataFrame) -> pd.DataFrame:
+    """Return the distinct (modality, group) pairs of the slices that have ground truth: what a release splits."""
+    return index.loc[index["gt_array"] != "", ["modality", "group"]].drop_duplicates(ignore_index=True)
+
+
+def families(index: pd.DataFrame) -> dict[str, str]:
+    """Return the labelled groups that hold content of another group, each with the least name of those it is tied to.
+
+    Two groups are tied if a case of one has the content (`content_hash`) of a case of the other, or both are tied to a
+    third.
+    """
+    cases = index.loc[index["gt_array"] != "", ["content_hash", "group"]].drop_duplicates().astype("str")
+    shared = cases[cases.duplicated("content_hash", keep=False)]
+    parent: dict[str, str] = {}
+
+    def root(group: str) -> str:
+        while parent.setdefault(group, group) != group:
+            parent[group] = parent[parent[group]]
+            group = parent[group]
+        return group
+
+    for _, groups in shared.groupby("content_hash")["group"]:
+        first, *others = sorted({root(group) for group in groups})
+        parent.update(dict.fromkeys(others, first))
+    return {group: root(group) for group in sorted(parent)}
+
+
+def assign_splits(
+    groups: pd.DataFrame,
+    recorded: Mapping[str, str],
+    fractions: SplitFractions,
+    seed: int,
+    tied: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Give every group a split (DESIGN decision 8).
+
+    A group has one split in all its modalities, and a recorded one keeps it for ever. Groups of one family share
+    theirs: those that come later join the most held out split of the recorded ones. Within each modality, in canonical
+    order, groups without a split follow in the order of SHA-256 of `seed:group`: they fill test, then validation, each
+    up to its share of the modality's groups and at least one, then training. A modality with fewer than three groups
+    goes to training, but for groups that have their split from elsewhere.
+
+    Args:
+        groups: Columns modality and group, one row or more for each pair.
+        recorded: Group -> split, as assigned before.
+        fractions: Shares of validation and test.
+        seed: The split's seed.
+        tied: What `families` gave.
+
+    Returns:
+        Group -> split, of recorded groups and of those in `groups`.
+
+    Raises:
+        StorageError: If a recorded split or a modality is unknown.
+    """
+    _require_known("recorded splits", set(recorded.values()), SPLITS)
+    _require_known("modalities", set(groups["modality"].astype("str")), MODALITIES)
+    kin = _kin(tied or {})
+    splits = dict(recorded)
+    for family in set(kin.values()):
+        known = [splits[group] for group in family if group in splits]
+        if known:
+            chosen = max(known, key=SPLITS.index)
+            splits.update({group: chosen for group in family if group not in splits})
+    for modality in MODALITIES:
+        members = groups.loc[groups["modality"] == modality, "group"].astype("str").unique().tolist()
+        _fill(splits, members, fractions, seed, kin)
+    return splits
+
+
+def _kin(tied: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Return group -> its family's members."""
+    by_family: defaultdict[str, list[str]] = defaultdict(list)
+    for group, family in tied.items():
+        by_family[family].append(group)
+    return {group: tuple(members) for members in by_family.values() for group in members}
+
+
+def _fill(
+    splits: dict[str, str], members: list[str], fractions: SplitFractions, seed: int, kin: Mapping[str, tuple[str, ...]]
+) -> None:
+    """Give the groups of one modality their splits, and with each its family."""
+    ordered = sorted(members, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
+    own = set(members)
+    taken = Counter(splits[group] for group in members if group in splits)
+
+    def waiting() -> Iterator[str]:
+        for group in ordered:
+            if group not in splits:
+                yield group
+
+    for split, target in fractions.targets(len(members)).items():
+        for group in waiting():
+            if taken[split] >= target:
+                break
+            family = kin.get(group, (group,))
+            splits.update(dict.fromkeys(family, split))
+            taken[split] += len(own.intersection(family))
+    for group in waiting():
+        splits.update(dict.fromkeys(kin.get(group, (group,)), "train"))
+
+
+def _require_known(what: str, found: set[str], known: tuple[str, ...]) -> None:
+    unknown = sorted(found - set(known))
+    if unknown:
+        raise StorageError(f"{what}: expected {', '.join(known)}, found {', '.join(unknown)}; correct them")

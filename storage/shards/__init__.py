@@ -1,0 +1,1 @@
+"""Sharded zarr arrays, written and read without zarr."""

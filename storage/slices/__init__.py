@@ -1,0 +1,1 @@
+"""Slice stores: plan, parts, publication, index rows, verification."""

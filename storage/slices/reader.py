@@ -1,0 +1,85 @@
+"""Slice stores: every accepted slice of a modality at native resolution in three sharded zarr arrays.
+
+What belongs here: reading slices by offset. Not here: planning (`storage.slices.store_plan`), writing
+(`storage.slices.writer`), the byte format (`storage.shards.arrays`).
+
+`docs/store_format.md` describes the files for readers without this code.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from storage.base.blobs import Blobs
+from storage.base.fingerprints import combine
+from storage.shards.open_shards import OpenShards
+from storage.shards.reader import ShardReader
+from storage.slices.label_statistics import LabelMap
+from storage.slices.layout import StoreConfig, load_manifest
+
+
+def store_fingerprint(root: Blobs, modalities: Iterable[str]) -> str:
+    """Return one fingerprint over the published stores of these modalities.
+
+    Raises:
+        StorageError: If one is not published.
+    """
+    return combine(f"{name} {load_manifest(root, name)['fingerprint']}" for name in sorted(modalities))
+
+
+class SliceStore:
+    """Reads slices of published stores by their element offsets.
+
+    Nothing is opened before it is read from; a pickled copy opens its own.
+    """
+
+    def __init__(self, root: Blobs) -> None:
+        self.root = root
+        self._readers: dict[str, ShardReader] = {}
+        self._opened = OpenShards()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "_readers": {}, "_opened": OpenShards()}
+
+    def open(self, modality: str) -> ShardReader:
+        """Return the reader of one modality's arrays.
+
+        Raises:
+            StorageError: If the modality is not published.
+        """
+        if modality not in self._readers:
+            manifest = load_manifest(self.root, modality)
+            layouts = list(StoreConfig(**manifest["config"]).array_layouts().values())
+            remedy = f"materialise slice_store/{modality} again"
+            group = self.root.below(modality)
+            self._readers[modality] = ShardReader(group, layouts, manifest["shards"], remedy, self._opened)
+        return self._readers[modality]
+
+    def read(
+        self, modality: str, img_offset: int, shape: tuple[int, ...], gt_array: str, gt_offset: int
+    ) -> tuple[npt.NDArray[np.uint8], LabelMap | None]:
+        """Return a slice and its label ids.
+
+        Args:
+            modality: Canonical modality name.
+            img_offset: First element in `imgs`.
+            shape: (H, W) or (H, W, 3), native pixels.
+            gt_array: `gts_u8`, `gts_u16`, or empty without labels.
+            gt_offset: First element in `gt_array`.
+
+        Returns:
+            The image, `shape` uint8, and the label ids, (H, W) uint8 or uint16, or None.
+
+        Raises:
+            StorageError: If the modality is not published.
+            IntegrityError: If bytes are missing, fail their checksum or are not vouched for by the manifest.
+        """
+        reader = self._readers.get(modality) or self.open(modality)
+        pixels = shape[0] * shape[1]
+        size = pixels if len(shape) == 2 else pixels * shape[2]
+        image = reader.read("imgs", img_offset, img_offset + size).reshape(shape)
+        if not gt_array:
+            return image, None
+        return image, reader.read(gt_array, gt_offset, gt_offset + pixels).reshape(shape[:2])

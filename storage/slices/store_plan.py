@@ -1,0 +1,138 @@
+"""Deciding which part of a slice store holds which case, before a byte is written.
+
+What belongs here: the first plan and replanning after the source changed. Not here: pixels (`storage.slices.reader`).
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from storage.base.blobs import Blobs, seal
+from storage.base.errors import IntegrityError, StorageError
+from storage.shards.arrays import round_up
+from storage.slices.layout import (
+    LAYOUT,
+    PartPlan,
+    PlannedCase,
+    StoreConfig,
+    StoreLayout,
+    plan_key,
+    read_layout,
+    with_cases,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def plan_parts(root: Blobs, modality: str, manifest_rows: pd.DataFrame, config: StoreConfig) -> list[PartPlan]:
+    """Decide and record which parts hold a modality's cases, keeping every part whose cases are unchanged.
+
+    The first time the cases are taken in the order of their ids. Later a part with a changed or removed case is planned
+    anew, with those of its cases that are still there, at shards never used before; new cases go to new parts. Parts
+    whose bytes would differ under another `config` are planned anew as well.
+
+    Args:
+        root: Place of all stores.
+        modality: Canonical modality name.
+        manifest_rows: Accepted rows of this modality from the raw manifest.
+        config: How the store is cut.
+
+    Returns:
+        The parts, by number.
+
+    Raises:
+        BusyError: If another process is planning, writing or publishing this store.
+    """
+    wanted = planned_cases(manifest_rows)
+    group = root.below(modality)
+    with group.exclusive(f"slice store {modality}"):
+        before, version = read_layout(group) or (StoreLayout(config), None)
+        parts, after = _replanned(before, _with_good_lists(group, before), modality, wanted, config)
+        known = {part.part_id for part in before.parts}
+        for part in parts:
+            if part.part_id not in known:
+                group.put(plan_key(part.part_id), part.sealed_cases())
+        if version is None or after != before:
+            group.replace(LAYOUT, seal(after.to_json()), version)
+    return parts
+
+
+def _with_good_lists(group: Blobs, layout: StoreLayout) -> Iterator[PartPlan]:
+    """Yield the parts with their cases; one whose list is lost or altered is left out, so that it is planned anew."""
+    for part in layout.parts:
+        try:
+            yield with_cases(group, layout.config, part)
+        except IntegrityError as error:
+            logger.warning("%s; its cases are planned again", error)
+
+
+def planned_cases(manifest_rows: pd.DataFrame) -> dict[str, PlannedCase]:
+    """Return the manifest's cases by id, in the order of ids.
+
+    Raises:
+        StorageError: If an id occurs twice.
+    """
+    names = list(PlannedCase.__dataclass_fields__)
+    records = manifest_rows[names].astype(object).sort_values("case_id").to_dict("records")
+    cases = {str(record["case_id"]): _planned_case(record) for record in records}
+    if len(cases) != len(manifest_rows):
+        twice = manifest_rows.loc[manifest_rows["case_id"].duplicated(), "case_id"].tolist()
+        raise StorageError(f"manifest: expected every case id once, found {twice[:5]} twice; run raw_manifest again")
+    return cases
+
+
+def _planned_case(record: Mapping[Any, Any]) -> PlannedCase:
+    return PlannedCase(
+        case_id=str(record["case_id"]),
+        content_hash=str(record["content_hash"]),
+        is_3d=bool(record["is_3d"]),
+        depth=int(record["depth"]),
+        height=int(record["height"]),
+        width=int(record["width"]),
+        channels=int(record["channels"]),
+        gt_dtype=str(record["gt_dtype"]),
+    )
+
+
+def _replanned(
+    before: StoreLayout,
+    old_parts: Iterable[PartPlan],
+    modality: str,
+    wanted: Mapping[str, PlannedCase],
+    config: StoreConfig,
+) -> tuple[list[PartPlan], StoreLayout]:
+    """Return the parts that hold the wanted cases, kept ones first, and the layout that lists them."""
+    after = StoreLayout(config, [], before.next_part, dict(before.next_shard))
+    fresh = dict(wanted)
+    kept: list[PartPlan] = []
+    renewed: list[list[PlannedCase]] = []
+    same_encoding = config.encoding() == before.config.encoding()
+    for part in old_parts:
+        cases = [fresh.pop(case.case_id) for case in part.cases if case.case_id in fresh]
+        if same_encoding and tuple(cases) == part.cases:
+            kept.append(part)
+            after.parts.append(part.entry)
+        else:
+            renewed.append(cases)
+    added = [
+        after.add(modality, group) for cases in [*renewed, list(fresh.values())] for group in _filled(config, cases)
+    ]
+    return kept + added, after
+
+
+def _filled(config: StoreConfig, cases: Iterable[PlannedCase]) -> list[list[PlannedCase]]:
+    """Cut cases, in order, into the longest groups whose images fit the shards a part may own."""
+    layout = config.array_layouts()["imgs"]
+    room = config.part_shards * layout.shard
+    groups: list[list[PlannedCase]] = []
+    used = room
+    for case in cases:
+        size = case.depth * round_up(case.elements()["imgs"], layout.chunk)
+        if not groups or used + size > room:
+            groups.append([])
+            used = 0
+        groups[-1].append(case)
+        used += size
+    return groups

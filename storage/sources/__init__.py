@@ -1,0 +1,1 @@
+"""Source files: finding, judging and reading cases."""
