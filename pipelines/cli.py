@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.profile import ProfileError
-from pipelines.settings import InputError, Settings, read_settings
+from pipelines.base.profile import ProfileError
+from pipelines.base.settings import InputError, Settings, read_settings
 from storage.base.errors import StorageError
 from storage.base.modalities import MODALITIES
 
@@ -45,8 +45,8 @@ def _init(settings: Settings, _args: argparse.Namespace) -> int:
 
 
 def _sample(settings: Settings, _args: argparse.Namespace) -> int:
-    from pipelines.tasks.ingest import make_sample
-    from pipelines.workspace import Workspace
+    from pipelines.base.workspace import Workspace
+    from pipelines.ingest.tasks import make_sample
 
     if settings.profile.source.kind != "synthetic":
         _log(f"profile {settings.profile.name} reads {settings.data}; there is no sample data to make")
@@ -56,8 +56,8 @@ def _sample(settings: Settings, _args: argparse.Namespace) -> int:
 
 
 def _summary(settings: Settings, args: argparse.Namespace) -> int:
+    from pipelines.base.workspace import Workspace
     from pipelines.summary import summary
-    from pipelines.workspace import Workspace
 
     _log(summary(Workspace(settings), args.run))
     return 0
@@ -70,22 +70,22 @@ def _mlflow(settings: Settings, args: argparse.Namespace) -> int:
 
 
 def _predict(settings: Settings, args: argparse.Namespace) -> int:
-    from pipelines.tasks.serving import predict_folder
+    from pipelines.evaluation.folder_inference import predict_folder
 
     failures = predict_folder(settings, args.model, args.input, args.output, _log)
     return 1 if failures else 0
 
 
 def _evaluate(settings: Settings, args: argparse.Namespace) -> int:
-    from pipelines.tasks.serving import evaluate_folder
+    from pipelines.evaluation.folder_inference import evaluate_folder
 
     evaluate_folder(settings, args.model, args.data, args.output, _log, groups_csv=args.groups)
     return 0
 
 
 def _verify(settings: Settings, args: argparse.Namespace) -> int:
-    from pipelines.tasks.store_care import published_modalities, repair_store, verify_stores
-    from pipelines.workspace import Workspace
+    from pipelines.base.workspace import Workspace
+    from pipelines.ingest.store_care import published_modalities, repair_store, verify_stores
 
     workspace = Workspace(settings)
     modalities = args.modality or published_modalities(workspace)
@@ -100,16 +100,16 @@ def _verify(settings: Settings, args: argparse.Namespace) -> int:
 
 
 def _erase(settings: Settings, args: argparse.Namespace) -> int:
-    from pipelines.tasks.store_care import erase_cases
-    from pipelines.workspace import Workspace
+    from pipelines.base.workspace import Workspace
+    from pipelines.ingest.store_care import erase_cases
 
     erase_cases(Workspace(settings), args.case, _log)
     return 0
 
 
 def _caches(settings: Settings, args: argparse.Namespace) -> int:
-    from pipelines.tasks.cache_care import delete_unused
-    from pipelines.workspace import Workspace
+    from pipelines.base.workspace import Workspace
+    from pipelines.teacher.cache_care import delete_unused
 
     freed = delete_unused(Workspace(settings), _log, dry_run=not args.delete)
     _log(f"{freed} bytes {'freed' if args.delete else 'can be freed with --delete'}")

@@ -10,9 +10,9 @@ import dagster as dg
 warnings.filterwarnings("ignore", category=dg.BetaWarning, message=".*data_version.*")
 
 from pipelines import jobs  # noqa: E402
-from pipelines.io import JsonIOManager  # noqa: E402
-from pipelines.resources import WorkspaceResource, multiprocess_executor  # noqa: E402
-from pipelines.settings import read_settings  # noqa: E402
+from pipelines.base.json_io import JsonIOManager  # noqa: E402
+from pipelines.base.resources import WorkspaceResource, multiprocess_executor  # noqa: E402
+from pipelines.base.settings import read_settings  # noqa: E402
 
 
 def build_defs(overrides: Mapping[str, str] | None = None) -> dg.Definitions:

@@ -2,8 +2,11 @@
 
 import dagster as dg
 
-from pipelines.assets import evaluation, ingest, students, teacher
-from pipelines.variants import ABLATIONS, PROPOSED
+from pipelines.base.variants import ABLATIONS, PROPOSED
+from pipelines.evaluation import assets as evaluation
+from pipelines.ingest import assets as ingest
+from pipelines.teacher import assets as teacher
+from pipelines.training import assets as students
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
 """What the terminal shows; the page keeps every event."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipelines.results import ledger_file, markdown_table
-from pipelines.workspace import Workspace
+from pipelines.base.results import ledger_file, markdown_table
+from pipelines.base.workspace import Workspace
 from storage.base.atomic import read_json
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from medsam_core.config import PAPER_DISTILLATION, PAPER_FINETUNING
 from medsam_core.plan import Plan, Stage
-from pipelines.adapters import slice_table
+from pipelines.base.adapters import slice_table
 from storage.base.atomic import write_json
 from storage.base.fingerprints import file_hash
 from storage.base.modalities import MODALITIES

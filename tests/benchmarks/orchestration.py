@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.base.settings import read_settings
+from pipelines.base.workspace import Workspace
 from pipelines.definitions import build_defs
-from pipelines.settings import read_settings
-from pipelines.tasks import ingest, releases
-from pipelines.workspace import Workspace
+from pipelines.ingest import releases
+from pipelines.ingest import tasks as ingest
 from storage.base.modalities import MODALITIES
 from storage.slices.layout import load_plan
 from tests.benchmarks._ct_like import ct_like_cases

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from pipelines.profile import StoreSettings
+from pipelines.base.profile import StoreSettings
 from storage.base.blobs import LocalBlobs
 from storage.shards.codec import COMPRESSIONS
 from storage.slices.layout import StoreConfig
@@ -125,7 +125,7 @@ def _write_volume(path: Path) -> None:
 _INGEST = """
 import json, sys
 from pathlib import Path
-from pipelines.profile import StoreSettings
+from pipelines.base.profile import StoreSettings
 from storage.base.blobs import LocalBlobs
 from storage.sources.npz_source import SourceConfig, read_case
 from storage.sources.raw_manifest import scan

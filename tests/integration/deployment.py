@@ -17,8 +17,8 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from pipelines.settings import read_settings
-from pipelines.workspace import Workspace
+from pipelines.base.settings import read_settings
+from pipelines.base.workspace import Workspace
 from storage.base.atomic import read_json
 from storage.releases.release import load_release
 

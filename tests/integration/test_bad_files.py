@@ -17,11 +17,11 @@ import pytest
 
 from medsam_core.config import StageConfig
 from medsam_core.plan import Plan, Stage
-from pipelines.adapters import slice_table
-from pipelines.tasks.predictors import box_predictors
-from pipelines.tasks.releases import release_reader
-from pipelines.tasks.reports import write_report
-from pipelines.tasks.scoring import cases_of_release, predict_and_score
+from pipelines.base.adapters import slice_table
+from pipelines.evaluation.predictors import box_predictors
+from pipelines.evaluation.reports import write_report
+from pipelines.evaluation.scoring import cases_of_release, predict_and_score
+from pipelines.ingest.releases import release_reader
 from tests.integration.deployment import DAGSTER, Deployment, deploy
 
 PROFILE = """\

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipelines.tasks.caches import CacheWork
-from pipelines.variants import PROPOSED
+from pipelines.base.variants import PROPOSED
+from pipelines.teacher.caches import CacheWork
 from storage.answers.teacher_cache import TeacherCache
 from storage.base.errors import StorageError
 from tests.integration.conftest import Finished
@@ -25,12 +25,12 @@ pytestmark = pytest.mark.slow
 
 CACHING = """
 import json, sys
-from pipelines.settings import read_settings
-from pipelines.tasks import caches
-from pipelines.variants import PROPOSED
-from pipelines.workspace import Workspace
+from pipelines.base.settings import read_settings
+from pipelines.teacher import caches
+from pipelines.base.variants import PROPOSED
+from pipelines.base.workspace import Workspace
 space, inputs = Workspace(read_settings()), tuple(json.loads(sys.argv[1]))
-import medsam_core.rendering, medsam_core.models.checkpoints, pipelines.trainer
+import medsam_core.rendering, medsam_core.models.checkpoints, pipelines.training.trainer
 say = lambda text: print(text, flush=True)
 say("begun")
 batches = caches.plan_cache(space, PROPOSED, "logits", inputs, say)

@@ -135,7 +135,7 @@ def test_a_second_run_makes_nothing_and_imports_no_torch(finished: Finished) -> 
     result = deployment.python(SECOND_RUN)
     assert result["success"]
     assert not result["torch"]
-    assert not [command for command in result["commands"] if "pipelines.trainer" in command]
+    assert not [command for command in result["commands"] if "pipelines.training.trainer" in command]
     ledger = deployment.ledger()
     assert made(ledger) == set()
     assert ledger["fingerprint"].to_dict() == finished.ledger["fingerprint"].to_dict()

@@ -64,7 +64,7 @@ def _trainers(deployment: Deployment) -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
         own = any(part.startswith(str(deployment.home)) for part in command)
-        if "pipelines.trainer" in command and own and state not in "ZX":
+        if "pipelines.training.trainer" in command and own and state not in "ZX":
             found.append(int(folder.name))
     return found
 

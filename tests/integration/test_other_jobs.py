@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipelines.tasks import cache_care
-from pipelines.variants import ABLATIONS
+from pipelines.base.variants import ABLATIONS
+from pipelines.teacher import cache_care
 from tests.integration.conftest import Finished
 from tests.integration.deployment import DAGSTER, Deployment
 

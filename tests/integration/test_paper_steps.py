@@ -21,7 +21,7 @@ from medsam_core.rendering import GroupBatch
 from medsam_core.training.loop import train
 from medsam_core.training.stages import prepare
 from medsam_core.training.teachers import OnlineTeacher
-from pipelines.profile import load_profile
+from pipelines.base.profile import load_profile
 from tests.teachers import golden_vit_b
 
 pytestmark = pytest.mark.slow

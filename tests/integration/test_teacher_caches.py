@@ -1,6 +1,6 @@
 """Teacher caches of a finished run: checked, refused when something else was asked for, budgeted, shared, cleared away.
 
-What belongs here: `pipelines.tasks.caches`, `.cache_budget` and `.cache_care` on a real cache of the tiny profile.
+What belongs here: `pipelines.teacher.caches`, `.cache_budget` and `.cache_care` on a real cache of the tiny profile.
 """
 
 import dataclasses
@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import yaml
 
-from pipelines.tasks import cache_budget, cache_care, caches, plans, students, teacher
-from pipelines.tasks.cache_budget import BudgetError
-from pipelines.tasks.caches import CacheWork
-from pipelines.variants import PROPOSED
+from pipelines.base.variants import PROPOSED
+from pipelines.teacher import cache_budget, cache_care, caches
+from pipelines.teacher import tasks as teacher
+from pipelines.teacher.cache_budget import BudgetError
+from pipelines.teacher.caches import CacheWork
+from pipelines.training import plans, students
 from storage.answers import teacher_cache
 from storage.answers.teacher_cache import TeacherCache
 from storage.base.blobs import LocalBlobs

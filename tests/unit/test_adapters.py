@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from medsam_core.prompts import tight_boxes
-from pipelines.adapters import slice_table
+from pipelines.base.adapters import slice_table
 from storage.base.blobs import LocalBlobs
 from storage.base.modalities import MODALITIES
 from storage.releases.columns import SliceColumns

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.settings import InputError
-from pipelines.tasks.downloads import ATTEMPTS, PIECE_BYTES, download
+from pipelines.base.settings import InputError
+from pipelines.teacher.downloads import ATTEMPTS, PIECE_BYTES, download
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 3_000_000, dtype=np.uint8).tobytes()
 

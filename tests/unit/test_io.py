@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 from dagster._core.definitions.resource_definition import ScopedResourcesBuilder
 
-from pipelines.io import JsonIOManager
+from pipelines.base.json_io import JsonIOManager
 from storage.base.errors import IntegrityError
 
 VALUE = {"fingerprint": "ab", "info": {"dice": 0.5, "names": ["é", None, True]}, "made": 3}

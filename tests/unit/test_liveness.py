@@ -9,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from pipelines.liveness import alive, end_dead_runs, note_executor
+from pipelines.base.dead_runs import alive, end_dead_runs, note_executor
 from storage.base.atomic import read_json, write_json
 
 POOL = "trainer"
@@ -52,7 +52,7 @@ def dead_process() -> tuple[int, str]:
 
 
 def noted_by_a_process_that_dies(folder: Path, run_id: str) -> int:
-    script = f"from pathlib import Path; import os; from pipelines.liveness import note_executor\n\
+    script = f"from pathlib import Path; import os; from pipelines.base.dead_runs import note_executor\n\
 print(os.getpid() if note_executor(Path({str(folder)!r}), {run_id!r}, in_process=True) else 'no')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return int(done.stdout)

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.tasks import part_writing
-from pipelines.tasks.part_writing import NpzFolder, case_bytes, process_count, write_parts
+from pipelines.ingest import part_writing
+from pipelines.ingest.part_writing import NpzFolder, case_bytes, process_count, write_parts
 from storage.base.blobs import LocalBlobs
 from storage.base.errors import BadSampleError
 from storage.slices.layout import PartPlan, PlannedCase, StoreConfig

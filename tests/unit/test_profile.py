@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from medsam_core.config import PAPER_DISTILLATION, PAPER_FINETUNING
-from pipelines.profile import Profile, ProfileError, load_profile
-from storage.shards.arrays import codec as shard_codec
+from pipelines.base.profile import Profile, ProfileError, load_profile
+from storage.shards import codec as shard_codec
 
 
 def write(folder: Path, text: str, name: str = "own") -> str:

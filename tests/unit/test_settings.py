@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.profile import ProfileError, load_profile
-from pipelines.settings import read_settings
+from pipelines.base.profile import ProfileError, load_profile
+from pipelines.base.settings import read_settings
 
 
 def test_defaults_are_the_sample_profile_below_the_current_folder(

@@ -19,7 +19,7 @@ from medsam_core.models.segmenter import Segmenter, build_student, build_teacher
 from medsam_core.prompts import tight_boxes
 from medsam_core.stand_in import ARCHITECTURE, make_stand_in, synthetic_slices, table_of
 from medsam_core.synthetic import MODALITIES
-from pipelines.profile import load_profile
+from pipelines.base.profile import load_profile
 
 SHIPPED = Path(medsam_core.__file__).parent / "weights" / "stand_in_128.safetensors"
 

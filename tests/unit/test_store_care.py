@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.base.settings import InputError, read_settings
+from pipelines.base.workspace import Workspace
 from pipelines.cli import main
-from pipelines.settings import InputError, read_settings
-from pipelines.tasks import ingest
-from pipelines.tasks.store_care import erase_cases, published_modalities, repair_store, verify_stores
-from pipelines.workspace import Workspace
+from pipelines.ingest import tasks as ingest
+from pipelines.ingest.store_care import erase_cases, published_modalities, repair_store, verify_stores
 from storage.slices.index import build_index
 from storage.slices.layout import load_plan
 from storage.slices.writer import publish

@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 
 from medsam_core.reporting import METRICS
-from pipelines.io import JsonIOManager
-from pipelines.results import INLINE_PICTURE_BYTES, Link, Picture, TaskResult, ledger_file, materialised
-from pipelines.settings import read_settings
+from pipelines.base.json_io import JsonIOManager
+from pipelines.base.results import INLINE_PICTURE_BYTES, Link, Picture, TaskResult, ledger_file, materialised
+from pipelines.base.settings import read_settings
+from pipelines.base.workspace import Workspace
+from pipelines.evaluation.reports import write_report
 from pipelines.summary import run_ledger, summary
-from pipelines.tasks.reports import write_report
-from pipelines.workspace import Workspace
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*data_version.*:dagster.BetaWarning")
 

@@ -17,8 +17,8 @@ from mlflow.tracking import MlflowClient
 
 from medsam_core.inference import Predictor
 from medsam_core.models.checkpoints import load_model, save_model
-from pipelines.settings import Settings, read_settings
-from pipelines.tracking import (
+from pipelines.base.settings import Settings, read_settings
+from pipelines.base.tracking import (
     CHAMPION,
     FINGERPRINT_TAG,
     PROCESS_TAG,
@@ -248,8 +248,8 @@ def test_runs_of_a_server_are_not_judged_by_this_machines_processes(
 INITIALISE = """
 import sys
 from pathlib import Path
-from pipelines.settings import read_settings
-from pipelines.tracking import Tracker
+from pipelines.base.settings import read_settings
+from pipelines.base.tracking import Tracker
 settings = read_settings({"MEDSAM_HOME": sys.argv[1]})
 print("ready", flush=True)
 sys.stdin.readline()

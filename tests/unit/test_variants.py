@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipelines.assets.keys import distillation_asset
-from pipelines.profile import Profile, load_profile
-from pipelines.variants import ABLATIONS, PROPOSED, VARIANTS, Variant
+from pipelines.base.asset_keys import distillation_asset
+from pipelines.base.profile import Profile, load_profile
+from pipelines.base.variants import ABLATIONS, PROPOSED, VARIANTS, Variant
 
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 

@@ -1,0 +1,1 @@
+"""What every room of pipelines stands on: settings, profiles, workspace, results, tracking, launching."""

@@ -1,0 +1,28 @@
+"""Where storage meets science: tables and readers of one shaped as the other expects.
+
+What belongs here: conversions between `storage` objects and the Protocols of `medsam_core`. Not here: torch; what needs
+it is in `pipelines.teacher.tasks`.
+"""
+
+from medsam_core.data import SliceTable
+from storage.base.modalities import MODALITIES
+from storage.releases.columns import SliceColumns
+
+
+def slice_table(columns: SliceColumns) -> SliceTable:
+    """Return the columns of a split that the training plan reads, without copying them.
+
+    Args:
+        columns: A split of a release, in release order.
+    """
+    label_start, label_id = columns.lists("labels")
+    return SliceTable(
+        modalities=MODALITIES,
+        modality=columns.codes("modality"),
+        height=columns.numbers("height"),
+        width=columns.numbers("width"),
+        label_start=label_start,
+        label_id=label_id,
+        label_area=columns.lists("areas")[1],
+        label_box=columns.lists("boxes")[1].reshape(-1, 4),
+    )

@@ -1,0 +1,218 @@
+"""Profiles: every number that differs between `sample`, `real` and `paper`, and nothing else.
+
+What belongs here: the validated description of a whole run, and how it is read from YAML. Not here: addresses,
+executors and other settings of one deployment (`pipelines.base.settings`).
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from medsam_core.config import Config, Positive, StageConfig, StudentConfig, TeacherConfig
+from storage.base.modalities import MODALITIES
+
+PROFILE_FOLDER = Path(__file__).parents[1] / "profiles"
+
+MAX_LZ4_LEVEL = 9
+"""`storage.shards.codec` has it too, and zarr with it, which reading a profile does not wait for."""
+
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class ProfileError(ValueError):
+    """A profile cannot be read; the message lists every problem at once."""
+
+
+class SourceSettings(Config):
+    """Where samples come from and how their files are to be read."""
+
+    kind: Literal["synthetic", "folder"] = "folder"
+    """`synthetic`: the project makes its own; `folder`: the npz files below `MEDSAM_DATA`."""
+    spacing_order: Literal["zyx", "xyz"] = "zyx"
+    """Order of `spacing` in the files; the challenge's converter writes xyz, so it is stated, never guessed."""
+    max_case_bytes: Positive = 8 * 2**30
+    """A file whose headers promise more array bytes is rejected unread."""
+    synthetic_seed: int = 7
+    synthetic_cases: Positive = 18
+    """Two-dimensional cases of each modality that the synthetic source makes."""
+    synthetic_volumes: Positive = 5
+    """Volumes of CT, MR and PET that the synthetic source makes."""
+
+
+class StoreSettings(Config):
+    """Layout of the slice stores."""
+
+    chunk_bytes: Positive = 262_144
+    chunks_per_shard: Positive = 256
+    codec: Literal["zstd", "lz4"] = "zstd"
+    """`lz4` reads about twice as fast and takes about 1.3 times the room."""
+    level: Positive = 4
+    """How hard images are compressed: zstd's level; with lz4, 2 to 9 are its high compression mode."""
+    levels: dict[str, Positive] = Field(default={"CT": 1})
+    """Modality -> its own level. Level 1 keeps CT, most of the data, at the size of its npz files in half the time;
+    other images take up to 1.3 times theirs there."""
+    part_shards: Positive = 8
+    parts_per_step: Positive = 8
+    """Parts written by one step."""
+
+
+class SplitSettings(Config):
+    """How groups are divided."""
+
+    validation: Fraction = 0.1
+    test: Fraction = 0.2
+    seed: int = 0
+
+
+class CacheSettings(Config):
+    """The teacher's cached answers."""
+
+    mode: Literal["cached", "online", "prefer_cached"] = "cached"
+    """`online` asks the teacher in every step; `prefer_cached` too, unless the whole cache is there already."""
+    encoding: Literal["int8_per_channel", "float16"] = "int8_per_channel"
+    """How embeddings are kept (`storage.answers.encodings`)."""
+    max_bytes: Positive | None = None
+    """The most that one cache may take; None: what the disk has free."""
+    slots_per_chunk: Positive = 1
+    slots_per_shard: Positive = 64
+    shards_per_part: Positive = 1
+    parts_per_step: Positive = 8
+
+
+class SeedSettings(Config):
+    """Independent seeds; the split has its own."""
+
+    plan: int = 0
+    init: int = 0
+
+
+class TrainingSettings(Config):
+    """How training runs on the machine; none of it changes what is learnt beyond float noise."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    mixed_precision: bool = False
+    processes: Positive = 1
+    """Processes of torchrun: GPUs used."""
+    checkpoint_steps: Positive = 50
+
+
+class Profile(Config):
+    """A whole run."""
+
+    name: str
+    source: SourceSettings = SourceSettings()
+    store: StoreSettings = StoreSettings()
+    split: SplitSettings = SplitSettings()
+    release: str = "latest"
+    """`latest`, or the fingerprint of the recorded release that training and evaluation stay on."""
+    student: StudentConfig = StudentConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    teacher_pretraining: StageConfig | None = None
+    """Stand-in only: how it is trained further on the training groups; None keeps the given weights."""
+    distillation: StageConfig
+    finetuning: StageConfig
+    ablation_epochs: Positive = 4
+    """Fine-tuning epoch after which ablations stop and at which they are compared [P]."""
+    cache: CacheSettings = CacheSettings()
+    training: TrainingSettings = TrainingSettings()
+    seeds: SeedSettings = SeedSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = self.contradictions()
+        if problems:
+            raise ValueError("\n  ".join(problems))
+        return self
+
+    def contradictions(self) -> list[str]:
+        """Return what is wrong between settings that are each right by themselves."""
+        problems = []
+        if self.student.image_size != self.teacher.image_size:
+            problems.append(
+                f"teacher.image_size: expected student.image_size {self.student.image_size}, "
+                f"found {self.teacher.image_size}"
+            )
+        if self.ablation_epochs > self.finetuning.epochs:
+            problems.append(
+                f"ablation_epochs: expected at most finetuning.epochs {self.finetuning.epochs}, "
+                f"found {self.ablation_epochs}"
+            )
+        if self.teacher_pretraining and self.teacher.kind != "stand_in":
+            problems.append("teacher_pretraining: expected only with teacher.kind 'stand_in'; remove it")
+        if self.finetuning.augmentation.mixing != ("none",):
+            problems.append("finetuning.augmentation.mixing: expected ('none',): masks are not mixed")
+        if not set(self.store.levels) <= set(MODALITIES):
+            problems.append(f"store.levels: expected modalities ({', '.join(MODALITIES)}), found {self.store.levels}")
+        if self.store.codec == "lz4" and max([self.store.level, *self.store.levels.values()]) > MAX_LZ4_LEVEL:
+            problems.append(f"store.level: expected at most {MAX_LZ4_LEVEL} with lz4, found more")
+        if self.split.validation + self.split.test >= 1:
+            problems.append("split: expected validation + test below 1")
+        return problems
+
+
+def _contradictions_beside_errors(content: dict[str, Any]) -> list[str]:
+    """Return the contradictions between those sections that are right by themselves."""
+    right: dict[str, Any] = {"distillation": StageConfig(), "finetuning": StageConfig()}
+    wrong = {"distillation", "finetuning"} - set(content)
+    for name, field in Profile.model_fields.items():
+        if name in content:
+            try:
+                right[name] = TypeAdapter[Any](field.annotation or Any).validate_python(content[name])
+            except ValidationError:
+                wrong.add(name)
+    found = Profile.model_construct(**right).contradictions()
+    return [line for line in found if not any(name in line for name in wrong)]
+
+
+def _merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in change.items():
+        both_nested = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both_nested else value
+    return result
+
+
+def _read(name: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
+    if name in extending:
+        raise ProfileError(f"extends: expected to end at a profile, found a circle: {' -> '.join([*extending, name])}")
+    path = PROFILE_FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        path = Path(name).expanduser()
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PROFILE_FOLDER.glob("*.yaml")))
+        raise ProfileError(f"profile: expected one of {known} or the path of a YAML file, found {name!r}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ProfileError(f"{path}: expected YAML, found: {error}; correct the file") from error
+    if not isinstance(content, dict):
+        raise ProfileError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
+    base = content.pop("extends", None)
+    return _merged(_read(str(base), (*extending, name)), content) if base else content
+
+
+def load_profile(name: str, changes: dict[str, Any] | None = None) -> Profile:
+    """Read a profile by name (`sample`, `real`, `paper`) or path; a file may say `extends: NAME`.
+
+    Args:
+        name: Profile name, or path of a YAML file.
+        changes: Nested settings that replace the file's, for example from the environment.
+
+    Raises:
+        ProfileError: Listing every wrong setting at once: its name, what was found, what was expected.
+    """
+    content = _merged(_read(name), changes or {})
+    try:
+        return Profile.model_validate(content)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in item['loc']) or 'profile'}: {item['msg']} (found {item['input']!r})"
+            if item["loc"]
+            else str(item["msg"])
+            for item in error.errors()
+        ]
+        if any(item["loc"] for item in error.errors()):
+            lines += _contradictions_beside_errors(content)
+        raise ProfileError(f"profile {name!r} has {len(lines)} problem(s):\n  " + "\n  ".join(lines)) from error

@@ -1,0 +1,66 @@
+"""Dagster resources. What belongs here: how runs and steps reach the workspace. Not here: work."""
+
+import multiprocessing
+import os
+
+import dagster as dg
+from pydantic import PrivateAttr
+
+from medsam_core.training.lifetime import require_parent
+from pipelines.base.dead_runs import end_dead_runs, note_executor
+from pipelines.base.settings import Settings, read_settings
+from pipelines.base.workspace import Workspace
+
+
+def end_what_died(instance: dg.DagsterInstance, settings: Settings, this_run: str = "") -> None:
+    """End runs whose process is gone, in Dagster and in MLflow."""
+    if end_dead_runs(instance, settings.state / "runs", this_run):
+        from pipelines.base.tracking import Tracker
+
+        Tracker(settings).close_stale()
+
+
+def multiprocess_executor(settings: Settings) -> dg.ExecutorDefinition:
+    """Return Dagster's executor of a process for each step, which frees pools before it asks for a slot of one.
+
+    Steps free them too, but where a dead run holds the slot that the first step waits for, no step ever starts.
+    """
+    inner = dg.multiprocess_executor.configured({"max_concurrent": 2})
+
+    def create(context: dg.InitExecutorContext) -> dg.Executor:
+        end_what_died(context.instance, settings)
+        return inner.executor_creation_fn(context)  # type: ignore[misc]  # a built-in executor has one
+
+    return dg.ExecutorDefinition(
+        name=inner.name,
+        config_schema=inner.config_schema,  # type: ignore[arg-type]  # as resolved by `configured`
+        requirements=dg.multiple_process_executor_requirements(),
+        executor_creation_fn=create,
+    )
+
+
+class WorkspaceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Opens the workspace that the environment describes; tests override single variables."""
+
+    overrides: dict[str, str] = {}  # noqa: RUF012 - a pydantic field, copied for each instance
+    _workspace: Workspace | None = PrivateAttr(default=None)
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Note who executes this run, end with it, and in a run's first process end runs whose process is gone."""
+        space = self.open()
+        if context.run is None or context.instance is None:
+            return
+        run_id = context.run.run_id
+        in_process = space.settings.executor == "in_process"
+        executor = multiprocessing.parent_process()
+        if executor is not None and not in_process:
+            # A step that outlives its run would hold locks, a pool's slot and a trainer for nobody.
+            require_parent(executor.pid)
+        if note_executor(space.settings.state / "runs", run_id, in_process=in_process):
+            end_what_died(context.instance, space.settings, run_id)
+
+    def open(self) -> Workspace:
+        """Return the workspace."""
+        if self._workspace is None:
+            self._workspace = Workspace(read_settings({**os.environ, **self.overrides}))
+        return self._workspace

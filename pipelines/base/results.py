@@ -1,0 +1,101 @@
+"""What a task hands back to its asset, and how it is shown. What belongs here: the border between work and Dagster.
+
+Not here: work. A task returns a `TaskResult` of plain values; `materialised` turns it into Dagster's output and writes
+the line of the run's ledger from which `medsam summary` says what was made and what was reused.
+"""
+
+import base64
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from pipelines.base.workspace import Workspace
+
+INLINE_PICTURE_BYTES = 600_000
+"""A picture up to this size is shown on the page itself; a larger one is named by its path."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file to show."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Link:
+    """An address to open."""
+
+    url: str
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a task made.
+
+    Attributes:
+        value: Small plain value for the assets downstream.
+        fingerprint: Of what was made; becomes the data version.
+        made: Parts made by this run.
+        reused: Parts found as they were.
+        notes: What the page shows: numbers, text, `Picture`, `Link`, `Path`, or a table as a DataFrame.
+    """
+
+    value: dict[str, Any]
+    fingerprint: str
+    made: int
+    reused: int
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """Return a table as Markdown, numbers with four significant decimals."""
+    return str(table.to_markdown(index=False, floatfmt=".4f"))
+
+
+def _metadata(note: Any) -> Any:  # noqa: ANN401
+    if isinstance(note, pd.DataFrame):
+        return dg.MetadataValue.md(markdown_table(note))
+    if isinstance(note, Link):
+        return dg.MetadataValue.url(note.url)
+    if isinstance(note, Picture):
+        data = note.path.read_bytes()
+        if len(data) > INLINE_PICTURE_BYTES:
+            return dg.MetadataValue.path(str(note.path))
+        return dg.MetadataValue.md(f"![{note.path.stem}](data:image/png;base64,{base64.b64encode(data).decode()})")
+    if isinstance(note, Path):
+        return dg.MetadataValue.path(str(note))
+    return note
+
+
+def ledger_file(workspace: Workspace, run_id: str) -> Path:
+    """Return the file that lists what one run made and reused, one JSON object a line."""
+    return workspace.settings.state / "runs" / f"{run_id}.jsonl"
+
+
+def _write_ledger(workspace: Workspace, run_id: str, name: str, result: TaskResult) -> None:
+    path = ledger_file(workspace, run_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = {"asset": name, "fingerprint": result.fingerprint, "made": result.made, "reused": result.reused}
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        # One short write in append mode is not interleaved with those of other step processes.
+        os.write(descriptor, (json.dumps(line) + "\n").encode())
+    finally:
+        os.close(descriptor)
+
+
+def materialised(
+    context: dg.OpExecutionContext, workspace: Workspace, name: str, result: TaskResult
+) -> dg.Output[dict[str, Any]]:
+    """Turn a task's result into an asset's output with metadata and data version, and note it in the run's ledger."""
+    _write_ledger(workspace, context.run_id, name, result)
+    metadata = {key: _metadata(note) for key, note in result.notes.items() if note is not None}
+    metadata |= {"made": result.made, "reused": result.reused, "fingerprint": result.fingerprint}
+    return dg.Output(result.value, metadata=metadata, data_version=dg.DataVersion(result.fingerprint))

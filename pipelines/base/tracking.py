@@ -1,0 +1,263 @@
+"""MLflow: one run per stage and variant under a parent, found by fingerprint. The only module that imports mlflow.
+
+What belongs here: everything said to MLflow. Not here: what is worth saying.
+
+A run is found by the tag `medsam.fingerprint`, never by its name: a reused result adds nothing to its finished run, and
+a resumed one goes on after the last step it logged.
+"""
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow.artifacts
+import mlflow.pyfunc
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from pipelines.base.dead_runs import alive
+from pipelines.base.settings import Settings
+from storage.base.locks import waiting_lock
+
+FINGERPRINT_TAG = "medsam.fingerprint"
+PROCESS_TAG = "medsam.process"
+PARENT_TAG = "mlflow.parentRunId"
+CHAMPION = "champion"
+
+_BATCH = 900
+"""Metrics sent at once; MLflow takes at most 1000 a call."""
+
+Point = tuple[int, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """One MLflow run and whether it was already complete when it was asked for."""
+
+    run_id: str
+    url: str
+    finished: bool
+
+
+class Tracker:
+    """Talks to one MLflow store about one experiment."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._uri = settings.tracking_uri
+        self._folder = settings.mlflow_folder
+        self._experiment_name = f"repvit-medsam/{settings.profile.name}"
+        self._model = registered_model(settings)
+        self._local = self._uri.startswith("sqlite:///")
+        # Several processes that create the tables of a fresh sqlite file at once race and die.
+        with waiting_lock(self._folder / "init.lock"):
+            mlflow.set_tracking_uri(self._uri)
+            self._client = MlflowClient(self._uri)
+            self._experiment_id = self._experiment()
+
+    def _experiment(self) -> str:
+        found = self._client.get_experiment_by_name(self._experiment_name)
+        if found is not None:
+            return str(found.experiment_id)
+        location = (self._folder / "artifacts").as_uri() if self._local else None
+        return str(self._client.create_experiment(self._experiment_name, artifact_location=location))
+
+    def _url(self, run_id: str) -> str:
+        base = os.environ.get("MEDSAM_MLFLOW_PAGE", "http://127.0.0.1:5000") if self._local else self._uri
+        return f"{base}/#/experiments/{self._experiment_id}/runs/{run_id}"
+
+    def find(self, fingerprint: str) -> Run | None:
+        """Return the run of this fingerprint, or None."""
+        query = f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'"
+        runs = self._client.search_runs([self._experiment_id], query, ViewType.ACTIVE_ONLY, max_results=1)
+        return runs[0] if runs else None
+
+    def open_run(
+        self,
+        name: str,
+        fingerprint: str,
+        *,
+        parent: Callable[[], TrackedRun] | None = None,
+        tags: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> TrackedRun:
+        """Find the run of this fingerprint, or start it.
+
+        Args:
+            name: What the page shows.
+            fingerprint: Of the result that the run is about.
+            parent: Gives the run under which the page shows a new one; not called for one that is found.
+            tags: Further tags of a new run, for example data fingerprints.
+            params: Parameters of a new run; those of a found run are left as they are.
+        """
+        found = self.find(fingerprint)
+        if found is not None:
+            finished = found.info.status == "FINISHED"
+            if not finished:
+                self._client.update_run(found.info.run_id, status="RUNNING")
+                self._client.set_tag(found.info.run_id, PROCESS_TAG, str(os.getpid()))
+            return TrackedRun(found.info.run_id, self._url(found.info.run_id), finished)
+        all_tags = {FINGERPRINT_TAG: fingerprint, PROCESS_TAG: str(os.getpid()), **(tags or {})}
+        if parent is not None:
+            all_tags[PARENT_TAG] = parent().run_id
+        run = self._client.create_run(self._experiment_id, tags=all_tags, run_name=name)
+        texts = [Param(key, str(value)[:6000]) for key, value in (params or {}).items()]
+        for start in range(0, len(texts), 100):
+            self._client.log_batch(run.info.run_id, params=texts[start : start + 100])
+        return TrackedRun(run.info.run_id, self._url(run.info.run_id), finished=False)
+
+    def last_step(self, run: TrackedRun, metric: str) -> int:
+        """Return the last step at which a metric was logged, or -1."""
+        history = self._client.get_metric_history(run.run_id, metric)
+        return max((point.step for point in history), default=-1)
+
+    def log_curve(self, run: TrackedRun, points: Iterable[Point], prefix: str = "") -> int:
+        """Log points (step, values) that lie after the last logged step of each run; returns how many steps were new.
+
+        Args:
+            run: An open run.
+            points: Ascending steps, each with the same metric names.
+            prefix: Put before every metric's name.
+        """
+        last: int | None = None
+        batch: list[Metric] = []
+        count = 0
+        for step, values in points:
+            if last is None:
+                first_name = next(iter(values), None)
+                last = -1 if first_name is None else self.last_step(run, prefix + first_name)
+            if step <= last:
+                continue
+            count += 1
+            batch += [Metric(prefix + name, value, 0, step) for name, value in values.items()]
+            if len(batch) >= _BATCH - len(values):
+                self._client.log_batch(run.run_id, metrics=batch)
+                batch = []
+        if batch:
+            self._client.log_batch(run.run_id, metrics=batch)
+        return count
+
+    def log_metrics(self, run: TrackedRun, values: Mapping[str, float]) -> None:
+        """Log single values; one that is already there with the same value is not logged twice."""
+        present = self._client.get_run(run.run_id).data.metrics
+        new = [Metric(name, value, 0, 0) for name, value in values.items() if present.get(name) != value]
+        for start in range(0, len(new), _BATCH):
+            self._client.log_batch(run.run_id, metrics=new[start : start + _BATCH])
+
+    def log_tags(self, run: TrackedRun, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        self._client.log_batch(run.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def log_picture(self, run: TrackedRun, file: Path, to: str) -> None:
+        """Copy one file into the run's artefacts."""
+        self._client.log_artifact(run.run_id, str(file), to)
+
+    def log_files(self, run: TrackedRun, folder: Path, to: str) -> None:
+        """Copy a folder's files into the run's artefacts."""
+        self._client.log_artifacts(run.run_id, str(folder), to)
+
+    def close_run(self, run: TrackedRun, *, failed: bool = False) -> None:
+        """End a run."""
+        self._client.set_terminated(run.run_id, "FAILED" if failed else "FINISHED")
+
+    def close_stale(self) -> list[str]:
+        """End runs of this experiment that a dead process of this machine left RUNNING; returns their ids."""
+        if not self._local:
+            return []
+        stale = []
+        for run in self._client.search_runs([self._experiment_id], "attributes.status = 'RUNNING'"):
+            process = run.data.tags.get(PROCESS_TAG, "")
+            if process.isdigit() and int(process) != os.getpid() and not alive(int(process)):
+                self._client.set_terminated(run.info.run_id, "KILLED")
+                stale.append(str(run.info.run_id))
+        return stale
+
+    def register(
+        self, run: TrackedRun, model_file: Path, score: float, *, beside: Iterable[Path] = ()
+    ) -> tuple[str, bool]:
+        """Register a model file as a version, and move the `champion` alias to it if it scores higher on validation.
+
+        Args:
+            run: The run that the version belongs to.
+            model_file: A model saved by `medsam_core.models.checkpoints.save_model`.
+            beside: Further files that lie next to it, and are to do so wherever the version is brought.
+            score: Validation score; test scores are never used to choose.
+
+        Returns:
+            The version, and whether it holds the alias now.
+        """
+        self._ensure_registered_model()
+        existing = self._client.search_model_versions(f"name = '{self._model}' and run_id = '{run.run_id}'")
+        if existing:
+            version = existing[0]
+        else:
+            self._log_model(run, {"model": model_file, **{file.stem: file for file in beside}})
+            version = self._client.create_model_version(
+                self._model,
+                source=f"{self._client.get_run(run.run_id).info.artifact_uri}/model",
+                run_id=run.run_id,
+                tags={"validation_dsc": repr(score)},
+            )
+        holder = self.champion()
+        held = -1.0 if holder is None else float(holder.tags.get("validation_dsc", "-1"))
+        if holder is None or score > held or math.isnan(held):
+            self._client.set_registered_model_alias(self._model, CHAMPION, version.version)
+            holder = self.champion()
+        return str(version.version), bool(holder is not None and holder.version == version.version)
+
+    def champion(self) -> Any | None:  # noqa: ANN401
+        """Return the model version that holds the `champion` alias, or None."""
+        try:
+            return self._client.get_model_version_by_alias(self._model, CHAMPION)
+        except MlflowException:
+            return None
+
+    def _ensure_registered_model(self) -> None:
+        if not self._client.search_registered_models(f"name = '{self._model}'"):
+            description = "RepViT-MedSAM students; `champion` has the best validation DSC."
+            self._client.create_registered_model(self._model, description=description)
+
+    def _log_model(self, run: TrackedRun, files: Mapping[str, Path]) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "model"
+            mlflow.pyfunc.save_model(
+                str(folder),
+                python_model=str(Path(__file__).with_name("mlflow_model.py")),
+                artifacts={name: str(file) for name, file in files.items()},
+                pip_requirements=["repvit-medsam"],
+            )
+            self._client.log_artifacts(run.run_id, str(folder), "model")
+
+
+def registered_model(settings: Settings) -> str:
+    """Return the name of a profile's registered model: scores on the data of two profiles compare with nothing."""
+    return f"repvit-medsam-{settings.profile.name}"
+
+
+def champion_uri(settings: Settings) -> str:
+    """Return the MLflow URI of the model behind the alias."""
+    return f"models:/{registered_model(settings)}@{CHAMPION}"
+
+
+def download_model(uri: str, tracking_uri: str, to: Path) -> Path:
+    """Bring a model named by an MLflow URI (`models:/repvit-medsam-real@champion`, `runs:/...`) to this machine.
+
+    Returns:
+        The path of its safetensors file.
+
+    Raises:
+        FileNotFoundError: If the URI names nothing, or something that holds no safetensors file.
+    """
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(to)))
+    except MlflowException as error:
+        raise FileNotFoundError(f"{uri}: expected a model in {tracking_uri}, found none: {error}") from error
+    files = sorted(folder.rglob("*.safetensors")) if folder.is_dir() else [folder]
+    if len(files) != 1:
+        raise FileNotFoundError(f"{uri}: expected one .safetensors file, found {len(files)}; name another model")
+    return files[0]

@@ -1,0 +1,82 @@
+"""The proposed model and its ablations: rows of a table, fed to an asset factory.
+
+What belongs here: what each variant changes. Not here: how anything is trained.
+
+The paper's Table 4: ablation 1 drops the mask distillation of fine-tuning; ablation 2 drops "aggressive augmentation"
+during distillation, which its text words ambiguously, so both readings are here. Ablations stop at
+`Profile.ablation_epochs` of fine-tuning and are compared with the proposed model at that epoch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from medsam_core.config import StageConfig
+from pipelines.base.profile import Profile
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row.
+
+    Attributes:
+        name: Key prefix of its assets.
+        description: What the page says.
+        augmentation: Changes to the distillation's augmentation; without any, the variant shares the proposed
+            model's plan, teacher cache and distilled encoder.
+        mask_distillation: False drops the teacher's masks from fine-tuning.
+        is_ablation: True stops fine-tuning at the ablation epoch.
+    """
+
+    name: str
+    description: str
+    augmentation: Mapping[str, Any] = field(default_factory=dict)
+    mask_distillation: bool = True
+    is_ablation: bool = True
+
+    @property
+    def owns_distillation(self) -> bool:
+        """True if the variant distils an encoder of its own."""
+        return bool(self.augmentation) or not self.is_ablation
+
+    def distillation(self, profile: Profile) -> StageConfig:
+        """Return the distillation stage of this variant."""
+        augmentation = profile.distillation.augmentation.model_copy(update=dict(self.augmentation))
+        return profile.distillation.model_copy(update={"augmentation": augmentation})
+
+    def finetuning(self, profile: Profile) -> StageConfig:
+        """Return the fine-tuning stage of this variant."""
+        epochs = profile.ablation_epochs if self.is_ablation else profile.finetuning.epochs
+        return profile.finetuning.model_copy(update={"epochs": epochs, "mask_distillation": self.mask_distillation})
+
+
+PROPOSED = Variant("proposed", "The paper's model: aggressive distillation, then fine-tuning.", is_ablation=False)
+
+ABLATIONS: tuple[Variant, ...] = (
+    Variant(
+        "no_mask_distillation",
+        "Ablation 1: fine-tuning without the teacher's masks; shares the proposed distilled encoder.",
+        mask_distillation=False,
+    ),
+    Variant(
+        "no_mixing",
+        "Ablation 2, first reading: distillation without CutMix and MixPatch.",
+        augmentation={"mixing": ("none",)},
+    ),
+    Variant(
+        "no_distillation_augmentation",
+        "Ablation 2, second reading: distillation without any augmentation.",
+        augmentation={
+            "mixing": ("none",),
+            "crop": 0.0,
+            "horizontal_flip": 0.0,
+            "vertical_flip": 0.0,
+            "rotate_right_angles": False,
+        },
+    ),
+)
+
+VARIANTS: tuple[Variant, ...] = (PROPOSED, *ABLATIONS)
+
+OWNERS: tuple[Variant, ...] = tuple(variant for variant in VARIANTS if variant.owns_distillation)
+"""Variants with a distillation of their own."""

@@ -1,0 +1,63 @@
+"""The workspace that every task receives: settings, profile and where each kind of state lies.
+
+What belongs here: one object that plain functions can be called with, without Dagster. Not here: the work itself.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pipelines.base.profile import Profile
+from pipelines.base.settings import Settings
+from storage.base.artefacts import Artefacts
+from storage.base.blobs import Blobs, LocalBlobs, open_blobs
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Settings plus the folders derived from them."""
+
+    settings: Settings
+
+    @property
+    def profile(self) -> Profile:
+        """The validated profile."""
+        return self.settings.profile
+
+    @cached_property
+    def artefacts(self) -> Artefacts:
+        """Fingerprinted results: index, release, plan, checkpoints, predictions, reports."""
+        return Artefacts(self.settings.state / "artefacts")
+
+    @property
+    def stores(self) -> Blobs:
+        """Place of the slice stores, one zarr group per modality."""
+        return open_blobs(self.settings.stores)
+
+    @property
+    def scan_file(self) -> Path:
+        """The last scan of the source, kept so that unchanged files are not read again."""
+        return self.settings.state / "manifest" / "scan.parquet"
+
+    @property
+    def adopted_file(self) -> Path:
+        """The release that training and evaluation were last given."""
+        return self.settings.state / "adopted_release.json"
+
+    @property
+    def withdrawn_file(self) -> Path:
+        """Ids of the cases that are never to be used again."""
+        return self.settings.state / "withdrawn.json"
+
+    @property
+    def splits_file(self) -> Path:
+        """The recorded assignment of groups to splits; it only ever grows."""
+        return self.settings.state / "splits.json"
+
+    def cache_folder(self, kind: str) -> Path:
+        """Folder of all teacher caches of one kind of answers."""
+        return self.settings.state / "caches" / kind
+
+    def cache_root(self, kind: str, fingerprint: str) -> Blobs:
+        """Place of one teacher cache."""
+        return LocalBlobs(self.cache_folder(kind) / fingerprint[:16])

@@ -1,0 +1,1 @@
+"""Predictions, scores, reports, and a model on any folder."""

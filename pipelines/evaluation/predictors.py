@@ -1,0 +1,34 @@
+"""Who predicts: models and boxes alone, as functions of a case. What belongs here: making them. Not here: scoring."""
+
+from typing import TYPE_CHECKING
+
+from pipelines.base.workspace import Workspace
+
+if TYPE_CHECKING:
+    from medsam_core.models.segmenter import Segmenter
+    from pipelines.evaluation.scoring import Predict
+
+
+def predictor(model: "Segmenter", *, constant_image: int | None = None, device: str = "cpu") -> "Predict":
+    """Return a function that predicts a case with a model."""
+    from medsam_core.inference import Predictor
+
+    runner = Predictor(model.eval().to(device), constant_image=constant_image, device=device)
+    return lambda imgs, boxes, is_3d: runner.predict(imgs, boxes, is_3d=is_3d)
+
+
+def box_predictors() -> dict[str, "Predict"]:
+    """Return the predictors that look at boxes alone."""
+    from medsam_core.baselines import filled_boxes, inscribed_ellipses
+
+    return {
+        "ellipse": lambda imgs, boxes, is_3d: inscribed_ellipses(imgs.shape if is_3d else imgs.shape[:2], boxes),
+        "filled_box": lambda imgs, boxes, is_3d: filled_boxes(imgs.shape if is_3d else imgs.shape[:2], boxes),
+    }
+
+
+def device_of(workspace: Workspace) -> str:
+    """Return where this profile runs models: `cpu`, or a GPU."""
+    from pipelines.base.devices import choose_device
+
+    return str(choose_device(workspace.profile))

@@ -1,0 +1,1 @@
+"""From source files to slice stores, index, releases and pixel statistics."""

@@ -1,0 +1,91 @@
+"""Writing many parts of a slice store in several processes.
+
+What belongs here: how many processes, their lives, their errors. Not here: what a part is (`storage.slices.writer`),
+which parts a step gets (`pipelines.ingest.tasks`).
+"""
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from medsam_core.training.lifetime import require_parent
+from storage.base.blobs import Blobs
+from storage.slices.layout import PartPlan, PlannedCase
+from storage.slices.writer import write_part
+from storage.sources.npz_source import CASE_COPIES, NpzCase, SourceConfig, read_case
+
+POOL_BYTES: Final = 128 * 2**20
+"""Array bytes below which one process is done sooner than others have started."""
+
+
+@dataclass(frozen=True)
+class NpzFolder:
+    """Loads the cases of one modality from a folder; may be pickled."""
+
+    folder: Path
+    modality: str
+    config: SourceConfig
+
+    def __call__(self, case_id: str) -> NpzCase:
+        """Return a case.
+
+        Raises:
+            BadSampleError: If its file has become unusable.
+        """
+        path = self.folder / f"{case_id}.npz"
+        return read_case(path, path.stem, self.modality, self.config)
+
+
+def case_bytes(case: PlannedCase) -> int:
+    """Return the bytes of a case's stored arrays."""
+    widths = {"imgs": 1, "gts_u8": 1, "gts_u16": 2}
+    return case.depth * sum(widths[name] * size for name, size in case.elements().items())
+
+
+def process_count(parts: Sequence[PartPlan], workers: int, memory_bytes: int) -> int:
+    """Return how many processes write these parts.
+
+    Args:
+        parts: The parts.
+        workers: Most processes.
+        memory_bytes: Memory that cases may take in all processes together; one process may exceed it, for a single
+            case that does.
+    """
+    sizes = [case_bytes(case) for part in parts for case in part.cases]
+    if sum(sizes) < POOL_BYTES:
+        return 1
+    room = memory_bytes // (CASE_COPIES * max(sizes))
+    return max(1, min(workers, len(parts), room))
+
+
+def write_parts(root: Blobs, parts: Sequence[PartPlan], load: NpzFolder, processes: int) -> Iterator[dict[str, Any]]:
+    """Write parts and yield each one's fragment as it is committed.
+
+    After an error no further part is begun; those at work are finished, and count.
+
+    Args:
+        root: Place of all stores.
+        parts: Parts of the recorded plan.
+        load: Loads a case.
+        processes: How many write; 1 means this one.
+
+    Raises:
+        StorageError: What stopped a part; errors as in `write_part`.
+    """
+    if processes == 1:
+        for part in parts:
+            yield write_part(root, part, load)
+        return
+    # Spawned, for a process that has read a store through other libraries must not be forked, and so that the kernel
+    # ends them with this process.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=require_parent) as pool:
+        futures = [pool.submit(write_part, root, part, load) for part in parts]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

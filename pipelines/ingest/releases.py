@@ -1,0 +1,142 @@
+"""From the slice index to a release, its readers and its pixel statistics.
+
+What belongs here: freezing a release, telling how it differs from the one before, reading its slices. Not here: who
+gets which split (`storage.releases.splits`), what a release is (`storage.releases.release`).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from medsam_core.pixel_statistics import balanced_statistics
+from pipelines.base.results import TaskResult
+from pipelines.base.workspace import Workspace
+from storage.base.artefacts import Artefact
+from storage.base.atomic import read_json, write_json
+from storage.base.errors import IntegrityError
+from storage.base.modalities import MODALITIES
+from storage.releases.reader import ReleaseReader
+from storage.releases.release import (
+    Release,
+    duplicates,
+    leakage,
+    load_release,
+    make_release,
+    open_split,
+    recomputed,
+    release_difference,
+    save_release,
+)
+from storage.releases.splits import SplitFractions, assign_splits, families, labelled_groups
+
+Log = Callable[[str], None]
+
+
+def _pinned_release(workspace: Workspace) -> Artefact | None:
+    wanted = workspace.profile.release
+    if wanted == "latest":
+        return None
+    return workspace.artefacts.get({"kind": "release", "fingerprint": wanted})
+
+
+def freeze_release(workspace: Workspace, index: dict[str, Any], log: Log) -> TaskResult:
+    """Choose the accepted slices with ground truth, give each group its recorded split, and freeze the choice."""
+    table = pd.read_parquet(workspace.artefacts.get(index).path / "slice_index.parquet")
+    recorded = read_json(workspace.splits_file) if workspace.splits_file.is_file() else {}
+    split = workspace.profile.split
+    fractions = SplitFractions(split.validation, split.test)
+    groups = labelled_groups(table)
+    splits = assign_splits(groups, recorded, fractions, split.seed, families(table))
+    if splits != recorded:
+        write_json(workspace.splits_file, {**recorded, **splits})
+    used = {str(group): splits[str(group)] for group in groups["group"].unique()}
+    release = make_release(table, used)
+
+    def build(folder: Path) -> dict[str, Any]:
+        save_release(folder, release)
+        return {"fingerprints": release.fingerprints, "leaks": leakage(release)[:50], "slices": len(release.table)}
+
+    left_out = release.left_out.to_dict("records")
+    made = workspace.artefacts.make(
+        "release", {"fingerprints": release.fingerprints, "left_out": left_out, "version": 4}, build
+    )
+    pinned = _pinned_release(workspace)
+    chosen = pinned or made
+    counts = release.table.groupby(["modality", "split"], observed=True)["case_id"].agg(slices="size", cases="nunique")
+    twins = duplicates(table[table["gt_array"] != ""])
+    notes = {
+        "slices": chosen.info["slices"],
+        "by modality and split": counts.reset_index(),
+        "leaks between splits": "\n".join(chosen.info["leaks"]) or "none",
+        "content that several cases share": twins.head(200) if len(twins) else "none",
+        "left out, for a more held out split has them": release.left_out if left_out else "none",
+        "recorded splits": workspace.splits_file,
+        **_moves(workspace, made, pinned, release, log),
+    }
+    return TaskResult(chosen.reference(), chosen.fingerprint, int(not made.reused), int(made.reused), notes)
+
+
+def _moves(
+    workspace: Workspace, made: Artefact, pinned: Artefact | None, release: Release, log: Log
+) -> dict[str, str | pd.DataFrame]:
+    """Say how the newest release differs from the one in use, what moving to it makes anew, and note which is used."""
+    before = pinned or _adopted(workspace)
+    write_json(workspace.adopted_file, {"fingerprint": (pinned or made).fingerprint})
+    if before is None or before.fingerprint == made.fingerprint:
+        return {}
+    change = release_difference(load_release(before.path), release)
+    listing = ", ".join(f"{len(cases)} cases {kind}" for kind, cases in change.items())
+    anew = recomputed(before.info["fingerprints"], release.fingerprints)
+    rows = [(case_id, kind) for kind, cases in change.items() for case_id in cases]
+    if pinned is not None:
+        log(f"training stays on release {pinned.fingerprint[:16]}; newer: {listing}")
+        told = {"a newer release": f"{made.fingerprint}: {listing}; set `release` in the profile to adopt it"}
+    else:
+        log(f"release {made.fingerprint[:16]} follows {before.fingerprint[:16]}: {listing}")
+        told = {"since the last release": f"{before.fingerprint}: {listing}"}
+    return {
+        **told,
+        "changed cases": pd.DataFrame(rows, columns=["case_id", "change"]).head(200),
+        "made anew by adopting it": "\n".join(f"- {line}" for line in anew) or "nothing",
+    }
+
+
+def _adopted(workspace: Workspace) -> Artefact | None:
+    if not workspace.adopted_file.is_file():
+        return None
+    reference = {"kind": "release", "fingerprint": read_json(workspace.adopted_file)["fingerprint"]}
+    try:
+        return workspace.artefacts.get(reference)
+    except IntegrityError:
+        return None
+
+
+def release_reader(workspace: Workspace, release: dict[str, Any], split: str) -> ReleaseReader:
+    """Return a reader of one split's slices, rows in release order."""
+    return ReleaseReader(workspace.stores, open_split(workspace.artefacts.get(release).path, split))
+
+
+def split_fingerprint(release: dict[str, Any], split: str) -> str:
+    """Return the fingerprint of one split of a release, on which everything made from that split alone depends."""
+    return str(release["info"]["fingerprints"][split])
+
+
+def measure_pixels(workspace: Workspace, release: dict[str, Any]) -> TaskResult:
+    """Compute the student's normalisation over the training split."""
+    made_from = {"train": split_fingerprint(release, "train"), "version": 1}
+
+    def build(_folder: Path) -> dict[str, Any]:
+        reader = release_reader(workspace, release, "train")
+        codes = reader.columns.codes("modality")
+        mean, std = balanced_statistics((MODALITIES[code], reader.read(row)[0]) for row, code in enumerate(codes))
+        return {"mean": mean.tolist(), "std": std.tolist(), "slices": len(reader)}
+
+    made = workspace.artefacts.make("statistics", made_from, build)
+    notes = {
+        "mean": ", ".join(f"{value:.4f}" for value in made.info["mean"]),
+        "std": ", ".join(f"{value:.4f}" for value in made.info["std"]),
+        "slices": made.info["slices"],
+    }
+    return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)

@@ -1,0 +1,116 @@
+"""Keeping stores sound: verifying every byte, repairing what is damaged, erasing withdrawn cases.
+
+What belongs here: these acts over all modalities of a workspace. Not here: what damage is
+(`storage.slices.verification`), the usual way in (`pipelines.ingest.tasks`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from pipelines.base.settings import InputError
+from pipelines.base.workspace import Workspace
+from pipelines.ingest import tasks as ingest
+from storage.base.atomic import read_json, write_json
+from storage.base.errors import IntegrityError
+from storage.base.modalities import MODALITIES
+from storage.slices import layout
+from storage.slices import writer as slice_writer
+from storage.slices.layout import MANIFEST
+from storage.slices.verification import Verification, verify, verify_again, withdraw
+
+Log = Callable[[str], None]
+
+
+def published_modalities(workspace: Workspace) -> list[str]:
+    """Return the modalities that have a published store, in canonical order."""
+    return [name for name in MODALITIES if workspace.stores.below(name).size(MANIFEST) is not None]
+
+
+def verify_store(workspace: Workspace, modality: str, log: Log) -> Verification:
+    """Verify one store and say what was found.
+
+    Raises:
+        StorageError: If it is not published.
+        IntegrityError: If its manifest is damaged.
+    """
+    found = verify(workspace.stores, modality)
+    state = f"{len(found.damages)} damaged" if found.damages else "whole"
+    log(f"{modality}: {found.n_blobs} files, {found.n_bytes} bytes, {state}, {len(found.unnamed)} left over")
+    for damage in found.damages:
+        cases = found.cases.get(damage.part_id, ())
+        log(f"  {damage.key}: {damage.problem}" + (f"; cases to ingest again: {', '.join(cases)}" if cases else ""))
+    return found
+
+
+def verify_stores(workspace: Workspace, modalities: Sequence[str], log: Log) -> pd.DataFrame:
+    """Verify stores and return a row for each damage: modality, key, problem, part_id, cases."""
+    tables = []
+    for modality in modalities:
+        try:
+            tables.append(verify_store(workspace, modality, log).table())
+        except IntegrityError as error:
+            log(f"{modality}: {error}")
+            row = {"modality": modality, "key": MANIFEST, "problem": str(error), "part_id": "", "cases": ""}
+            tables.append(pd.DataFrame([row]))
+    return pd.concat(tables, ignore_index=True)
+
+
+def repair_store(workspace: Workspace, modality: str, log: Log) -> Verification:
+    """Write what is damaged again, from the source's files, and verify.
+
+    Raises:
+        StorageError: If a file is no longer the one that was stored, or nothing is left to tell the store from.
+    """
+    try:
+        found = verify_store(workspace, modality, log)
+    except IntegrityError:
+        # The manifest repeats what plan and fragments say.
+        _write_missing(workspace, modality, log)
+        slice_writer.publish(workspace.stores, modality, layout.load_layout(workspace.stores, modality).parts)
+        found = verify_store(workspace, modality, log)
+    withdraw(workspace.stores, found)
+    _write_missing(workspace, modality, log)
+    return verify_again(workspace.stores, modality)
+
+
+def _write_missing(workspace: Workspace, modality: str, log: Log) -> None:
+    """Write what the plan lacks: withdrawn parts, and those that an ingest that was stopped has not come to."""
+    plan = layout.load_layout(workspace.stores, modality).parts
+    missing = [part.part_id for part in slice_writer.missing_parts(workspace.stores, modality, plan)]
+    ingest.write_store_parts(workspace, modality, missing, log)
+    log(f"{modality}: {len(missing)} parts written again")
+
+
+def erase_cases(workspace: Workspace, case_ids: Sequence[str], log: Log) -> list[dict[str, Any]]:
+    """Withdraw cases for good: they are rejected from now on, and their pixels leave the slice stores.
+
+    What was made from them earlier (releases, caches, models, reports) stays until it is removed; the next run makes
+    anew what depends on them.
+
+    Returns:
+        The published manifests of the stores that were rewritten.
+
+    Raises:
+        InputError: If a case is not in the manifest of the last scan.
+    """
+    scan = pd.read_parquet(workspace.scan_file) if workspace.scan_file.is_file() else pd.DataFrame({"case_id": []})
+    unknown = sorted(set(case_ids) - set(scan["case_id"]))
+    if unknown:
+        raise InputError(
+            f"erase: expected cases of the last scan, found none named {', '.join(unknown[:9])}; give paths below the "
+            "data without .npz"
+        )
+    recorded = read_json(workspace.withdrawn_file) if workspace.withdrawn_file.is_file() else []
+    write_json(workspace.withdrawn_file, sorted({*recorded, *case_ids}))
+    manifest = ingest.scan_source(workspace, log).value
+    manifests = []
+    for modality in sorted(set(scan.loc[scan["case_id"].isin(case_ids), "modality"]) & set(MODALITIES)):
+        batches = ingest.plan_store(workspace, modality, manifest)
+        for batch in batches:
+            ingest.write_store_parts(workspace, modality, batch, log)
+        plan = layout.load_layout(workspace.stores, modality).parts
+        manifests.append(slice_writer.publish(workspace.stores, modality, plan))
+        log(f"{modality}: published without the withdrawn cases")
+    return manifests

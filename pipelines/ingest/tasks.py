@@ -1,0 +1,212 @@
+"""From a folder of npz files to slice stores and their index.
+
+What belongs here: calls into `storage` in the order of the flow, and what the page shows of them. Not here: formats.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipelines.base import pictures
+from pipelines.base.profile import Profile
+from pipelines.base.results import Picture, TaskResult
+from pipelines.base.workspace import Workspace
+from pipelines.ingest.part_writing import NpzFolder, process_count, write_parts
+from storage.base.atomic import read_json, write_parquet
+from storage.base.modalities import MODALITIES
+from storage.releases.columns import SliceColumns
+from storage.releases.reader import ReleaseReader
+from storage.slices import index as slice_index
+from storage.slices import layout, store_plan
+from storage.slices import writer as slice_writer
+from storage.sources import raw_manifest
+from storage.sources.npz_source import SourceConfig
+
+Log = Callable[[str], None]
+
+_ONE_OF_EACH = "one_of_each.png"
+
+
+def source_config(profile: Profile) -> SourceConfig:
+    """Return how a profile's files are to be read."""
+    source = profile.source
+    return SourceConfig(spacing_order=source.spacing_order, max_case_bytes=source.max_case_bytes)
+
+
+def make_sample(workspace: Workspace, log: Log) -> int:
+    """Write the synthetic data set, if the profile's source is synthetic; existing identical files are kept."""
+    from medsam_core.synthetic import write_sample
+
+    source = workspace.profile.source
+    count = write_sample(
+        workspace.settings.data,
+        seed=source.synthetic_seed,
+        cases_per_modality=source.synthetic_cases,
+        volumes_per_modality=source.synthetic_volumes,
+    )
+    log(f"synthetic data: {count} files in {workspace.settings.data}")
+    return count
+
+
+def scan_source(workspace: Workspace, log: Log) -> TaskResult:
+    """Find and check every npz file; a bad one is rejected with a reason and stops nothing.
+
+    Raises:
+        FileNotFoundError: If the source folder is not there.
+    """
+    data = workspace.settings.data
+    if workspace.profile.source.kind == "synthetic":
+        make_sample(workspace, log)
+    if not data.is_dir():
+        raise FileNotFoundError(
+            f"MEDSAM_DATA: expected a folder of npz files, found none at {data}; set it, then run again"
+        )
+    previous = pd.read_parquet(workspace.scan_file) if workspace.scan_file.is_file() else None
+
+    def progress(done: int, total: int) -> None:
+        if done == total or done % 1000 == 0:
+            log(f"scanned {done} of {total} files")
+
+    table = raw_manifest.scan(
+        data,
+        source_config(workspace.profile),
+        workspace.settings.groups_csv,
+        previous,
+        progress,
+        workers=workspace.settings.workers,
+        memory_bytes=workspace.settings.memory_bytes,
+        withdrawn=read_json(workspace.withdrawn_file) if workspace.withdrawn_file.is_file() else (),
+        checkpoint=lambda partial: write_parquet(workspace.scan_file, partial),
+    )
+    write_parquet(workspace.scan_file, table)
+    logical = raw_manifest.manifest_fingerprint(table)
+
+    def build(folder: Path) -> dict[str, Any]:
+        write_parquet(folder / "manifest.parquet", table)
+        raw_manifest.rejected(table).to_csv(folder / "rejected.csv", index=False)
+        accepted = int((table["status"] == "accepted").sum())
+        return {"found": len(table), "accepted": accepted, "rejected": len(table) - accepted}
+
+    made = workspace.artefacts.make("manifest", {"files": logical}, build)
+    refused = raw_manifest.rejected(table)
+    log(f"{made.info['found']} files: {made.info['accepted']} accepted, {made.info['rejected']} rejected")
+    notes = {
+        **made.info,
+        "by modality": raw_manifest.counts_by_modality(table),
+        "rejections": refused.head(200) if len(refused) else "none",
+        "all rejections": made.path / "rejected.csv",
+    }
+    return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)
+
+
+def _manifest(workspace: Workspace, reference: dict[str, Any]) -> pd.DataFrame:
+    return pd.read_parquet(workspace.artefacts.get(reference).path / "manifest.parquet")
+
+
+def store_config(workspace: Workspace, modality: str) -> layout.StoreConfig:
+    """Return how a modality's store is cut and compressed."""
+    store = workspace.profile.store
+    return layout.StoreConfig(
+        chunk_bytes=store.chunk_bytes,
+        chunks_per_shard=store.chunks_per_shard,
+        part_shards=store.part_shards,
+        codec=store.codec,
+        level=store.levels.get(modality, store.level),
+    )
+
+
+def _batches(items: Sequence[str], size: int) -> list[list[str]]:
+    return [list(items[start : start + size]) for start in range(0, len(items), size)]
+
+
+def plan_store(workspace: Workspace, modality: str, manifest: dict[str, Any]) -> list[list[str]]:
+    """Plan one modality's parts and return the missing ones' ids, batched into steps."""
+    table = _manifest(workspace, manifest)
+    rows = table[(table["status"] == "accepted") & (table["modality"] == modality)]
+    plan = store_plan.plan_parts(workspace.stores, modality, rows, store_config(workspace, modality))
+    missing = slice_writer.missing_parts(workspace.stores, modality, plan)
+    return _batches([part.part_id for part in missing], workspace.profile.store.parts_per_step)
+
+
+def write_store_parts(workspace: Workspace, modality: str, part_ids: Sequence[str], log: Log) -> dict[str, Any]:
+    """Write some parts of one modality's store; each is published whole or not at all."""
+    load = NpzFolder(workspace.settings.data, modality, source_config(workspace.profile))
+    parts = layout.load_plan(workspace.stores, modality, set(part_ids))
+    processes = process_count(parts, workspace.settings.workers, workspace.settings.memory_bytes)
+    for done, fragment in enumerate(write_parts(workspace.stores, parts, load, processes), start=1):
+        counts = f"{fragment['n_cases']} cases, {fragment['n_slices']} slices"
+        log(f"{modality} {fragment['part_id']}: {counts}; {done} of {len(parts)} parts of this step")
+    return {"made": list(part_ids)}
+
+
+def publish_store(
+    workspace: Workspace, modality: str, manifest: dict[str, Any], written: Sequence[dict[str, Any]]
+) -> TaskResult:
+    """Publish one modality's parts as a store that readers accept."""
+    plan = layout.load_layout(workspace.stores, modality).parts
+    published = slice_writer.publish(workspace.stores, modality, plan)
+    made = [part for step in written for part in step["made"]]
+    index = slice_index.build_index(workspace.stores, [modality], _manifest(workspace, manifest))
+    notes = {
+        "cases": int(index["case_id"].nunique()),
+        "slices": len(index),
+        "slices with labels": int((index["fg_px"] > 0).sum()),
+        "parts made": ", ".join(made) or "none",
+        "bytes on disk": int(sum(shard["n_bytes"] for shard in published["shards"])),
+        "samples": _sample_picture(workspace, modality, index, published["fingerprint"]),
+    }
+    value = {"modality": modality, "fingerprint": published["fingerprint"], "made": made}
+    return TaskResult(value, published["fingerprint"], len(made), len(plan) - len(made), notes)
+
+
+def _sample_picture(workspace: Workspace, modality: str, index: pd.DataFrame, digest: str) -> Picture | None:
+    """Draw a few labelled slices with their masks, spread over the store."""
+    labelled = index[index["fg_px"] > 0]
+    chosen = labelled.iloc[np.unique(np.linspace(0, max(len(labelled) - 1, 0), 8).astype(int))[: len(labelled)]]
+    return _sheet(workspace, chosen, workspace.settings.state / "pictures" / f"{modality}-{digest[:16]}.png")
+
+
+def _sheet(workspace: Workspace, rows: pd.DataFrame, path: Path) -> Picture | None:
+    """Draw these slices with their masks, unless that was done before."""
+    if rows.empty:
+        return None
+    if not path.is_file():
+        chosen = rows.reset_index(drop=True)
+        reader = ReleaseReader(workspace.stores, SliceColumns.of(chosen))
+        pictures.slice_sheet([(*reader.read(row), chosen["case_id"].iloc[row]) for row in range(len(chosen))], path)
+    return Picture(path)
+
+
+def _one_of_each(index: pd.DataFrame) -> pd.DataFrame:
+    """Return the labelled slice in the middle of each modality and data set, of the first 32 of them."""
+    labelled = index[index["fg_px"] > 0]
+    found = labelled.groupby(["modality", "dataset"], sort=False).groups
+    return labelled.loc[[rows[len(rows) // 2] for rows in found.values()][:32]]
+
+
+def make_index(workspace: Workspace, manifest: dict[str, Any], stores: Sequence[dict[str, Any]]) -> TaskResult:
+    """Build the slice index and the modality index over the published stores."""
+    made_from = {
+        "manifest": manifest["fingerprint"],
+        "stores": {store["modality"]: store["fingerprint"] for store in stores},
+        "version": 2,
+    }
+
+    def build(folder: Path) -> dict[str, Any]:
+        index = slice_index.build_index(workspace.stores, list(MODALITIES), _manifest(workspace, manifest))
+        write_parquet(folder / "slice_index.parquet", index)
+        write_parquet(folder / "modality_index.parquet", slice_index.modality_index(index))
+        _sheet(workspace, _one_of_each(index), folder / _ONE_OF_EACH)
+        return {"slices": len(index), "cases": int(index["case_id"].nunique())}
+
+    made = workspace.artefacts.make("index", made_from, build)
+    sheet = made.path / _ONE_OF_EACH
+    notes = {
+        **made.info,
+        "modality index": pd.read_parquet(made.path / "modality_index.parquet"),
+        "one of each": Picture(sheet) if sheet.is_file() else "no labelled slice",
+    }
+    return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)

@@ -1,0 +1,1 @@
+"""The teacher: its weights and its cached answers."""

@@ -1,0 +1,129 @@
+"""Keeping teacher caches in hand: which are used, by what, and deleting the others.
+
+What belongs here: the record of use, the listing, deletion. Not here: making caches (`pipelines.teacher.caches`).
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipelines.base.workspace import Workspace
+from storage.answers.teacher_cache import alone
+from storage.base.atomic import read_json, write_json
+from storage.base.blobs import LocalBlobs
+from storage.base.errors import BusyError
+
+KINDS = ("embeddings", "logits")
+
+RECENT_S = 3600.0
+"""A cache that was written to within this time is kept: the run that made it may be about to train from it."""
+
+_DELETED = ".deleted"
+"""Suffix of a folder that is on its way out; nobody looks for a cache under such a name."""
+
+Log = Callable[[str], None]
+
+
+def _pin_file(workspace: Workspace, answers: str, user: str) -> Path:
+    return workspace.settings.state / "caches" / "pins" / f"{answers}-{user}.json"
+
+
+def pin(workspace: Workspace, answers: str, user: str, digest: str | None) -> None:
+    """Record which cache a variant's answers were last published from; None: they are asked online."""
+    _write_pin(workspace, answers, user, {"cache": digest, "planned": None})
+
+
+def pin_planned(workspace: Workspace, answers: str, user: str, digest: str) -> None:
+    """Record that a cache is being made for a variant, beside the one that it uses until then."""
+    path = _pin_file(workspace, answers, user)
+    before = read_json(path)["cache"] if path.is_file() else None
+    _write_pin(workspace, answers, user, {"cache": before, "planned": digest})
+
+
+def _write_pin(workspace: Workspace, answers: str, user: str, caches: dict[str, str | None]) -> None:
+    write_json(_pin_file(workspace, answers, user), {"answers": answers, "user": user, **caches})
+
+
+def _pins(workspace: Workspace) -> dict[tuple[str, str], list[str]]:
+    """Return (answers, name of the cache's folder) -> who uses it, or is going to."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for path in sorted(_pin_file(workspace, "", "").parent.glob("*.json")):
+        value = read_json(path)
+        for digest in {value["cache"], value["planned"]} - {None}:
+            found.setdefault((value["answers"], digest[:16]), []).append(value["user"])
+    return found
+
+
+def list_caches(workspace: Workspace) -> pd.DataFrame:
+    """Return a row for each cache: answers, cache, state, parts, bytes, age_s, pinned_by, folder.
+
+    `state` is `published` or `unfinished`, `age_s` the seconds since something was last written to it.
+    """
+    pins = _pins(workspace)
+    rows = [
+        _row(answers, folder, pins)
+        for answers in KINDS
+        for folder in sorted(workspace.cache_folder(answers).glob("*"))
+        if folder.is_dir() and folder.suffix not in (_DELETED, ".locks")
+    ]
+    columns = ["answers", "cache", "state", "parts", "bytes", "age_s", "pinned_by", "folder"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _row(answers: str, folder: Path, pins: dict[tuple[str, str], list[str]]) -> dict[str, Any]:
+    sizes = LocalBlobs(folder).sizes()
+    newest = max(path.stat().st_mtime for path in (folder, *folder.glob("*.json"), *folder.glob("parts/*")))
+    return {
+        "answers": answers,
+        "cache": folder.name,
+        "state": "published" if "manifest.json" in sizes else "unfinished",
+        "parts": sum(key.startswith("parts/") for key in sizes),
+        "bytes": sum(sizes.values()),
+        "age_s": time.time() - newest,
+        "pinned_by": ", ".join(sorted(pins.get((answers, folder.name), []))),
+        "folder": str(folder),
+    }
+
+
+def delete_unused(workspace: Workspace, log: Log, *, dry_run: bool) -> int:
+    """Delete the caches that nothing uses, or say which; returns the bytes freed or to be freed.
+
+    A cache is used while a variant's answers were last published from it or are being made for it, while a trainer
+    reads it, while a run writes it, and for an hour after that.
+    """
+    if not dry_run:
+        for answers in KINDS:
+            for folder in workspace.cache_folder(answers).glob(f"*{_DELETED}"):
+                shutil.rmtree(folder)
+    freed = 0
+    for row in list_caches(workspace).to_dict("records"):
+        name = f"{row['answers']} {row['cache']}, {row['state']}, {row['bytes']} bytes"
+        if row["pinned_by"]:
+            log(f"kept: {name}; used by {row['pinned_by']}")
+        elif row["age_s"] < RECENT_S:
+            log(f"kept: {name}; written to {row['age_s'] / 60:.0f} minutes ago, which an hour has to pass after")
+        elif dry_run:
+            log(f"unused: {name}")
+            freed += int(row["bytes"])
+        else:
+            freed += _delete(Path(row["folder"]), name, int(row["bytes"]), log)
+    return freed
+
+
+def _delete(folder: Path, name: str, n_bytes: int, log: Log) -> int:
+    gone = folder.with_name(folder.name + _DELETED)
+    try:
+        with alone(LocalBlobs(folder)):
+            # In one act, so that a deletion cut short leaves no half of a cache under its name.
+            folder.rename(gone)
+            shutil.rmtree(gone)
+            shutil.rmtree(folder.with_name(f"{folder.name}.locks"), ignore_errors=True)
+    except BusyError as error:
+        log(f"kept: {name}; {error}")
+        return 0
+    log(f"deleted: {name}")
+    return n_bytes

@@ -1,0 +1,315 @@
+"""The teacher's cached answers for a plan. What belongs here: what each slot's answer is made from, and computing it.
+
+Not here: how answers are stored (`storage.answers.teacher_cache`) or read in training (`pipelines.training.trainer`).
+
+A cache is named by the teacher, the kind of answer and the plan's settings; its parts by the slots and the content of
+the slices they show. So a changed slice costs the parts that show it, not the cache.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from medsam_core.plan import Plan, Stage, plan_inputs
+from pipelines.base.results import TaskResult
+from pipelines.base.variants import Variant
+from pipelines.base.workspace import Workspace
+from pipelines.ingest.releases import release_reader
+from pipelines.teacher import cache_budget, cache_care
+from pipelines.training.plans import load_plan
+from storage.answers import cache_plan, teacher_cache
+from storage.answers.cache_plan import ArraySpec, CachePart, CacheSpec
+from storage.answers.encodings import Floats
+from storage.base.fingerprints import array_hash, combine, fingerprint
+from storage.base.locks import exclusive_lock
+from storage.releases.reader import ReleaseReader
+
+if TYPE_CHECKING:
+    from medsam_core.rendering import GroupBatch
+
+Answers = Literal["embeddings", "logits"]
+Value = dict[str, Any]
+Inputs = tuple[Value, Value, Value]
+"""Values of the teacher, the plan and the release."""
+
+ANSWER_VERSION = 1
+"""Raised by hand whenever the same slot gets another answer: preprocessing, rendering or the teacher's code changed."""
+
+EMBEDDING_CHANNELS = 256
+
+ALLOWED_ERROR: dict[Answers, float] = {"embeddings": 1e-3, "logits": 1e-2}
+"""How far a slot computed again may be from the stored one: the encoding's error, and the noise of mixed precision or
+of another machine; the answer to another image is off by hundreds of times as much."""
+
+
+class CacheWork:
+    """A cache as planned: its place, its parts, and what computes them."""
+
+    def __init__(self, workspace: Workspace, variant: Variant, answers: Answers, inputs: Inputs) -> None:
+        self.workspace = workspace
+        self.answers = answers
+        self.teacher, plan, self.release = inputs
+        self.stage: Stage = "distillation" if answers == "embeddings" else "finetuning"
+        profile = workspace.profile
+        config = variant.distillation(profile) if answers == "embeddings" else variant.finetuning(profile)
+        self.plan: Plan = load_plan(workspace, plan, config, self.stage)
+        self._plan_folder = workspace.artefacts.get(plan).path
+        size = profile.student.image_size
+        made_from = {
+            "answers": answers,
+            "version": ANSWER_VERSION,
+            "teacher": self.teacher["fingerprint"],
+            "plan": plan_inputs(config, self.stage, size, profile.seeds.plan),
+            "n_slots": self.plan.n_plan_slots,
+        }
+        self.spec = CacheSpec(
+            arrays=self._arrays(size // 16, config.prompts_per_slot),
+            n_slots=self.plan.n_plan_slots,
+            slots_per_chunk=profile.cache.slots_per_chunk,
+            slots_per_shard=profile.cache.slots_per_shard,
+            shards_per_part=profile.cache.shards_per_part,
+            made_from=made_from,
+        )
+        self.digest = fingerprint(self.spec.header())
+        self.root = workspace.cache_root(answers, self.digest)
+
+    def _arrays(self, grid: int, prompts: int) -> dict[str, ArraySpec]:
+        if self.answers == "embeddings":
+            return {"embeddings": ArraySpec((EMBEDDING_CHANNELS, grid, grid), self.workspace.profile.cache.encoding)}
+        return {"probabilities": ArraySpec((prompts, 4 * grid, 4 * grid), "probability_uint8")}
+
+    @property
+    def name(self) -> str:
+        """The asset's name."""
+        return f"teacher_{self.answers}"
+
+    @property
+    def coverage(self) -> pd.DataFrame:
+        """Drawable and shown slices by modality, as the plan's artefact states them."""
+        return pd.read_csv(self._plan_folder / "coverage.csv")
+
+    def part_lock(self, part: CachePart) -> Path:
+        """Return the file whose lock the one writer of a part holds."""
+        caches = self.workspace.cache_folder(self.answers)
+        return caches / f"{self.digest[:16]}.locks" / part.part_id
+
+    def reader(self) -> ReleaseReader:
+        """Return a reader of the training split."""
+        return release_reader(self.workspace, self.release, "train")
+
+    def parts(self, reader: ReleaseReader) -> list[CachePart]:
+        """Return the cache's parts, each with the fingerprint of what its slots show."""
+        names, codes = reader.columns.names("content_hash"), reader.columns.codes("content_hash")
+        depth = reader.columns.numbers("z")
+        slots = self.plan.slots.reshape(-1)
+        groups = self.plan.groups.reshape(-1)
+        size = self.plan.config.group_size
+        digests = []
+        for start in range(0, self.spec.n_slots, self.spec.slots_per_part):
+            stop = min(start + self.spec.slots_per_part, self.spec.n_slots)
+            # Mixing reaches over a whole group, so a part depends on every group it touches.
+            first, last = start // size, -(-stop // size)
+            shown = np.array(slots[first * size : last * size])
+            rows = shown["row"].copy()
+            # The row's number is an address; what it shows is its case's content and z.
+            shown["row"] = depth[rows]
+            draws = array_hash({"slots": shown, "groups": np.array(groups[first:last])})
+            digests.append(combine([draws, *names[codes[rows]]]))
+        return cache_plan.plan_cache_parts(self.spec, digests)
+
+
+class Answerer:
+    """Lets the teacher answer whole groups of a plan, on the profile's device."""
+
+    def __init__(self, work: CacheWork, reader: ReleaseReader) -> None:
+        from medsam_core.models.checkpoints import load_model
+        from medsam_core.training.precision import Precision
+        from pipelines.base.devices import choose_device
+
+        profile = work.workspace.profile
+        self._work, self._reader = work, reader
+        self._device = choose_device(profile)
+        self._precision = Precision(self._device, amp=profile.training.mixed_precision and self._device.type == "cuda")
+        path = work.workspace.artefacts.get(work.teacher).path / "model.safetensors"
+        self._model = load_model(path).to(self._device)
+
+    def _rendered(self, number: int) -> "GroupBatch":
+        """Return a group of the plan as the student will see it; called ahead, in a thread."""
+        from medsam_core.rendering import render_group
+
+        plan, size = self._work.plan, self._model.image_size
+        slots, record, _ = plan.group_slots(*divmod(number, plan.groups_per_epoch))
+        return render_group(slots, record, self._reader, size, size // 4, self._work.stage)
+
+    def _answered(self, batch: "GroupBatch") -> Floats:
+        """Return the answers to a group, (B, ...) float32."""
+        import torch
+
+        with torch.inference_mode(), self._precision.autocast():
+            embeddings = self._model.encode(batch.images.to(self._device))
+            if self._work.answers == "embeddings":
+                return embeddings.float().cpu().numpy()
+            logits, _ = self._model.decode(embeddings, batch.boxes.to(self._device))
+            return logits.float().sigmoid().cpu().numpy()
+
+    def slots(self, start: int, stop: int) -> Floats:
+        """Return the answers of slots of the plan; always by whole groups, so that they depend on nothing else."""
+        from medsam_core.training.prefetch import prefetched
+
+        size = self._work.plan.config.group_size
+        first, last = start // size, -(-stop // size)
+        values = np.concatenate([self._answered(batch) for batch in prefetched(self._rendered, range(first, last))])
+        return values[start - first * size : stop - first * size]
+
+
+def plan_cache(
+    workspace: Workspace, variant: Variant, answers: Answers, inputs: Inputs, log: Callable[[str], None]
+) -> list[list[str]]:
+    """Return the ids of the parts that are missing, batched into steps; none where the teacher answers online.
+
+    Raises:
+        BudgetError: If the cache would take more than the profile or the disk allows.
+    """
+    mode = workspace.profile.cache.mode
+    if mode != "cached":
+        log(f"{answers}: cache.mode is {mode}; nothing is computed ahead")
+        return []
+    work = CacheWork(workspace, variant, answers, inputs)
+    reader = work.reader()
+    parts = work.parts(reader)
+    missing = teacher_cache.missing_parts(work.root, work.spec, parts)
+    log(f"{answers}: {len(missing)} of {len(parts)} parts to make, {work.spec.n_slots} slots in all")
+    if missing:
+        group = work.plan.config.group_size
+        cost = cache_budget.measure(workspace, work.spec, work.digest, group, lambda: Answerer(work, reader).slots)
+        log(f"{answers}: {cost.bytes_per_slot:.0f} bytes and {cost.seconds_per_slot:.3g} s a slot")
+        slots = sum(part.stop - part.start for part in missing)
+        cache_budget.require_room(workspace, work.stage, work.plan, cost, slots, work.root.url)
+        cache_care.pin_planned(workspace, answers, variant.name, work.digest)
+    ids = [part.part_id for part in missing]
+    size = workspace.profile.cache.parts_per_step
+    return [ids[start : start + size] for start in range(0, len(ids), size)]
+
+
+def write_cache_parts(
+    workspace: Workspace,
+    variant: Variant,
+    answers: Answers,
+    inputs: Inputs,
+    part_ids: Sequence[str],
+    log: Callable[[str], None],
+) -> Value:
+    """Let the teacher answer the slots of some parts; each is published whole or not at all.
+
+    Raises:
+        BusyError: If another run is at work on one of these parts.
+    """
+    work = CacheWork(workspace, variant, answers, inputs)
+    reader = work.reader()
+    answerer = Answerer(work, reader)
+    wanted, made = set(part_ids), []
+    with teacher_cache.being_written(work.root):
+        for part in (part for part in work.parts(reader) if part.part_id in wanted):
+            with exclusive_lock(work.part_lock(part), what=f"{work.name} {part.part_id}"):
+                if not teacher_cache.missing_parts(work.root, work.spec, [part]):
+                    log(f"{answers} {part.part_id}: made by another run meanwhile")
+                    continue
+                own = answerer.slots(part.start, part.stop)
+                teacher_cache.write_part(work.root, work.spec, part, {next(iter(work.spec.arrays)): own})
+            made.append(part.part_id)
+            log(f"{answers} {part.part_id}: slots {part.start} to {part.stop} of {work.spec.n_slots}")
+    return {"made": made}
+
+
+def publish_cache(
+    workspace: Workspace, variant: Variant, answers: Answers, inputs: Inputs, written: Sequence[Value]
+) -> TaskResult:
+    """Publish a cache as what training reads, and note that this asset uses it."""
+    mode = workspace.profile.cache.mode
+    if mode == "online":
+        return _online(workspace, variant, answers, inputs, {"mode": mode})
+    work = CacheWork(workspace, variant, answers, inputs)
+    parts = work.parts(work.reader())
+    missing = teacher_cache.missing_parts(work.root, work.spec, parts)
+    if mode == "prefer_cached" and missing:
+        why = f"{len(missing)} of {len(parts)} parts are missing, so the teacher is asked online"
+        return _online(workspace, variant, answers, inputs, {"mode": mode, "cache": why})
+    manifest = teacher_cache.publish(work.root, work.spec, parts)
+    made = [part for step in written for part in step["made"]]
+    size = sum(int(shard["n_bytes"]) for shard in manifest["shards"])
+    arrays = {name: f"{array.encoding} {list(array.tail)}" for name, array in work.spec.arrays.items()}
+    notes = {
+        "slots": work.spec.n_slots,
+        "bytes on disk": size,
+        "bytes per slot": round(size / work.spec.n_slots, 1),
+        "arrays": str(arrays),
+        "error": "; ".join(array.codec().max_error for array in work.spec.arrays.values()),
+        "folder": work.root.url,
+        "slices by modality": work.coverage,
+        **cache_budget.notes(workspace, work.plan, work.spec, work.digest),
+    }
+    value = _value("cached", answers, inputs, work.digest, manifest["fingerprint"])
+    cache_care.pin(workspace, answers, variant.name, work.digest)
+    return TaskResult(value, manifest["fingerprint"], len(made), work.spec.n_parts - len(made), notes)
+
+
+def _online(
+    workspace: Workspace, variant: Variant, answers: Answers, inputs: Inputs, notes: dict[str, Any]
+) -> TaskResult:
+    digest = fingerprint(["online", inputs[0]["fingerprint"]])
+    cache_care.pin(workspace, answers, variant.name, None)
+    return TaskResult(_value("online", answers, inputs, "", digest), digest, 0, 0, notes)
+
+
+def _value(mode: str, answers: Answers, inputs: Inputs, cache: str, digest: str) -> Value:
+    """Return what travels to training, with what the answers belong to: a plan covers the training split."""
+    teacher, plan, _ = (value["fingerprint"] for value in inputs)
+    return {"mode": mode, "answers": answers, "cache": cache, "fingerprint": digest, "teacher": teacher, "plan": plan}
+
+
+def check_answers(
+    workspace: Workspace, variant: Variant, answers: Answers, inputs: Inputs, count: int, seed: int | None = None
+) -> pd.DataFrame:
+    """Compute the answers of some slots again and compare them with the published cache.
+
+    Args:
+        workspace: Where everything lies.
+        variant: Whose plan.
+        answers: Which cache.
+        inputs: Values of teacher, plan and release.
+        count: How many slots, drawn at random.
+        seed: Of the draw; None: another draw each time.
+
+    Returns:
+        slot, error, allowed; no row where the teacher is asked online. For embeddings the error is the mean square over
+        the variance within channels, for probabilities the mean absolute difference.
+
+    Raises:
+        StorageError: If the cache is not published.
+        FingerprintMismatchError: If it was made from something else.
+    """
+    columns = ["slot", "error", "allowed"]
+    if workspace.profile.cache.mode == "online":
+        return pd.DataFrame(columns=columns)
+    work = CacheWork(workspace, variant, answers, inputs)
+    reader = work.reader()
+    expected = combine(part.fingerprint for part in work.parts(reader))
+    with teacher_cache.being_read(work.root):
+        cache = teacher_cache.TeacherCache(work.root, work.spec.made_from, fingerprint=expected)
+        answerer = Answerer(work, reader)
+        chosen = np.random.default_rng(seed).choice(len(cache), min(count, len(cache)), replace=False)
+        name = next(iter(work.spec.arrays))
+        rows = []
+        for slot in sorted(chosen.tolist()):
+            again, stored = answerer.slots(slot, slot + 1)[0], cache.read(name, slot, slot + 1)[0]
+            rows.append((slot, _error(answers, again, stored), ALLOWED_ERROR[answers]))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _error(answers: Answers, again: Floats, stored: Floats) -> float:
+    if answers == "embeddings":
+        return float(np.square(again - stored).mean() / again.reshape(len(again), -1).var(axis=1).mean())
+    return float(np.abs(again - stored).mean())

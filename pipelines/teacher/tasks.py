@@ -1,0 +1,113 @@
+"""The teacher's weights. What belongs here: where they come from, how they are verified, how a stand-in is made.
+
+Not here: the teacher's cached answers (`pipelines.teacher.caches`).
+"""
+
+from collections.abc import Callable
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsam_core.config import TeacherConfig
+from pipelines.base.launch import Launch
+from pipelines.base.results import TaskResult
+from pipelines.base.workspace import Workspace
+from pipelines.teacher.downloads import download, require_sha256
+from pipelines.training import plans, students
+from storage.base.fingerprints import file_hash
+
+if TYPE_CHECKING:
+    from medsam_core.models.segmenter import Segmenter
+
+Value = dict[str, Any]
+Log = Callable[[str], None]
+
+SHIPPED = "stand_in_128.safetensors"
+"""The stand-in made by `medsam make-teacher` from synthetic data alone."""
+
+
+def weights_file(workspace: Workspace, log: Log) -> Path:
+    """Return the file of the teacher's weights: the configured one, downloaded if need be, else the shipped stand-in.
+
+    Raises:
+        FileNotFoundError: If the profile's teacher must be given and is not there.
+        InputError: If its SHA-256 is not the one that the settings state, or it cannot be downloaded.
+    """
+    settings = workspace.settings
+    kind = workspace.profile.teacher.kind
+    if settings.teacher is None and kind == "stand_in":
+        with as_file(files("medsam_core") / "weights" / SHIPPED) as path:
+            return path
+    if settings.teacher and settings.teacher.startswith(("http://", "https://")):
+        return download(settings.teacher, settings.home / "downloads", settings.teacher_sha256, log)
+    if settings.teacher is None or not Path(settings.teacher).is_file():
+        raise FileNotFoundError(
+            f"MEDSAM_TEACHER: profile {workspace.profile.name!r} needs the weights of {kind} (medsam_vit_b.pth), found "
+            f"{settings.teacher or 'nothing set'}; set it to the file or its URL and run again"
+        )
+    require_sha256(Path(settings.teacher), settings.teacher, settings.teacher_sha256)
+    return Path(settings.teacher)
+
+
+def _load(source: Path, config: TeacherConfig) -> "Segmenter":
+    """Load a published checkpoint or one of the project's own, brought to the profile's image size."""
+    from medsam_core.models.checkpoints import load_medsam_checkpoint, load_model
+
+    if config.kind == "medsam_vit_b" and source.suffix != ".safetensors":
+        return load_medsam_checkpoint(source, config.image_size)
+    teacher = load_model(source)
+    return teacher if teacher.image_size == config.image_size else teacher.resized(config.image_size)
+
+
+def make_teacher(workspace: Workspace, release: Value, launch: Launch, log: Log) -> TaskResult:
+    """Verify the teacher's weights and, for a stand-in whose profile says so, train it on the training groups."""
+    source = weights_file(workspace, log)
+    profile = workspace.profile
+    architecture = profile.teacher.model_dump(mode="json")
+    base = {"architecture": architecture, "sha256": file_hash(source), "version": 1}
+
+    def build(folder: Path) -> dict[str, Any]:
+        from medsam_core.models.checkpoints import parameter_counts, save_model
+
+        teacher = _load(source, profile.teacher)
+        save_model(folder / "model.safetensors", teacher, {"role": "teacher", "sha256": str(base["sha256"])})
+        return {"parameters": parameter_counts(teacher), "sha256": base["sha256"], "source": source.name}
+
+    loaded = workspace.artefacts.make("model", base, build)
+    log(f"teacher {profile.teacher.kind}: sha256 {base['sha256']}")
+    notes = {"kind": profile.teacher.kind, "sha256": loaded.info["sha256"], "source": loaded.info["source"]}
+    if profile.teacher_pretraining is None:
+        value = {**loaded.reference(), "teacher": profile.teacher.kind}
+        return TaskResult(value, loaded.fingerprint, int(not loaded.reused), int(loaded.reused), notes)
+    result = _train_stand_in(workspace, release, loaded.reference(), launch, log)
+    value = {**result.value, "teacher": profile.teacher.kind}
+    return TaskResult(value, result.fingerprint, result.made, result.reused, {**notes, **result.notes})
+
+
+def _train_stand_in(workspace: Workspace, release: Value, loaded: Value, launch: Launch, log: Log) -> TaskResult:
+    """Train the loaded stand-in on the training groups' ground truth, as a fine-tuning without a teacher."""
+    pretraining = workspace.profile.teacher_pretraining
+    if pretraining is None:
+        raise ValueError("expected a profile with teacher_pretraining, found none")
+    config = pretraining.model_copy(update={"mask_distillation": False})
+    plan = plans.make_plan(workspace, release, config, "finetuning")
+    made_from = {
+        "stage": "finetuning",
+        "version": students.STAGE_VERSION,
+        "starts_from": loaded["fingerprint"],
+        "plan": plan.fingerprint,
+        "learning": students.learning(config),
+    }
+    job: dict[str, Any] = {
+        "stage": "finetuning",
+        "config": config.model_dump(mode="json"),
+        "release": release,
+        "plan": plan.value,
+        "starts_from": loaded,
+        "teacher": None,
+        "cache": None,
+        "statistics": None,
+        "keep_epochs": [],
+        "settings": workspace.settings.as_environment(),
+    }
+    return students.run_stage(workspace, "teacher/pretraining", made_from, job, release, launch, log)

@@ -1,0 +1,1 @@
+"""Plans, the two stages and the process that trains them."""

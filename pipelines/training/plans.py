@@ -1,0 +1,77 @@
+"""Training plans as artefacts. What belongs here: building, storing and reading plans, and showing what they draw."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from medsam_core.config import StageConfig
+from medsam_core.plan import Plan, Stage, plan_inputs
+from pipelines.base.adapters import slice_table
+from pipelines.base.results import Picture, TaskResult
+from pipelines.base.workspace import Workspace
+from pipelines.ingest.releases import release_reader, split_fingerprint
+from storage.base.atomic import atomic_file
+
+
+def plan_description(
+    workspace: Workspace, release: dict[str, Any], config: StageConfig, stage: Stage
+) -> dict[str, Any]:
+    """Return everything that a plan is made from."""
+    inputs = plan_inputs(config, stage, workspace.profile.student.image_size, workspace.profile.seeds.plan)
+    return {"train": split_fingerprint(release, "train"), **inputs}
+
+
+def _save_array(path: Path, array: npt.NDArray[Any]) -> None:
+    with atomic_file(path) as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def make_plan(workspace: Workspace, release: dict[str, Any], config: StageConfig, stage: Stage) -> TaskResult:
+    """Build a stage's plan over the training split."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        reader = release_reader(workspace, release, "train")
+        table = slice_table(reader.columns)
+        size = workspace.profile.student.image_size
+        plan = Plan.build(table, config, stage, size, workspace.profile.seeds.plan)
+        for name, array in plan.as_arrays().items():
+            _save_array(folder / f"{name}.npy", array)
+        plan.coverage(table).to_csv(folder / "coverage.csv", index=False)
+        _draw_batches(plan, reader, size, folder)
+        return {"slots": plan.n_plan_slots, "steps": plan.total_steps, "plan_epochs": config.plan_epochs}
+
+    made = workspace.artefacts.make("plan", plan_description(workspace, release, config, stage), build)
+    notes = {
+        **made.info,
+        "shown by modality": pd.read_csv(made.path / "coverage.csv"),
+        **{path.stem.replace("_", " "): Picture(path) for path in sorted(made.path.glob("*.png"))},
+    }
+    return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)
+
+
+def _draw_batches(plan: Plan, reader: Any, size: int, folder: Path) -> None:  # noqa: ANN401
+    """Draw the first group of each kind of mixing as training will see it."""
+    from medsam_core.rendering import render_group
+    from medsam_core.sampling import MIX_KINDS
+    from pipelines.base import pictures
+
+    kinds = plan.groups[0]["mix"]
+    for code in np.unique(kinds):
+        group = int(np.flatnonzero(kinds == code)[0])
+        slots, record, _ = plan.group_slots(0, group)
+        batch = render_group(slots, record, reader, size, size // 4, plan.stage)
+        pictures.batch_sheet(batch, folder / f"batch_{plan.stage}_{MIX_KINDS[int(code)]}.png")
+
+
+def load_plan(workspace: Workspace, reference: dict[str, Any], config: StageConfig, stage: Stage) -> Plan:
+    """Read a plan for a configuration that trains on its first epochs.
+
+    A variant that stops earlier reads the first epochs of the proposed model's plan.
+    """
+    folder = workspace.artefacts.get(reference).path
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("slots", "groups")}
+    epochs = config.plan_epochs
+    return Plan.from_arrays(config, stage, {name: array[:epochs] for name, array in arrays.items()})

@@ -1,0 +1,265 @@
+"""The two training stages of a variant. What belongs here: what a stage is made from, its job, its MLflow run.
+
+Not here: training (`medsam_core.training`), which runs in a process of its own (`pipelines.training.trainer`).
+"""
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medsam_core.config import StageConfig
+from medsam_core.plan import Stage
+from pipelines.base import pictures
+from pipelines.base.launch import Launch
+from pipelines.base.results import Link, Picture, TaskResult
+from pipelines.base.tracking import Point, TrackedRun, Tracker
+from pipelines.base.variants import Variant
+from pipelines.base.workspace import Workspace
+from pipelines.training.seen_cases import write_seen
+from storage.base.artefacts import Artefact
+from storage.base.atomic import write_json
+from storage.base.fingerprints import fingerprint, require_same
+from storage.releases.release import load_release
+
+Value = dict[str, Any]
+Log = Callable[[str], None]
+
+STAGE_VERSION = 1
+"""Raised by hand whenever the same inputs train to another model."""
+
+FOLLOW_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """Values of the assets that a stage reads; `cache` is None where the teacher's masks are not used."""
+
+    release: Value
+    statistics: Value
+    plan: Value
+    teacher: Value
+    cache: Value | None
+
+
+def learning(config: StageConfig) -> dict[str, Any]:
+    """Return, as a plain value, what a stage's result depends on besides its plan."""
+    return {
+        "epochs": config.epochs,
+        "mask_distillation": config.mask_distillation,
+        "optimiser": config.optimiser.model_dump(mode="json"),
+    }
+
+
+def distil(workspace: Workspace, variant: Variant, inputs: StageInputs, launch: Launch, log: Log) -> TaskResult:
+    """Train a variant's encoder on the teacher's embeddings (stage 1); errors as in `finetune`."""
+    _require_own_answers(inputs)
+    profile = workspace.profile
+    config = variant.distillation(profile)
+    made_from = {
+        "stage": "distillation",
+        "version": STAGE_VERSION,
+        "student": profile.student.model_dump(mode="json"),
+        "init_seed": profile.seeds.init,
+        "statistics": inputs.statistics["fingerprint"],
+        "plan": inputs.plan["fingerprint"],
+        "teacher": inputs.teacher["fingerprint"],
+        "answers": _answers(inputs),
+        "learning": learning(config),
+    }
+    job = _job(workspace, "distillation", config, inputs, starts_from=None, keep_epochs=[])
+    return run_stage(workspace, f"{variant.name}/distillation", made_from, job, inputs.release, launch, log)
+
+
+def finetune(
+    workspace: Workspace, variant: Variant, inputs: StageInputs, distilled: Value, launch: Launch, log: Log
+) -> TaskResult:
+    """Train a variant's whole student on ground truth and the teacher's masks (stage 2).
+
+    Raises:
+        FingerprintMismatchError: If the teacher's answers are to another plan, or another teacher's.
+    """
+    _require_own_answers(inputs)
+    profile = workspace.profile
+    config = variant.finetuning(profile)
+    keep = [profile.ablation_epochs]
+    made_from = {
+        "stage": "finetuning",
+        "version": STAGE_VERSION,
+        "distilled": distilled["fingerprint"],
+        "decoder": inputs.teacher["fingerprint"],
+        "plan": inputs.plan["fingerprint"],
+        "answers": _answers(inputs),
+        "learning": learning(config),
+        "keep_epochs": keep,
+    }
+    job = _job(workspace, "finetuning", config, inputs, starts_from=distilled, keep_epochs=keep)
+    return run_stage(workspace, f"{variant.name}/finetuning", made_from, job, inputs.release, launch, log)
+
+
+def _require_own_answers(inputs: StageInputs) -> None:
+    if inputs.cache is None:
+        return
+    expected = {"plan": inputs.plan["fingerprint"], "teacher": inputs.teacher["fingerprint"]}
+    found = {name: inputs.cache.get(name) for name in expected}
+    what = f"teacher_{inputs.cache['answers']}"
+    require_same(f"what {what} gave last", expected, found, f"materialise {what} again, then this asset")
+
+
+def _answers(inputs: StageInputs) -> str | None:
+    """Return what the cached answers were made from; None where the stage does without the teacher's masks."""
+    return None if inputs.cache is None else str(inputs.cache["fingerprint"])
+
+
+def _job(
+    workspace: Workspace,
+    stage: Stage,
+    config: StageConfig,
+    inputs: StageInputs,
+    *,
+    starts_from: Value | None,
+    keep_epochs: list[int],
+) -> dict[str, Any]:
+    """Return the plain description that the trainer process reads."""
+    return {
+        "stage": stage,
+        "config": config.model_dump(mode="json"),
+        "release": inputs.release,
+        "statistics": inputs.statistics,
+        "plan": inputs.plan,
+        "teacher": inputs.teacher,
+        "cache": inputs.cache,
+        "starts_from": starts_from,
+        "keep_epochs": keep_epochs,
+        "settings": workspace.settings.as_environment(),
+    }
+
+
+def run_stage(
+    workspace: Workspace,
+    name: str,
+    made_from: Mapping[str, Any],
+    job: Mapping[str, Any],
+    release: Value,
+    launch: Launch,
+    log: Log,
+) -> TaskResult:
+    """Train, or find what was trained from exactly this, and see to it that MLflow holds its run.
+
+    Args:
+        workspace: Where everything lies.
+        name: Of the MLflow run, `<variant>/<stage>`.
+        made_from: Determines the result completely.
+        job: For the trainer process.
+        release: The release trained on.
+        launch: Starts the trainer and waits for it.
+        log: Where progress is said.
+    """
+    digest = fingerprint(made_from)
+    tracker = Tracker(workspace.settings)
+    run = tracker.open_run(
+        name,
+        digest,
+        parent=lambda: parent_run(tracker, workspace, release),
+        tags={f"medsam.{key}": str(value) for key, value in made_from.items() if isinstance(value, str)},
+        params=_flat(made_from),
+    )
+
+    def build(folder: Path) -> dict[str, Any]:
+        job_file = folder / "job.json"
+        write_json(job_file, {**job, "fingerprint": digest, "out": str(folder)})
+        with _following(tracker, run, folder / "metrics.jsonl"):
+            launch(job_file, workspace.profile.training.processes)
+        points = list(read_points(folder / "metrics.jsonl"))
+        pictures.curves(points, _loss_names(points), folder / "curves.png")
+        write_seen(folder, load_release(workspace.artefacts.get(release).path))
+        return {"steps": len(points), "final": dict(points[-1][1])}
+
+    try:
+        made = workspace.artefacts.make("model", made_from, build)
+    except Exception:
+        tracker.close_run(run, failed=True)
+        raise
+    if not run.finished:
+        _complete(tracker, run, made)
+    log(f"{name}: {'reused' if made.reused else 'trained'} {made.fingerprint[:16]}, {made.info['steps']} steps")
+    notes = {
+        "steps": made.info["steps"],
+        **{f"final {key}": value for key, value in made.info["final"].items()},
+        "loss": Picture(made.path / "curves.png"),
+        "MLflow run": Link(run.url),
+        "weights": made.path / "model.safetensors",
+    }
+    return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)
+
+
+def _complete(tracker: Tracker, run: TrackedRun, made: Artefact) -> None:
+    """Log what a run still lacks, and end it."""
+    tracker.log_curve(run, read_points(made.path / "metrics.jsonl"))
+    tracker.log_picture(run, made.path / "curves.png", "pictures")
+    tracker.close_run(run)
+
+
+def parent_run(tracker: Tracker, workspace: Workspace, release: Value) -> TrackedRun:
+    """Find or start the run under which all stages and variants of one release, profile and seed stand."""
+    profile = workspace.profile
+    identity = {
+        "profile": profile.model_dump(mode="json", exclude={"training", "cache", "store"}),
+        "release": release["fingerprint"],
+    }
+    run = tracker.open_run(
+        f"{profile.name}, release {release['fingerprint'][:8]}, seed {profile.seeds.init}",
+        fingerprint(identity),
+        tags={"medsam.release": release["fingerprint"]},
+        params={"profile": profile.name, "release": release["fingerprint"], **_flat(identity["profile"]["seeds"])},
+    )
+    if not run.finished:
+        tracker.close_run(run)
+    return run
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= _flat(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+def read_points(file: Path) -> Iterator[Point]:
+    """Read the trainer's metrics, one JSON object a line; a last line still being written is left for later."""
+    if not file.is_file():
+        return
+    with file.open() as lines:
+        for line in lines:
+            if not line.endswith("\n"):
+                return
+            values = json.loads(line)
+            yield int(values["step"]), {key: float(value) for key, value in values.items() if key != "step"}
+
+
+def _loss_names(points: list[Point]) -> list[str]:
+    return [name for name in points[-1][1] if "loss" in name or "mse" in name or "bce" in name or "dice" in name]
+
+
+@contextmanager
+def _following(tracker: Tracker, run: TrackedRun, file: Path) -> Iterator[None]:
+    """Bring the trainer's points to MLflow while it trains, so that the curves are live."""
+    stop = threading.Event()
+
+    def follow() -> None:
+        while not stop.wait(FOLLOW_SECONDS):
+            tracker.log_curve(run, read_points(file))
+
+    thread = threading.Thread(target=follow, name="follow-metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,137 @@
+"""The trainer process: reads a job file, trains one stage, ends; `pipelines.base.launch` starts it, or a person.
+
+What belongs here: putting stores, plan, caches and models together for `medsam_core.training`. Not here: training.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from dagster_pipes import open_dagster_pipes
+from torch import Tensor
+
+from medsam_core.config import StageConfig
+from medsam_core.data import SliceReader
+from medsam_core.models.checkpoints import load_model
+from medsam_core.models.segmenter import Segmenter, build_student, init_decoder_from
+from medsam_core.plan import Plan
+from medsam_core.training.batchnorm import clean_images
+from medsam_core.training.lifetime import require_parent
+from medsam_core.training.loop import LoopOptions, train
+from medsam_core.training.teachers import CachedTeacher, OnlineTeacher, TeacherAnswers
+from medsam_core.training.world import World
+from pipelines.base.devices import choose_device
+from pipelines.base.settings import read_settings
+from pipelines.base.workspace import Workspace
+from pipelines.ingest.releases import release_reader
+from pipelines.training.plans import load_plan
+from storage.answers.teacher_cache import TeacherCache, being_read
+from storage.base.atomic import read_json
+
+RECALIBRATION_BATCHES = 32
+"""Clean groups from which a distilled encoder's batch-norm statistics are taken."""
+
+logger = logging.getLogger(__name__)
+
+
+def _model(workspace: Workspace, job: dict[str, Any]) -> Segmenter:
+    """Return the model that the stage starts from."""
+    artefacts = workspace.artefacts
+    if job["starts_from"] is not None:
+        model = load_model(artefacts.get(job["starts_from"]).path / "model.safetensors")
+        if model.image_size != workspace.profile.student.image_size:
+            model = model.resized(workspace.profile.student.image_size)
+    else:
+        pixels = job["statistics"]["info"]
+        model = build_student(workspace.profile.student, pixels["mean"], pixels["std"], workspace.profile.seeds.init)
+    if job["stage"] == "finetuning" and job["teacher"] is not None:
+        init_decoder_from(model, load_model(artefacts.get(job["teacher"]).path / "model.safetensors"))
+    return model
+
+
+def _teacher(workspace: Workspace, job: dict[str, Any], device: torch.device) -> TeacherAnswers | None:
+    """Return who answers for the teacher, or None where the stage asks nobody."""
+    if job["cache"] is None:
+        return None
+    if job["cache"]["mode"] == "cached":
+        root = workspace.cache_root(job["cache"]["answers"], job["cache"]["cache"])
+        cache = TeacherCache(root, fingerprint=job["cache"]["fingerprint"])
+        return CachedTeacher(cache.read)
+    teacher = load_model(workspace.artefacts.get(job["teacher"]).path / "model.safetensors")
+    return OnlineTeacher(teacher.to(device))
+
+
+def run_job(job: dict[str, Any], log: Any) -> None:  # noqa: ANN401
+    """Train the stage that a job describes; resumes where a killed predecessor stopped.
+
+    Args:
+        job: As `pipelines.training.students` writes it.
+        log: Object with `info`, for example Dagster's log through Pipes.
+    """
+    workspace = Workspace(read_settings({**os.environ, **job["settings"]}))
+    config = StageConfig.model_validate(job["config"])
+    device = choose_device(workspace.profile)
+    plan = load_plan(workspace, job["plan"], config, job["stage"])
+    every = max(1, plan.total_steps // 20)
+
+    def on_metrics(step: int, values: dict[str, float]) -> None:
+        if step % every == 0 or step + 1 == plan.total_steps:
+            listing = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            log.info(f"step {step + 1} of {plan.total_steps}: {listing}")
+
+    world = World.from_environment(device)
+    model = _model(workspace, job)
+    reader = release_reader(workspace, job["release"], "train")
+    with _cache_in_use(workspace, job):
+        train(
+            job["stage"],
+            model,
+            plan,
+            reader,
+            _teacher(workspace, job, device),
+            config,
+            Path(job["out"]),
+            device=device,
+            amp=workspace.profile.training.mixed_precision and device.type == "cuda",
+            on_metrics=on_metrics,
+            keep_epochs=job["keep_epochs"],
+            world=world,
+            fingerprint=job["fingerprint"],
+            clean_images=_clean_images(plan, reader, model) if job["stage"] == "distillation" else None,
+            options=LoopOptions(checkpoint_steps=workspace.profile.training.checkpoint_steps),
+        )
+    world.close()
+
+
+def _cache_in_use(workspace: Workspace, job: dict[str, Any]) -> AbstractContextManager[None]:
+    """Keep the cache that a job reads from being deleted or changed beneath it."""
+    if job["cache"] is None or job["cache"]["mode"] != "cached":
+        return nullcontext()
+    root = workspace.cache_root(job["cache"]["answers"], job["cache"]["cache"])
+    return being_read(root)
+
+
+def _clean_images(plan: Plan, reader: SliceReader, model: Segmenter) -> Callable[[], Iterable[Tensor]]:
+    """Return a source of clean batches for the batch-norm statistics of a distilled encoder."""
+    return lambda: clean_images(plan, reader, model.image_size, batches=RECALIBRATION_BATCHES)
+
+
+def main() -> None:
+    """Run the job file named on the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    require_parent()
+    job = read_json(Path(sys.argv[1]))
+    if "DAGSTER_PIPES_CONTEXT" not in os.environ or os.environ.get("RANK", "0") != "0":
+        run_job(job, logger)
+        return
+    with open_dagster_pipes() as pipes:
+        run_job(job, pipes.log)
+
+
+if __name__ == "__main__":
+    main()
