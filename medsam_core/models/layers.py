@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-EMBEDDING_CHANNELS = 256
-"""Channels of every image embedding: what SAM's prompt encoder and mask decoder work with."""
+from medsam_core.geometry import EMBEDDING_CHANNELS
 
 STRIDE = 16
 """Pixels of the model frame a side of an embedding cell, for every encoder."""

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medsam_core.models.layers import EMBEDDING_CHANNELS, LayerNorm2d, Mlp
+from medsam_core.geometry import EMBEDDING_CHANNELS
+from medsam_core.models.layers import LayerNorm2d, Mlp
 
 MASK_TOKENS = 4
 """One token for the single-mask answer and three for the ambiguous, multi-mask one."""

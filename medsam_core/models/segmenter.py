@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from medsam_core.config import StudentConfig, TeacherConfig
-from medsam_core.models.layers import EMBEDDING_CHANNELS, STRIDE
+from medsam_core.geometry import Geometry
+from medsam_core.models.layers import STRIDE
 from medsam_core.models.repvit import RepViTEncoder
 from medsam_core.models.sam import MaskDecoder, PromptEncoder
 from medsam_core.models.vit import SamViTEncoder, resize_positions
@@ -41,7 +42,8 @@ class Segmenter(nn.Module):
     def __init__(self, architecture: Architecture, statistics: PixelStatistics | None = None) -> None:
         super().__init__()
         self.architecture = architecture
-        self.image_size = architecture.image_size
+        self.geometry = Geometry.of_stride(architecture.image_size, STRIDE)
+        self.image_size = self.geometry.image_side
         self.input_kind: InputKind
         self.image_encoder: nn.Module
         if isinstance(architecture, StudentConfig):
@@ -50,7 +52,7 @@ class Segmenter(nn.Module):
         else:
             self.input_kind = "min_max"
             self.image_encoder = SamViTEncoder(architecture)
-        self.prompt_encoder = PromptEncoder(self.image_size, self.image_size // STRIDE)
+        self.prompt_encoder = PromptEncoder(self.geometry.image_side, self.geometry.embedding_side)
         self.mask_decoder = MaskDecoder()
         self.pixel_mean: Tensor | None
         self.pixel_std: Tensor | None
@@ -112,17 +114,17 @@ class Segmenter(nn.Module):
         Raises:
             ValueError: If the shapes do not go together.
         """
-        grid = self.prompt_encoder.grid
-        if embeddings.ndim != 4 or embeddings.shape[1:] != (EMBEDDING_CHANNELS, grid, grid):
-            expected = f"(B, {EMBEDDING_CHANNELS}, {grid}, {grid})"
+        shape = self.geometry.embedding_shape
+        if embeddings.ndim != 4 or embeddings.shape[1:] != shape:
+            expected = f"(B, {', '.join(map(str, shape))})"
             raise ValueError(f"embeddings: expected {expected}, found {tuple(embeddings.shape)}; encode first")
         if boxes.ndim != 3 or boxes.shape[0] != embeddings.shape[0] or boxes.shape[2] != 4:
             raise ValueError(f"boxes: expected ({len(embeddings)}, K, 4), found {tuple(boxes.shape)}")
         sparse, dense = self.prompt_encoder(boxes.flatten(0, 1))
         positions = self.prompt_encoder.dense_positions()
         logits, iou = self.mask_decoder(embeddings, positions, sparse, dense)
-        shape = boxes.shape[:2]
-        return logits.squeeze(1).unflatten(0, shape), iou.squeeze(1).unflatten(0, shape)
+        per_image = boxes.shape[:2]
+        return logits.squeeze(1).unflatten(0, per_image), iou.squeeze(1).unflatten(0, per_image)
 
     def forward(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Encode raw images (B, 3, S, S) and decode boxes (B, K, 4); returns as `decode`."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsam_core.config import TeacherConfig
-from medsam_core.models.layers import EMBEDDING_CHANNELS
+from medsam_core.geometry import EMBEDDING_CHANNELS
 from medsam_core.models.timm_backbones import sam_vit
 
 SAM_PREFIX = "image_encoder."

@@ -1,0 +1,98 @@
+"""The sizes of a model's inputs and answers. What belongs here: sides of grids, and frames by name.
+
+Not here: bringing pixels or boxes into a frame (`preprocessing`), or which encoder has which geometry
+(`models.encoders.registry`). Nothing here imports torch.
+
+A frame says how a native slice is brought into the square of S x S model pixels. It is told by the size that the
+slice's height and width take there; the slice lies in the upper left corner and zeros fill the rest.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MappingProxyType
+
+EMBEDDING_CHANNELS = 256
+"""Channels of every image embedding: what SAM's prompt encoder and mask decoder work with."""
+
+DECODER_UPSCALING = 4
+"""Cells of the logits a side of an embedding cell: SAM's mask decoder upscales twice by two."""
+
+SQUARE = "square"
+"""The frame of the paper: stretched to the square, whatever the aspect."""
+
+PADDED = "padded"
+"""The frame of SAM: the longest side fills the square, the aspect stays."""
+
+
+def _stretched(height: int, width: int, side: int) -> tuple[int, int]:  # noqa: ARG001 - the size does not matter here
+    return side, side
+
+
+def _longest_side(height: int, width: int, side: int) -> tuple[int, int]:
+    longest = max(height, width)
+    # Rounded half up in whole numbers; a thin slice keeps a pixel.
+    content_height, content_width = ((2 * length * side + longest) // (2 * longest) for length in (height, width))
+    return max(1, content_height), max(1, content_width)
+
+
+FRAMES: MappingProxyType[str, Callable[[int, int, int], tuple[int, int]]] = MappingProxyType(
+    {SQUARE: _stretched, PADDED: _longest_side}
+)
+"""Frame -> from native height, native width and S to the height and width of the slice in model pixels."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a model sees and answers with, in cells a side.
+
+    Attributes:
+        image_side: S, side of the square input in model pixels.
+        embedding_side: Side of the image embedding.
+        logit_side: Side of the low-resolution logits, which is the grid of the losses.
+        frame: How a slice is brought into the square, a key of `FRAMES`.
+    """
+
+    image_side: int
+    embedding_side: int
+    logit_side: int
+    frame: str = SQUARE
+
+    def __post_init__(self) -> None:
+        """Refuse what no encoder can have.
+
+        Raises:
+            ValueError: If the frame is unknown, or a grid is empty or does not divide the image.
+        """
+        if self.frame not in FRAMES:
+            raise ValueError(f"frame: expected one of {', '.join(FRAMES)}, found {self.frame!r}; add it to FRAMES")
+        if self.embedding_side < 1 or self.image_side % self.embedding_side:
+            raise ValueError(
+                f"embedding_side: expected a divisor of image_side {self.image_side}, found {self.embedding_side}; "
+                "choose an image side that is a multiple of the encoder's stride"
+            )
+
+    @classmethod
+    def of_stride(cls, image_side: int, stride: int, frame: str = SQUARE) -> "Geometry":
+        """Return the geometry of an encoder of this stride before SAM's mask decoder.
+
+        Args:
+            image_side: S, model pixels.
+            stride: Model pixels a side of an embedding cell.
+            frame: A key of `FRAMES`.
+
+        Raises:
+            ValueError: If the stride does not divide the image side, or the frame is unknown.
+        """
+        cells, rest = divmod(image_side, stride)
+        if rest:
+            raise ValueError(f"image_side: expected a multiple of the stride {stride}, found {image_side}; choose one")
+        return cls(image_side, cells, DECODER_UPSCALING * cells, frame)
+
+    @property
+    def embedding_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image's embedding."""
+        return (EMBEDDING_CHANNELS, self.embedding_side, self.embedding_side)
+
+    def content(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width, in model pixels, that a slice of native `height` and `width` takes."""
+        return FRAMES[self.frame](height, width, self.image_side)
