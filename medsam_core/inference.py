@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from medsam_core.contract import checked_boxes, write_answer
+from medsam_core.geometry import Geometry
 from medsam_core.preprocessing import View, boxes_to_model, image_to_model, masks_from_logits
 from medsam_core.prompts import tight_boxes
 
@@ -31,7 +32,7 @@ PROPAGATION_MARGIN_PX = 3.0
 class PromptableModel(Protocol):
     """What answers boxes: `Segmenter`, or anything exported from one."""
 
-    image_size: int
+    geometry: Geometry
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode raw images (1, 3, S, S), float32 from 0 to 255."""
@@ -183,19 +184,20 @@ class Predictor:
         prompt: npt.NDArray[np.float32] = self._prompts(box, mask.shape)[0]
         if len(found):
             outward = PROPAGATION_MARGIN_PX * np.array([-1, -1, 1, 1], dtype=np.float32)
-            prompt = np.clip(prompt + outward, 0, self._model.image_size)
+            height, width = self._model.geometry.content(*mask.shape)
+            prompt = np.clip(prompt + outward, 0, np.array([width, height] * 2, dtype=np.float32))
         return prompt
 
     def _prompts(self, boxes: npt.NDArray[np.int64], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         """Scale native boxes, (K, 4), to the model frame."""
         view = View.whole(shape[0], shape[1])
-        return boxes_to_model(boxes, view, self._model.image_size)
+        return boxes_to_model(boxes, view, self._model.geometry)
 
     def _encode(self, image: Image) -> Tensor:
         """Encode one slice, (H, W) or (H, W, 3), to its embedding (1, 256, h, w)."""
         if self._constant_image is not None:
             image = np.full_like(image, self._constant_image)
-        pixels = image_to_model(image, View.whole(*image.shape[:2]), self._model.image_size)
+        pixels = image_to_model(image, View.whole(*image.shape[:2]), self._model.geometry)
         return self._model.encode(pixels[None].to(self._device))
 
     def _masks(self, embedding: Tensor, prompts: npt.NDArray[np.float32], shape: tuple[int, ...]) -> Iterable[Masks]:
@@ -203,7 +205,7 @@ class Predictor:
         for start in range(0, len(prompts), self._batch_boxes):
             batch = torch.from_numpy(prompts[start : start + self._batch_boxes]).to(self._device)
             logits, _ = self._model.decode(embedding, batch[None])
-            yield from masks_from_logits(logits[0], *shape)
+            yield from masks_from_logits(logits[0], shape[0], shape[1], self._model.geometry)
 
 
 def _check_image(imgs: Image, *, is_3d: bool) -> None:

@@ -3,7 +3,7 @@
 What belongs here: reading, bringing into the model frame, and mixing inside the group. Not here: anything random, or
 what student and teacher each do with the raw pixels.
 
-Legend: B slots of a group, K boxes of a slot, S side of the model frame, G side of the loss grid.
+Legend: B slots of a group, K boxes of a slot, S side of the model frame, G side of the logits, which is the loss grid.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from medsam_core.data import SliceReader
-from medsam_core.plan import Stage
+from medsam_core.geometry import Geometry
 from medsam_core.preprocessing import View, boxes_to_model, image_to_model, masks_to_grid
 from medsam_core.sampling import MIX_KINDS
 
@@ -37,42 +37,34 @@ class GroupBatch:
     n_small: int
 
 
-def render_group(
-    slots: npt.NDArray[np.void],
-    group: np.void,
-    reader: SliceReader,
-    image_size: int,
-    grid: int,
-    kind: Stage,
-) -> GroupBatch:
+def render_group(slots: npt.NDArray[np.void], group: np.void, reader: SliceReader, geometry: Geometry) -> GroupBatch:
     """Render a group of a plan.
 
     Args:
-        slots: (B,) of `plan.slot_dtype`.
+        slots: (B,) of `plan.slot_dtype`; those without prompts get neither boxes nor masks.
         group: One record of `plan.group_dtype`.
         reader: Reads the slices that the slots name.
-        image_size: S.
-        grid: G, the side of the low-resolution logits.
-        kind: Distillation has no boxes and masks; fine-tuning has both.
+        geometry: Of the model that is to see the group.
 
     Returns:
         The batch, on the CPU.
 
     Raises:
-        ValueError: If a slice of fine-tuning has no mask.
+        ValueError: If a slice whose labels prompt has no mask.
     """
-    images = torch.empty((len(slots), 3, image_size, image_size))
-    n_prompts = slots["labels"].shape[1] if kind == "finetuning" else 0
+    side, grid = geometry.image_side, geometry.logit_side
+    images = torch.empty((len(slots), 3, side, side))
+    n_prompts = slots["labels"].shape[1]
     boxes = torch.empty((len(slots), n_prompts, 4))
     masks = torch.empty((len(slots), n_prompts, grid, grid))
     n_small = 0
     for index, slot in enumerate(slots):
         view = view_of(slot)
         image, label_map = reader.read(int(slot["row"]))
-        images[index] = image_to_model(image, view, image_size)
-        if kind == "finetuning":
-            boxes[index] = torch.from_numpy(boxes_to_model(slot["boxes"], view, image_size))
-            masks[index], small = masks_to_grid(_masks_of(slot, label_map), view, grid)
+        images[index] = image_to_model(image, view, geometry)
+        if n_prompts:
+            boxes[index] = torch.from_numpy(boxes_to_model(slot["boxes"], view, geometry))
+            masks[index], small = masks_to_grid(_masks_of(slot, label_map), view, geometry)
             n_small += small
     return GroupBatch(mix(images, group), boxes, masks, n_small)
 
@@ -132,7 +124,7 @@ def _masks_of(slot: np.void, label_map: npt.NDArray[Any] | None) -> npt.NDArray[
     """Return (K, H, W) bool: the native mask of each of the slot's labels."""
     if label_map is None:
         raise ValueError(
-            f"row {int(slot['row'])}: expected a mask for fine-tuning, found none; "
+            f"row {int(slot['row'])}: expected a mask for its labels, found none; "
             "build the plan on cases that have ground truth"
         )
     masks: npt.NDArray[np.bool_] = label_map[None] == slot["labels"][:, None, None]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medsam_core.data import SliceReader
+from medsam_core.geometry import Geometry
 from medsam_core.models.segmenter import Segmenter
 from medsam_core.plan import Plan
 from medsam_core.preprocessing import View, image_to_model
@@ -99,7 +100,7 @@ def recalibrate_batchnorm(segmenter: Segmenter, images: Iterable[Tensor]) -> int
     return count
 
 
-def clean_images(plan: Plan, reader: SliceReader, image_size: int, *, batches: int) -> Iterator[Tensor]:
+def clean_images(plan: Plan, reader: SliceReader, geometry: Geometry, *, batches: int) -> Iterator[Tensor]:
     """Yield batches of whole, upright, unmixed slices for `recalibrate_batchnorm`.
 
     The slices are those of groups spread evenly over the plan's first epoch, so they are balanced as training is.
@@ -107,7 +108,7 @@ def clean_images(plan: Plan, reader: SliceReader, image_size: int, *, batches: i
     Args:
         plan: Names the slices.
         reader: Reads them.
-        image_size: S.
+        geometry: Of the model.
         batches: How many groups to show, at most as many as an epoch has.
 
     Yields:
@@ -117,7 +118,7 @@ def clean_images(plan: Plan, reader: SliceReader, image_size: int, *, batches: i
     for group in np.linspace(0, plan.groups_per_epoch - 1, count).round().astype(int):
         slots, _, _ = plan.group_slots(0, int(group))
         pictures = [reader.read(int(row))[0] for row in slots["row"]]
-        yield torch.stack([image_to_model(p, View.whole(*p.shape[:2]), image_size) for p in pictures])
+        yield torch.stack([image_to_model(p, View.whole(*p.shape[:2]), geometry) for p in pictures])
 
 
 def _layers(module: nn.Module) -> list[_BatchNorm]:

@@ -11,16 +11,13 @@ from torch import Tensor
 
 from medsam_core.config import StageConfig
 from medsam_core.data import SliceReader
-from medsam_core.models.layers import STRIDE
+from medsam_core.geometry import Geometry
 from medsam_core.plan import Plan, Stage
 from medsam_core.rendering import GroupBatch, render_group
 from medsam_core.training.prefetch import prefetched
 from medsam_core.training.stages import ask_teacher
 from medsam_core.training.teachers import TeacherAnswers
 from medsam_core.training.world import World
-
-LOGITS_STRIDE = STRIDE // 4
-"""Pixels of the model frame a side of a cell of the low-resolution logits: SAM's decoder upscales by 4."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +47,7 @@ class GroupLoader:
         reader: Reads slices.
         teacher: Asked here where its answers are read rather than computed.
         config: The stage's configuration.
-        image_size: S, pixels.
+        geometry: Of the model in training.
         world: The processes that share a step.
         prefetch: Groups loaded ahead.
         threads: Threads that load them.
@@ -61,7 +58,7 @@ class GroupLoader:
     reader: SliceReader
     teacher: TeacherAnswers | None
     config: StageConfig
-    image_size: int
+    geometry: Geometry
     world: World
     prefetch: int
     threads: int
@@ -76,8 +73,7 @@ class GroupLoader:
         step, position = key
         _, plan_epoch, first_group = self.plan.locate(step)
         slots, group, first_slot = self.plan.group_slots(plan_epoch, first_group + position)
-        grid = self.image_size // LOGITS_STRIDE
-        batch = render_group(slots, group, self.reader, self.image_size, grid, self.stage)
+        batch = render_group(slots, group, self.reader, self.geometry)
         answers = None
         if self.teacher is not None and self.teacher.reads_ahead:
             answers = ask_teacher(self.stage, self.config, self.teacher, first_slot, batch)

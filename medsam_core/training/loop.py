@@ -160,7 +160,7 @@ def train(
         reader=reader,
         teacher=teacher,
         config=config,
-        image_size=segmenter.image_size,
+        geometry=segmenter.geometry,
         world=world,
         prefetch=options.prefetch,
         threads=options.loader_threads,

@@ -140,9 +140,9 @@ class Answerer:
         """Return a group of the plan as the student will see it; called ahead, in a thread."""
         from medsam_core.rendering import render_group
 
-        plan, size = self._work.plan, self._model.image_size
+        plan = self._work.plan
         slots, record, _ = plan.group_slots(*divmod(number, plan.groups_per_epoch))
-        return render_group(slots, record, self._reader, size, size // 4, self._work.stage)
+        return render_group(slots, record, self._reader, self._model.geometry)
 
     def _answered(self, batch: "GroupBatch") -> Floats:
         """Return the answers to a group, (B, ...) float32."""

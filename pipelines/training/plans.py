@@ -54,6 +54,8 @@ def make_plan(workspace: Workspace, release: dict[str, Any], config: StageConfig
 
 def _draw_batches(plan: Plan, reader: Any, size: int, folder: Path) -> None:  # noqa: ANN401
     """Draw the first group of each kind of mixing as training will see it."""
+    from medsam_core.geometry import Geometry
+    from medsam_core.models.layers import STRIDE
     from medsam_core.rendering import render_group
     from medsam_core.sampling import MIX_KINDS
     from pipelines.base import pictures
@@ -62,7 +64,7 @@ def _draw_batches(plan: Plan, reader: Any, size: int, folder: Path) -> None:  # 
     for code in np.unique(kinds):
         group = int(np.flatnonzero(kinds == code)[0])
         slots, record, _ = plan.group_slots(0, group)
-        batch = render_group(slots, record, reader, size, size // 4, plan.stage)
+        batch = render_group(slots, record, reader, Geometry.of_stride(size, STRIDE))
         pictures.batch_sheet(batch, folder / f"batch_{plan.stage}_{MIX_KINDS[int(code)]}.png")
 
 

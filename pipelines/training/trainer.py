@@ -118,7 +118,7 @@ def _cache_in_use(workspace: Workspace, job: dict[str, Any]) -> AbstractContextM
 
 def _clean_images(plan: Plan, reader: SliceReader, model: Segmenter) -> Callable[[], Iterable[Tensor]]:
     """Return a source of clean batches for the batch-norm statistics of a distilled encoder."""
-    return lambda: clean_images(plan, reader, model.image_size, batches=RECALIBRATION_BATCHES)
+    return lambda: clean_images(plan, reader, model.geometry, batches=RECALIBRATION_BATCHES)
 
 
 def main() -> None:

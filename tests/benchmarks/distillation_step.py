@@ -60,7 +60,7 @@ def main() -> None:
 
     def embeddings() -> npt.NDArray[np.float32]:
         slots, record, _ = plan.group_slots(0, 0)
-        batch = render_group(slots, record, reader, SIZE, SIZE // 4, "distillation")
+        batch = render_group(slots, record, reader, teacher.geometry)
         with torch.inference_mode(), precision.autocast():
             found: npt.NDArray[np.float32] = teacher.encode(batch.images.to(device)).float().cpu().numpy()
         return found
@@ -88,7 +88,7 @@ def main() -> None:
                 reader=reader,
                 teacher=answers,
                 config=config,
-                image_size=SIZE,
+                geometry=student.geometry,
                 world=world,
                 prefetch=1,
                 threads=1,

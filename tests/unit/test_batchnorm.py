@@ -8,6 +8,7 @@ from torch import nn
 from medsam_core.training.batchnorm import StepStatistics, clean_images, recalibrate_batchnorm
 from medsam_core.training.world import World
 from tests.unit.training_helpers import (
+    GEOMETRY,
     SIZE,
     Reader,
     build_plan,
@@ -53,7 +54,7 @@ def test_recalibration_takes_the_plain_mean_over_clean_batches() -> None:
     model = small_student().eval()
     plan = build_plan("distillation", stage_config("distillation"))
     weights = {name: p.clone() for name, p in model.named_parameters()}
-    batches = list(clean_images(plan, Reader(), SIZE, batches=3))
+    batches = list(clean_images(plan, Reader(), GEOMETRY, batches=3))
     assert [tuple(batch.shape) for batch in batches] == [(2, 3, SIZE, SIZE)] * 3
     assert recalibrate_batchnorm(model, batches) == 3
     convolution, first = model.image_encoder.get_submodule("0"), model.image_encoder.get_submodule("1")
@@ -82,7 +83,7 @@ def test_published_weights_are_recalibrated_and_training_is_not(tmp_path: Path) 
         tmp_path / "clean",
         models[1],
         keep_epochs=[1],
-        clean_images=lambda: clean_images(plan, Reader(), SIZE, batches=2),
+        clean_images=lambda: clean_images(plan, Reader(), GEOMETRY, batches=2),
     )
     assert plain.metrics.read_bytes() == clean.metrics.read_bytes()
     assert states_equal(models[0].state_dict(), models[1].state_dict())

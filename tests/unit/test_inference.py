@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from medsam_core.config import TeacherConfig
+from medsam_core.geometry import PADDED, Geometry
 from medsam_core.inference import PROPAGATION_MARGIN_PX, Predictor
 from medsam_core.models.segmenter import build_teacher
 from medsam_core.prompts import tight_boxes
@@ -19,7 +20,7 @@ SIDE = 64
 class Threshold:
     """Answers a box with the pixels in it that are brighter than 100; its embedding is the image itself."""
 
-    image_size = SIDE
+    geometry = Geometry(SIDE, 4, SIDE)
 
     def __init__(self) -> None:
         self.encoded: list[Tensor] = []
@@ -212,3 +213,29 @@ def test_a_segmenter_predicts_without_leaving_traces_and_not_while_it_trains() -
     assert set(np.unique(segs).tolist()) <= {0, 1, 2}
     np.testing.assert_array_equal(predictor.predict(volume, boxes, is_3d=True), segs)
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+class PaddedThreshold(Threshold):
+    """The same on a model whose slices keep their aspect; remembers its prompts."""
+
+    geometry = Geometry(SIDE, 4, SIDE, PADDED)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompts: list[npt.NDArray[np.float32]] = []
+
+    def decode(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        self.prompts.append(boxes[0].numpy())
+        return super().decode(embeddings, boxes)
+
+
+def test_prompts_and_masks_follow_the_frame_of_the_model() -> None:
+    volume = np.zeros((3, SIDE // 2, SIDE), dtype=np.uint8)
+    volume[:, 20:32, 40:60] = 255
+    model = PaddedThreshold()
+    segs = Predictor(model).predict(volume, np.array([[40, 20, 0, 60, 32, 2]]), is_3d=True)
+    np.testing.assert_array_equal(segs, volume // 255)
+    # The propagated prompt grows by the margin, and no further than the slice: its lower edge lies at half the square.
+    margin = PROPAGATION_MARGIN_PX
+    moved = [40 - margin, 20 - margin, 60 + margin, SIDE / 2]
+    np.testing.assert_array_equal([prompts[0] for prompts in model.prompts], [[40, 20, 60, 32], moved, moved])

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medsam_core.geometry import PADDED, SQUARE, Geometry
 from medsam_core.preprocessing import (
     View,
     boxes_to_model,
@@ -20,6 +21,11 @@ from medsam_core.preprocessing import (
 
 SIDE = 96
 """Model side of the exact tests: a multiple of every crop side used with it."""
+
+
+def square(side: int) -> Geometry:
+    """Return a geometry whose loss grid is as fine as its image."""
+    return Geometry(side, 1, side)
 
 
 def draw_view(data: st.DataObject, crop: tuple[int, int, int, int]) -> View:
@@ -55,9 +61,9 @@ def test_a_marked_block_lands_in_the_same_place_in_image_box_and_mask(data: st.D
     box, view = draw_box(data, crop), draw_view(data, crop)
     mask = block(top + height + 4, left + width + 7, box)
 
-    image = image_to_model((mask * 255).astype(np.uint8), view, SIDE)[0].numpy()
-    cells, n_small = masks_to_grid(mask[None], view, SIDE)
-    expected = boxes_to_model(np.array([box]), view, SIDE)[0]
+    image = image_to_model((mask * 255).astype(np.uint8), view, square(SIDE))[0].numpy()
+    cells, n_small = masks_to_grid(mask[None], view, square(SIDE))
+    expected = boxes_to_model(np.array([box]), view, square(SIDE))[0]
 
     # A row or column through the block passes half its height exactly at the block's edge.
     bright_columns, bright_rows = (image.max(axis=axis) > image.max() / 2 for axis in (0, 1))
@@ -75,7 +81,7 @@ def test_masks_turn_as_numpy_flips_and_turns(data: st.DataObject) -> None:
     expected = mask[:, ::-1] if view.flip_x else mask
     expected = expected[::-1] if view.flip_y else expected
     expected = np.kron(np.rot90(expected, view.quarter_turns), np.ones((2, 2)))
-    np.testing.assert_array_equal(masks_to_grid(mask[None], view, 12)[0][0].numpy(), expected)
+    np.testing.assert_array_equal(masks_to_grid(mask[None], view, square(12))[0][0].numpy(), expected)
 
 
 @settings(deadline=None)
@@ -84,9 +90,9 @@ def test_any_sizes_keep_masks_within_a_cell_of_the_box(data: st.DataObject) -> N
     height, width, grid = (data.draw(st.integers(1, 70)) for _ in range(3))
     crop = draw_box(data, (0, 0, width, height))
     box, view = draw_box(data, crop), draw_view(data, crop)
-    cells, _ = masks_to_grid(block(height, width, box)[None], view, grid)
+    cells, _ = masks_to_grid(block(height, width, box)[None], view, square(grid))
     found = extent(cells[0].numpy() == 1)
-    assert np.abs(found - boxes_to_model(np.array([box]), view, grid)[0]).max() <= 1
+    assert np.abs(found - boxes_to_model(np.array([box]), view, square(grid))[0]).max() <= 1
 
 
 @settings(deadline=None)
@@ -95,18 +101,20 @@ def test_boxes_round_trip_through_the_model_frame(data: st.DataObject) -> None:
     crop = draw_box(data, (0, 0, 4000, 3000))
     view = draw_view(data, crop)
     boxes = np.array([draw_box(data, crop) for _ in range(3)])
-    there = boxes_to_model(boxes, view, 1024)
+    there = boxes_to_model(boxes, view, square(1024))
     assert there.dtype == np.float32
     assert (there[:, 2:] > there[:, :2]).all()
     assert there.min() >= 0
     assert there.max() <= 1024
-    np.testing.assert_allclose(boxes_to_native(there, view, 1024), boxes, atol=2e-3)
+    np.testing.assert_allclose(boxes_to_native(there, view, square(1024)), boxes, atol=2e-3)
 
 
 def test_boxes_are_not_rounded() -> None:
     view = View((10, 0, 310, 200))
     np.testing.assert_allclose(
-        boxes_to_model(np.array([[11, 1, 12, 2]]), view, 1024), [[1024 / 300, 5.12, 2048 / 300, 10.24]], rtol=1e-6
+        boxes_to_model(np.array([[11, 1, 12, 2]]), view, square(1024)),
+        [[1024 / 300, 5.12, 2048 / 300, 10.24]],
+        rtol=1e-6,
     )
 
 
@@ -121,7 +129,7 @@ def test_one_quarter_turn_is_counter_clockwise() -> None:
 @pytest.mark.parametrize("shape", [(5, 9), (5, 9, 3)])
 def test_images_are_three_float32_planes_and_not_rounded(shape: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    image = image_to_model(pixels, View.whole(5, 9), 64)
+    image = image_to_model(pixels, View.whole(5, 9), square(64))
     assert image.shape == (3, 64, 64)
     assert image.dtype == torch.float32
     assert image.min() >= 0
@@ -134,20 +142,20 @@ def test_images_are_three_float32_planes_and_not_rounded(shape: tuple[int, ...])
 def test_read_only_pixels_are_read_without_a_warning() -> None:
     pixels = np.zeros((8, 8), dtype=np.uint8)
     pixels.flags.writeable = False
-    image = image_to_model(pixels, View.whole(8, 8), 8)
+    image = image_to_model(pixels, View.whole(8, 8), square(8))
     image[0] += 1
     assert not pixels.any()
 
 
 def test_an_image_of_the_model_size_is_left_as_it_is() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    image = image_to_model(pixels, View.whole(32, 32), 32)
+    image = image_to_model(pixels, View.whole(32, 32), square(32))
     np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), pixels.astype(np.float32))
 
 
 def test_shrinking_averages_rather_than_picks() -> None:
     stripes = np.tile(np.array([0, 255, 255, 0], dtype=np.uint8), (64, 16))
-    image = image_to_model(stripes, View.whole(64, 64), 16)
+    image = image_to_model(stripes, View.whole(64, 64), square(16))
     assert (image[..., 1:-1] - 127.5).abs().max() < 1e-3
 
 
@@ -155,7 +163,7 @@ def test_pixels_outside_the_crop_do_not_bleed_in() -> None:
     pixels = np.full((20, 20), 255, dtype=np.uint8)
     pixels[5:15, 5:15] = 40
     for size in (4, 16, 64):
-        shown = image_to_model(pixels, View((5, 5, 15, 15)), size)
+        shown = image_to_model(pixels, View((5, 5, 15, 15)), square(size))
         np.testing.assert_allclose(shown, np.full((3, size, size), 40), rtol=1e-6)
 
 
@@ -168,7 +176,7 @@ def test_grid_cells_are_those_covered_by_half(data: st.DataObject) -> None:
     # Every pixel cut into grid x grid parts: cells are then whole blocks of height x width parts.
     parts = np.kron(mask, np.ones((grid, grid), dtype=np.int64))
     twice = 2 * parts.reshape(grid, height, grid, width).sum(axis=(1, 3))
-    cells, n_small = masks_to_grid(mask[None], View.whole(height, width), grid)
+    cells, n_small = masks_to_grid(mask[None], View.whole(height, width), square(grid))
     if (twice >= height * width).any() or not mask.any():
         np.testing.assert_array_equal(cells[0].numpy(), twice >= height * width)
         assert n_small == 0
@@ -183,22 +191,22 @@ def test_an_object_smaller_than_the_grid_is_kept_in_its_place_and_counted() -> N
     masks[0, 99, 0] = True
     masks[1, 40:80, 40:80] = True
     view = View.whole(100, 100)
-    cells, n_small = masks_to_grid(masks, view, 8)
+    cells, n_small = masks_to_grid(masks, view, square(8))
     assert n_small == 1
     assert torch.argwhere(cells[0]).tolist() == [[7, 0]]
     assert cells[2].sum() == 0
-    flipped, _ = masks_to_grid(masks, View(view.crop, flip_x=True), 8)
+    flipped, _ = masks_to_grid(masks, View(view.crop, flip_x=True), square(8))
     assert torch.argwhere(flipped[0]).tolist() == [[7, 7]]
 
 
 def test_an_object_outside_the_crop_is_not_counted() -> None:
-    cells, n_small = masks_to_grid(block(50, 50, (0, 0, 9, 9))[None], View((20, 20, 50, 50)), 8)
+    cells, n_small = masks_to_grid(block(50, 50, (0, 0, 9, 9))[None], View((20, 20, 50, 50)), square(8))
     assert n_small == 0
     assert cells.sum() == 0
 
 
 def test_no_masks_at_all() -> None:
-    cells, n_small = masks_to_grid(np.zeros((0, 7, 9), dtype=np.bool_), View.whole(7, 9), 4)
+    cells, n_small = masks_to_grid(np.zeros((0, 7, 9), dtype=np.bool_), View.whole(7, 9), square(4))
     assert cells.shape == (0, 4, 4)
     assert n_small == 0
 
@@ -209,17 +217,92 @@ def test_masks_come_back_from_logits_of_a_finer_grid(data: st.DataObject) -> Non
     height, width = data.draw(st.sampled_from([3, 4, 6, 8])), data.draw(st.sampled_from([2, 3, 12, 24]))
     bits = data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))
     masks = np.array(bits).reshape(1, height, width)
-    cells, _ = masks_to_grid(masks, View.whole(height, width), 24)
-    np.testing.assert_array_equal(masks_from_logits(cells * 20 - 10, height, width), masks)
+    cells, _ = masks_to_grid(masks, View.whole(height, width), square(24))
+    np.testing.assert_array_equal(masks_from_logits(cells * 20 - 10, height, width, square(24)), masks)
 
 
 def test_masks_from_logits_follow_the_resized_logits() -> None:
     logits = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(0))
-    masks = masks_from_logits(logits, 50, 37)
+    masks = masks_from_logits(logits, 50, 37, square(16))
     assert masks.shape == (3, 50, 37)
-    probability = torch.sigmoid(logits_to_native(logits, 50, 37))
+    probability = torch.sigmoid(logits_to_native(logits, 50, 37, square(16)))
     np.testing.assert_array_equal(masks, (probability > 0.5).numpy())
 
 
 def test_half_precision_logits_are_resized_in_float32() -> None:
-    assert logits_to_native(torch.ones(1, 4, 4, dtype=torch.float16), 9, 7).dtype == torch.float32
+    assert logits_to_native(torch.ones(1, 4, 4, dtype=torch.float16), 9, 7, square(4)).dtype == torch.float32
+
+
+PADDED_96 = Geometry(96, 12, 48, PADDED)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_in_the_padded_frame_a_block_lands_in_the_same_place_in_image_box_and_mask(data: st.DataObject) -> None:
+    width, height = data.draw(st.sampled_from([(12, 24), (24, 12), (48, 32), (8, 48), (24, 24)]))
+    left, top = data.draw(st.integers(0, 9)), 5
+    crop = (left, top, left + width, top + height)
+    box, view = draw_box(data, crop), draw_view(data, crop)
+    mask = block(top + height + 4, left + width + 7, box)
+    geometry = Geometry(96, 12, 96, PADDED)
+
+    image = image_to_model((mask * 255).astype(np.uint8), view, geometry)[0].numpy()
+    cells, n_small = masks_to_grid(mask[None], view, geometry)
+    expected = boxes_to_model(np.array([box]), view, geometry)[0]
+
+    bright_columns, bright_rows = (image.max(axis=axis) > image.max() / 2 for axis in (0, 1))
+    np.testing.assert_array_equal(extent(bright_rows[:, None] & bright_columns), expected)
+    np.testing.assert_array_equal(extent(cells[0].numpy() == 1), expected)
+    longest = 96 / max(width, height)
+    found = expected[2] - expected[0], expected[3] - expected[1]
+    native = box[2] - box[0], box[3] - box[1]
+    assert sorted(found) == sorted(side * longest for side in native)
+    assert n_small == 0
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_boxes_round_trip_through_the_padded_frame_and_stay_in_the_slice(data: st.DataObject) -> None:
+    crop = draw_box(data, (0, 0, 4000, 3000))
+    boxes = np.array([draw_box(data, crop) for _ in range(3)])
+    geometry = Geometry(1024, 64, 256, PADDED)
+    upright = boxes_to_model(boxes, View(crop), geometry)
+    height, width = geometry.content(crop[3] - crop[1], crop[2] - crop[0])
+    assert (upright >= 0).all()
+    assert (upright <= np.array([width, height] * 2)).all()
+    view = draw_view(data, crop)
+    there = boxes_to_model(boxes, view, geometry)
+    np.testing.assert_allclose(boxes_to_native(there, view, geometry), boxes, atol=2e-3)
+
+
+def test_padding_is_zero_and_lies_right_and_below() -> None:
+    pixels = np.full((30, 60), 200, dtype=np.uint8)
+    image = image_to_model(pixels, View.whole(30, 60), PADDED_96)
+    np.testing.assert_allclose(image[:, :48], np.full((3, 48, 96), 200), rtol=1e-6)
+    assert not image[:, 48:].any()
+    tall = image_to_model(pixels.T, View.whole(60, 30), PADDED_96)
+    assert not tall[:, :, 48:].any()
+    assert tall[:, :, :48].all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(30, 60), (60, 30), (12, 96), (48, 48), (97, 13)])
+def test_masks_come_back_from_logits_of_the_padded_frame(height: int, width: int) -> None:
+    box = (width // 4, height // 4, width - width // 4, height - height // 4)
+    mask = block(height, width, box)
+    cells, _ = masks_to_grid(mask[None], View.whole(height, width), PADDED_96)
+    back = masks_from_logits(cells * 20 - 10, height, width, PADDED_96)[0]
+    # The grid is half as fine as the model's pixels.
+    tolerance = max(1.0, 2 * max(height, width) / 96)
+    assert np.abs(np.array(extent(back)) - box).max() <= tolerance
+    assert (back & mask).sum() / (back | mask).sum() > 0.7
+
+
+@pytest.mark.parametrize("frame", [SQUARE, PADDED])
+def test_an_object_smaller_than_the_grid_is_kept_in_every_frame(frame: str) -> None:
+    mask = np.zeros((200, 100), dtype=np.bool_)
+    mask[150, 20] = True
+    geometry = Geometry(64, 4, 16, frame)
+    cells, n_small = masks_to_grid(mask[None], View.whole(200, 100), geometry)
+    assert n_small == 1
+    (x_min, y_min, _, _) = boxes_to_model(np.array([[20, 150, 21, 151]]), View.whole(200, 100), geometry)[0] / 4
+    assert torch.argwhere(cells[0]).tolist() == [[int(y_min), int(x_min)]]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from medsam_core.config import AugmentationConfig, StageConfig
+from medsam_core.geometry import Geometry
 from medsam_core.plan import Plan, Stage, group_dtype, slot_dtype
 from medsam_core.preprocessing import View, boxes_to_model, image_to_model, masks_to_grid
 from medsam_core.rendering import GroupBatch, cutmix, mix, mixpatch, render_group, view_of
@@ -14,6 +15,7 @@ from medsam_core.sampling import MIX_KINDS
 from tests.unit.slices import ArrayReader, table_of_masks
 
 S, GRID = 64, 16
+GEOMETRY = Geometry.of_stride(S, 16)
 
 
 def make_reader(n_slices: int = 7, *, with_masks: bool = True) -> ArrayReader:
@@ -51,12 +53,12 @@ def make_plan(stage: Stage) -> Plan:
 
 def render(plan: Plan, group: int, reader: ArrayReader = READER) -> GroupBatch:
     slots, record, _ = plan.group_slots(0, group)
-    return render_group(slots, record, reader, S, GRID, plan.stage)
+    return render_group(slots, record, reader, GEOMETRY)
 
 
 def unmixed(slots: npt.NDArray[np.void]) -> Tensor:
     """Return the images of slots before mixing."""
-    shown = [image_to_model(READER.images[slot["row"]], view_of(slot), S) for slot in slots]
+    shown = [image_to_model(READER.images[slot["row"]], view_of(slot), GEOMETRY) for slot in slots]
     return torch.stack(shown)
 
 
@@ -72,9 +74,9 @@ def test_finetuning_batch_is_image_boxes_and_masks_of_each_slot() -> None:
         assert batch.images.equal(unmixed(slots))
         for slot, boxes, masks in zip(slots, batch.boxes, batch.masks, strict=True):
             label_map = READER.masks[slot["row"]]
-            np.testing.assert_array_equal(boxes, boxes_to_model(slot["boxes"], view_of(slot), S))
+            np.testing.assert_array_equal(boxes, boxes_to_model(slot["boxes"], view_of(slot), GEOMETRY))
             for label, cells in zip(slot["labels"], masks, strict=True):
-                expected, _ = masks_to_grid((label_map == label)[None], view_of(slot), GRID)
+                expected, _ = masks_to_grid((label_map == label)[None], view_of(slot), GEOMETRY)
                 assert cells.equal(expected[0])
 
 
@@ -100,7 +102,7 @@ def test_distillation_batch_has_images_alone_and_needs_no_masks() -> None:
 
 
 def test_finetuning_without_a_mask_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected a mask for fine-tuning, found none"):
+    with pytest.raises(ValueError, match="expected a mask for its labels, found none"):
         render(make_plan("finetuning"), 0, make_reader(with_masks=False))
 
 
@@ -117,7 +119,7 @@ def test_small_objects_are_counted_over_the_group() -> None:
     slots["crop"], slots["labels"] = [0, 0, 200, 200], [1, 2]
     slots["boxes"] = [[20, 150, 21, 151], [30, 30, 100, 100]]
     group = np.zeros(1, dtype=group_dtype(2, 16))[0]
-    batch = render_group(slots, group, ArrayReader([image], [mask]), S, GRID, "finetuning")
+    batch = render_group(slots, group, ArrayReader([image], [mask]), GEOMETRY)
     assert batch.n_small == 2
     assert torch.argwhere(batch.masks[0, 0]).tolist() == [[12, 1]]
 

@@ -21,7 +21,7 @@ from medsam_core.training.precision import Precision
 from medsam_core.training.step import Stepper
 from medsam_core.training.world import World
 from tests.unit.training_helpers import (
-    SIZE,
+    GEOMETRY,
     STAGES,
     KilledError,
     Reader,
@@ -150,7 +150,7 @@ def _one_step(group_size: int, groups_per_step: int) -> tuple[dict[str, float], 
 
 def _loaded(plan: Plan, group: int) -> LoadedGroup:
     slots, mixing, first_slot = plan.group_slots(0, group)
-    return LoadedGroup(group, first_slot, render_group(slots, mixing, Reader(), SIZE, SIZE // 4, plan.stage), None)
+    return LoadedGroup(group, first_slot, render_group(slots, mixing, Reader(), GEOMETRY), None)
 
 
 def test_groups_of_a_step_accumulate_to_one_bigger_group() -> None:

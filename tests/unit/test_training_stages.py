@@ -16,7 +16,7 @@ from medsam_core.training.loop import train
 from medsam_core.training.stages import UNREACHED, prepare
 from medsam_core.training.teachers import CachedTeacher
 from tests.unit.training_helpers import (
-    SIZE,
+    GEOMETRY,
     STAGES,
     Reader,
     build_plan,
@@ -122,7 +122,7 @@ def test_cached_answers_train_as_live_ones(stage: Stage, tmp_path: Path) -> None
     for epoch in range(2):
         for group in range(plan.groups_per_epoch):
             slots, mixing, first = plan.group_slots(epoch, group)
-            batch = render_group(slots, mixing, Reader(), SIZE, SIZE // 4, stage)
+            batch = render_group(slots, mixing, Reader(), GEOMETRY)
             answers.append(getattr(live, name)(first, batch).numpy())
     stored = {name: np.concatenate(answers)}
     cached = CachedTeacher(lambda array, start, stop: stored[array][start:stop])

@@ -12,12 +12,14 @@ from torch import nn
 
 from medsam_core.config import AugmentationConfig, OptimiserConfig, StageConfig, StudentConfig, TeacherConfig
 from medsam_core.data import SliceTable
+from medsam_core.geometry import Geometry
 from medsam_core.models.segmenter import Segmenter, build_student, build_teacher
 from medsam_core.plan import Plan, Stage
 from medsam_core.training.loop import TrainResult, train
 from medsam_core.training.teachers import OnlineTeacher, TeacherAnswers
 
 SIZE = 64
+GEOMETRY = Geometry.of_stride(SIZE, 16)
 """The smallest model frame."""
 
 STAGES: tuple[Stage, ...] = ("distillation", "finetuning")
