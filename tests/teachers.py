@@ -15,7 +15,8 @@ from medsam_core.models.segmenter import Segmenter, build_teacher
 from medsam_core.models.vit import from_sam_keys
 from medsam_core.synthetic import write_sample
 from storage.answers.cache_plan import ArraySpec, CacheSpec, plan_cache_parts
-from storage.answers.teacher_cache import TeacherCache, publish, write_part
+from storage.answers.cache_writer import publish, write_part
+from storage.answers.teacher_cache import TeacherCache
 from storage.base.blobs import LocalBlobs
 from storage.sources.npz_source import SourceConfig, read_case
 from tests.golden_weights import golden_state

@@ -16,7 +16,7 @@ from storage.base.modalities import MODALITIES
 PROFILE_FOLDER = Path(__file__).parents[1] / "profiles"
 
 MAX_LZ4_LEVEL = 9
-"""`storage.shards.codec` has it too, and zarr with it, which reading a profile does not wait for."""
+"""`storage.shards.codec` has it too, and the codecs with it, which reading a profile does not wait for."""
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from medsam_core.training.lifetime import require_parent
 from storage.base.blobs import Blobs
 from storage.slices.layout import PartPlan, PlannedCase
+from storage.slices.manifest import SliceFragment
 from storage.slices.writer import write_part
 from storage.sources.npz_source import CASE_COPIES, NpzCase, SourceConfig, read_case
 
@@ -61,7 +62,7 @@ def process_count(parts: Sequence[PartPlan], workers: int, memory_bytes: int) ->
     return max(1, min(workers, len(parts), room))
 
 
-def write_parts(root: Blobs, parts: Sequence[PartPlan], load: NpzFolder, processes: int) -> Iterator[dict[str, Any]]:
+def write_parts(root: Blobs, parts: Sequence[PartPlan], load: NpzFolder, processes: int) -> Iterator[SliceFragment]:
     """Write parts and yield each one's fragment as it is committed.
 
     After an error no further part is begun; those at work are finished, and count.

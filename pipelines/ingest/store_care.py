@@ -5,7 +5,6 @@ What belongs here: these acts over all modalities of a workspace. Not here: what
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -15,9 +14,10 @@ from pipelines.ingest import tasks as ingest
 from storage.base.atomic import read_json, write_json
 from storage.base.errors import IntegrityError
 from storage.base.modalities import MODALITIES
-from storage.slices import layout
+from storage.shards.fragments import MANIFEST
+from storage.slices import layout, publishing
 from storage.slices import writer as slice_writer
-from storage.slices.layout import MANIFEST
+from storage.slices.manifest import StoreManifest
 from storage.slices.verification import Verification, verify, verify_again, withdraw
 
 Log = Callable[[str], None]
@@ -68,7 +68,7 @@ def repair_store(workspace: Workspace, modality: str, log: Log) -> Verification:
     except IntegrityError:
         # The manifest repeats what plan and fragments say.
         _write_missing(workspace, modality, log)
-        slice_writer.publish(workspace.stores, modality, layout.load_layout(workspace.stores, modality).parts)
+        publishing.publish(workspace.stores, modality, layout.load_layout(workspace.stores, modality).parts)
         found = verify_store(workspace, modality, log)
     withdraw(workspace.stores, found)
     _write_missing(workspace, modality, log)
@@ -83,7 +83,7 @@ def _write_missing(workspace: Workspace, modality: str, log: Log) -> None:
     log(f"{modality}: {len(missing)} parts written again")
 
 
-def erase_cases(workspace: Workspace, case_ids: Sequence[str], log: Log) -> list[dict[str, Any]]:
+def erase_cases(workspace: Workspace, case_ids: Sequence[str], log: Log) -> list[StoreManifest]:
     """Withdraw cases for good: they are rejected from now on, and their pixels leave the slice stores.
 
     What was made from them earlier (releases, caches, models, reports) stays until it is removed; the next run makes
@@ -111,6 +111,6 @@ def erase_cases(workspace: Workspace, case_ids: Sequence[str], log: Log) -> list
         for batch in batches:
             ingest.write_store_parts(workspace, modality, batch, log)
         plan = layout.load_layout(workspace.stores, modality).parts
-        manifests.append(slice_writer.publish(workspace.stores, modality, plan))
+        manifests.append(publishing.publish(workspace.stores, modality, plan))
         log(f"{modality}: published without the withdrawn cases")
     return manifests

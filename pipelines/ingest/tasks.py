@@ -20,7 +20,7 @@ from storage.base.modalities import MODALITIES
 from storage.releases.columns import SliceColumns
 from storage.releases.reader import ReleaseReader
 from storage.slices import index as slice_index
-from storage.slices import layout, store_plan
+from storage.slices import layout, publishing, store_plan
 from storage.slices import writer as slice_writer
 from storage.sources import raw_manifest
 from storage.sources.npz_source import SourceConfig
@@ -137,8 +137,8 @@ def write_store_parts(workspace: Workspace, modality: str, part_ids: Sequence[st
     parts = layout.load_plan(workspace.stores, modality, set(part_ids))
     processes = process_count(parts, workspace.settings.workers, workspace.settings.memory_bytes)
     for done, fragment in enumerate(write_parts(workspace.stores, parts, load, processes), start=1):
-        counts = f"{fragment['n_cases']} cases, {fragment['n_slices']} slices"
-        log(f"{modality} {fragment['part_id']}: {counts}; {done} of {len(parts)} parts of this step")
+        counts = f"{fragment.n_cases} cases, {fragment.n_slices} slices"
+        log(f"{modality} {fragment.part_id}: {counts}; {done} of {len(parts)} parts of this step")
     return {"made": list(part_ids)}
 
 
@@ -147,7 +147,7 @@ def publish_store(
 ) -> TaskResult:
     """Publish one modality's parts as a store that readers accept."""
     plan = layout.load_layout(workspace.stores, modality).parts
-    published = slice_writer.publish(workspace.stores, modality, plan)
+    published = publishing.publish(workspace.stores, modality, plan)
     made = [part for step in written for part in step["made"]]
     index = slice_index.build_index(workspace.stores, [modality], _manifest(workspace, manifest))
     notes = {
@@ -155,11 +155,11 @@ def publish_store(
         "slices": len(index),
         "slices with labels": int((index["fg_px"] > 0).sum()),
         "parts made": ", ".join(made) or "none",
-        "bytes on disk": int(sum(shard["n_bytes"] for shard in published["shards"])),
-        "samples": _sample_picture(workspace, modality, index, published["fingerprint"]),
+        "bytes on disk": published.n_bytes(),
+        "samples": _sample_picture(workspace, modality, index, published.fingerprint),
     }
-    value = {"modality": modality, "fingerprint": published["fingerprint"], "made": made}
-    return TaskResult(value, published["fingerprint"], len(made), len(plan) - len(made), notes)
+    value = {"modality": modality, "fingerprint": published.fingerprint, "made": made}
+    return TaskResult(value, published.fingerprint, len(made), len(plan) - len(made), notes)
 
 
 def _sample_picture(workspace: Workspace, modality: str, index: pd.DataFrame, digest: str) -> Picture | None:

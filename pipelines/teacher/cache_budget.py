@@ -14,7 +14,7 @@ from typing import Any
 
 from medsam_core.plan import Plan, Stage
 from pipelines.base.workspace import Workspace
-from storage.answers import cache_plan, teacher_cache
+from storage.answers import cache_plan, cache_writer, teacher_cache
 from storage.answers.cache_plan import CacheSpec
 from storage.answers.encodings import Floats
 from storage.base.blobs import LocalBlobs
@@ -102,9 +102,9 @@ def _stored(spec: CacheSpec, values: Floats) -> tuple[float, float]:
     name = next(iter(spec.arrays))
     with tempfile.TemporaryDirectory() as folder:
         root = LocalBlobs(Path(folder))
-        teacher_cache.write_part(root, probe, parts[0], {name: values})
-        manifest = teacher_cache.publish(root, probe, parts)
-        size = sum(int(shard["n_bytes"]) for shard in manifest["shards"])
+        cache_writer.write_part(root, probe, parts[0], {name: values})
+        manifest = cache_writer.publish(root, probe, parts)
+        size = manifest.n_bytes()
         cache = teacher_cache.TeacherCache(root)
         cache.read(name, 0, 1)
         started = time.perf_counter()

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from pipelines.base.workspace import Workspace
-from storage.answers.teacher_cache import alone
+from storage.answers.cache_locks import exclusive_access
 from storage.base.atomic import read_json, write_json
 from storage.base.blobs import LocalBlobs
 from storage.base.errors import BusyError
@@ -117,7 +117,7 @@ def delete_unused(workspace: Workspace, log: Log, *, dry_run: bool) -> int:
 def _delete(folder: Path, name: str, n_bytes: int, log: Log) -> int:
     gone = folder.with_name(folder.name + _DELETED)
     try:
-        with alone(LocalBlobs(folder)):
+        with exclusive_access(LocalBlobs(folder)):
             # In one act, so that a deletion cut short leaves no half of a cache under its name.
             folder.rename(gone)
             shutil.rmtree(gone)

@@ -1,6 +1,6 @@
 """The teacher's cached answers for a plan. What belongs here: what each slot's answer is made from, and computing it.
 
-Not here: how answers are stored (`storage.answers.teacher_cache`) or read in training (`pipelines.training.trainer`).
+Not here: how answers are stored (`storage.answers.cache_writer`) or read in training (`pipelines.training.trainer`).
 
 A cache is named by the teacher, the kind of answer and the plan's settings; its parts by the slots and the content of
 the slices they show. So a changed slice costs the parts that show it, not the cache.
@@ -20,7 +20,7 @@ from pipelines.base.workspace import Workspace
 from pipelines.ingest.releases import release_reader
 from pipelines.teacher import cache_budget, cache_care
 from pipelines.training.plans import load_plan
-from storage.answers import cache_plan, teacher_cache
+from storage.answers import cache_locks, cache_plan, cache_writer, teacher_cache
 from storage.answers.cache_plan import ArraySpec, CachePart, CacheSpec
 from storage.answers.encodings import Floats
 from storage.base.fingerprints import array_hash, combine, fingerprint
@@ -180,7 +180,7 @@ def plan_cache(
     work = CacheWork(workspace, variant, answers, inputs)
     reader = work.reader()
     parts = work.parts(reader)
-    missing = teacher_cache.missing_parts(work.root, work.spec, parts)
+    missing = cache_writer.missing_parts(work.root, work.spec, parts)
     log(f"{answers}: {len(missing)} of {len(parts)} parts to make, {work.spec.n_slots} slots in all")
     if missing:
         group = work.plan.config.group_size
@@ -211,14 +211,14 @@ def write_cache_parts(
     reader = work.reader()
     answerer = Answerer(work, reader)
     wanted, made = set(part_ids), []
-    with teacher_cache.being_written(work.root):
+    with cache_locks.writing_access(work.root):
         for part in (part for part in work.parts(reader) if part.part_id in wanted):
             with exclusive_lock(work.part_lock(part), what=f"{work.name} {part.part_id}"):
-                if not teacher_cache.missing_parts(work.root, work.spec, [part]):
+                if not cache_writer.missing_parts(work.root, work.spec, [part]):
                     log(f"{answers} {part.part_id}: made by another run meanwhile")
                     continue
                 own = answerer.slots(part.start, part.stop)
-                teacher_cache.write_part(work.root, work.spec, part, {next(iter(work.spec.arrays)): own})
+                cache_writer.write_part(work.root, work.spec, part, {next(iter(work.spec.arrays)): own})
             made.append(part.part_id)
             log(f"{answers} {part.part_id}: slots {part.start} to {part.stop} of {work.spec.n_slots}")
     return {"made": made}
@@ -233,13 +233,13 @@ def publish_cache(
         return _online(workspace, variant, answers, inputs, {"mode": mode})
     work = CacheWork(workspace, variant, answers, inputs)
     parts = work.parts(work.reader())
-    missing = teacher_cache.missing_parts(work.root, work.spec, parts)
+    missing = cache_writer.missing_parts(work.root, work.spec, parts)
     if mode == "prefer_cached" and missing:
         why = f"{len(missing)} of {len(parts)} parts are missing, so the teacher is asked online"
         return _online(workspace, variant, answers, inputs, {"mode": mode, "cache": why})
-    manifest = teacher_cache.publish(work.root, work.spec, parts)
+    manifest = cache_writer.publish(work.root, work.spec, parts)
     made = [part for step in written for part in step["made"]]
-    size = sum(int(shard["n_bytes"]) for shard in manifest["shards"])
+    size = manifest.n_bytes()
     arrays = {name: f"{array.encoding} {list(array.tail)}" for name, array in work.spec.arrays.items()}
     notes = {
         "slots": work.spec.n_slots,
@@ -251,9 +251,9 @@ def publish_cache(
         "slices by modality": work.coverage,
         **cache_budget.notes(workspace, work.plan, work.spec, work.digest),
     }
-    value = _value("cached", answers, inputs, work.digest, manifest["fingerprint"])
+    value = _value("cached", answers, inputs, work.digest, manifest.fingerprint)
     cache_care.pin(workspace, answers, variant.name, work.digest)
-    return TaskResult(value, manifest["fingerprint"], len(made), work.spec.n_parts - len(made), notes)
+    return TaskResult(value, manifest.fingerprint, len(made), work.spec.n_parts - len(made), notes)
 
 
 def _online(
@@ -297,7 +297,7 @@ def check_answers(
     work = CacheWork(workspace, variant, answers, inputs)
     reader = work.reader()
     expected = combine(part.fingerprint for part in work.parts(reader))
-    with teacher_cache.being_read(work.root):
+    with cache_locks.reading_access(work.root):
         cache = teacher_cache.TeacherCache(work.root, work.spec.made_from, fingerprint=expected)
         answerer = Answerer(work, reader)
         chosen = np.random.default_rng(seed).choice(len(cache), min(count, len(cache)), replace=False)

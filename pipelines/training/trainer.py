@@ -30,7 +30,8 @@ from pipelines.base.settings import read_settings
 from pipelines.base.workspace import Workspace
 from pipelines.ingest.releases import release_reader
 from pipelines.training.plans import load_plan
-from storage.answers.teacher_cache import TeacherCache, being_read
+from storage.answers.cache_locks import reading_access
+from storage.answers.teacher_cache import TeacherCache
 from storage.base.atomic import read_json
 
 RECALIBRATION_BATCHES = 32
@@ -113,7 +114,7 @@ def _cache_in_use(workspace: Workspace, job: dict[str, Any]) -> AbstractContextM
     if job["cache"] is None or job["cache"]["mode"] != "cached":
         return nullcontext()
     root = workspace.cache_root(job["cache"]["answers"], job["cache"]["cache"])
-    return being_read(root)
+    return reading_access(root)
 
 
 def _clean_images(plan: Plan, reader: SliceReader, model: Segmenter) -> Callable[[], Iterable[Tensor]]:

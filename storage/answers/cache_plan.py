@@ -1,14 +1,15 @@
 """What a teacher cache holds, how it is cut into parts, and what it was made from.
 
-What belongs here: the specification, its header, the plan of parts. Not here: files (`storage.answers.teacher_cache`).
+What belongs here: the specification, its header, the plan of parts. Not here: files (`storage.answers.cache_manifest`).
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Final
 
 from storage.answers.encodings import ENCODINGS, Encoding
+from storage.base.blobs import JsonObject
 from storage.base.errors import StorageError
 from storage.base.fingerprints import canonical_json, combine, fingerprint
 from storage.shards.arrays import ArrayLayout
@@ -58,7 +59,7 @@ class CacheSpec:
     slots_per_chunk: int
     slots_per_shard: int
     shards_per_part: int
-    made_from: Mapping[str, Any]
+    made_from: Mapping[str, object]
 
     def __post_init__(self) -> None:
         """Check the sizes.
@@ -95,7 +96,7 @@ class CacheSpec:
             for suffix, (dtype, tail) in array.codec().components(array.tail).items()
         }
 
-    def header(self) -> dict[str, Any]:
+    def header(self) -> JsonObject:
         """Return the content of `header.json`."""
         sizes = ("n_slots", "slots_per_chunk", "slots_per_shard", "shards_per_part")
         header = {
@@ -104,22 +105,23 @@ class CacheSpec:
             "made_from": dict(self.made_from),
             **{name: getattr(self, name) for name in sizes},
         }
-        return cast("dict[str, Any]", as_stored(header))
+        return as_stored(header)
 
     @classmethod
-    def from_header(cls, header: Mapping[str, Any]) -> "CacheSpec":
+    def from_header(cls, header: JsonObject) -> "CacheSpec":
         """Return the specification that a header describes."""
         arrays = {name: ArraySpec(tuple(value["shape"]), value["encoding"]) for name, value in header["arrays"].items()}
         sizes = ("n_slots", "slots_per_chunk", "slots_per_shard", "shards_per_part")
         return cls(arrays=arrays, made_from=header["made_from"], **{name: header[name] for name in sizes})
 
 
-def as_stored(value: Any) -> Any:  # noqa: ANN401
+def as_stored(value: Mapping[str, object]) -> JsonObject:
     """Return a plain value as JSON gives it back (tuples become lists), so that it compares with one read."""
-    return json.loads(canonical_json(value))
+    stored: JsonObject = json.loads(canonical_json(dict(value)))
+    return stored
 
 
-def _described(array: ArraySpec) -> dict[str, Any]:
+def _described(array: ArraySpec) -> dict[str, object]:
     codec = array.codec()
     formula = {"decoding": codec.decoding, "max_error": codec.max_error}
     return {"shape": list(array.tail), "encoding": codec.name, **formula}

@@ -6,15 +6,16 @@ An encoding turns values into one or more stored components, named by a suffix t
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from storage.base.errors import StorageError
+from storage.shards.arrays import Elements
 
 Floats = npt.NDArray[np.float32]
-Stored = dict[str, npt.NDArray[Any]]
+Stored = dict[str, Elements]
 
 
 class Encoding(ABC):
@@ -43,7 +44,7 @@ class Encoding(ABC):
         """
 
     @abstractmethod
-    def decode(self, stored: Mapping[str, npt.NDArray[Any]]) -> Floats:
+    def decode(self, stored: Mapping[str, Elements]) -> Floats:
         """Return the values (n, *tail) of what `encode` gave."""
 
 
@@ -68,7 +69,7 @@ class Float16(Encoding):
             )
         return {"": stored}
 
-    def decode(self, stored: Mapping[str, npt.NDArray[Any]]) -> Floats:
+    def decode(self, stored: Mapping[str, Elements]) -> Floats:
         """Widen to float32."""
         return stored[""].astype(np.float32)
 
@@ -128,7 +129,7 @@ class Int8PerChannel(Encoding):
                 stored["_exact"][number] = slot
         return stored
 
-    def decode(self, stored: Mapping[str, npt.NDArray[Any]]) -> Floats:
+    def decode(self, stored: Mapping[str, Elements]) -> Floats:
         """Scale and shift the codes; exact values are looked at only where there are some."""
         codes, scale = stored[""], stored["_scale"]
         wide = (*scale.shape, *(1,) * (codes.ndim - scale.ndim))
@@ -187,7 +188,7 @@ class ProbabilityUint8(Encoding):
             )
         return {"": np.rint(values * np.float32(255)).astype(np.uint8)}
 
-    def decode(self, stored: Mapping[str, npt.NDArray[Any]]) -> Floats:
+    def decode(self, stored: Mapping[str, Elements]) -> Floats:
         """Divide by 255."""
         return stored[""].astype(np.float32) / np.float32(255)
 

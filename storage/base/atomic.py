@@ -9,11 +9,12 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from storage.base.errors import IntegrityError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -102,7 +103,7 @@ def parse_json(data: bytes, where: str) -> Any:  # noqa: ANN401
         raise IntegrityError(f"{where}: expected JSON, found: {error}; remove it and make it again") from error
 
 
-def write_parquet(path: Path, table: pd.DataFrame) -> None:
+def write_parquet(path: Path, table: "pd.DataFrame") -> None:
     """Publish a table as parquet (zstd), atomically; the row index is not stored."""
     with atomic_file(path) as file:
         table.to_parquet(file, engine="pyarrow", compression="zstd", index=False)

@@ -21,6 +21,9 @@ from storage.base.locks import exclusive_lock, shared_lock
 
 LOCK: Final = ".lock"
 
+JsonObject = dict[str, Any]
+"""A JSON object as parsed; whoever knows its fields turns it into a dataclass."""
+
 
 class OpenBlob(Protocol):
     """A blob whose ranges are read; safe to share between threads."""
@@ -193,12 +196,12 @@ class LocalBlobs:
         return remove_partials(self.root)
 
 
-def seal(value: Mapping[str, Any]) -> bytes:
+def seal(value: Mapping[str, object]) -> bytes:
     """Return a plain value as JSON that holds a hash of itself under `sha256`."""
     return json_bytes({**value, "sha256": fingerprint(dict(value))})
 
 
-def unseal(data: bytes, where: str, remedy: str = "run `medsam verify --repair`") -> dict[str, Any]:
+def unseal(data: bytes, where: str, remedy: str = "run `medsam verify --repair`") -> JsonObject:
     """Return the value that `seal` was given.
 
     Args:
@@ -209,7 +212,7 @@ def unseal(data: bytes, where: str, remedy: str = "run `medsam verify --repair`"
     Raises:
         IntegrityError: If a byte differs from what was sealed.
     """
-    value: dict[str, Any] = parse_json(data, where)
+    value: JsonObject = parse_json(data, where)
     found = value.pop("sha256", None) if isinstance(value, dict) else None
     if found is None or data != seal(value):
         raise IntegrityError(f"{where}: expected JSON that its own sha256 vouches for, found it altered; {remedy}")

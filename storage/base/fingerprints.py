@@ -61,7 +61,7 @@ def combine(digests: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def differences(expected: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(expected: Mapping[str, object], found: Mapping[str, object], prefix: str = "") -> list[str]:
     """List every leaf in which two nested mappings differ, as `name: expected X, found Y` lines.
 
     Leaves are compared as canonical JSON, as fingerprints are: a tuple equals the list it is read back as, and 1, 1.0
@@ -74,14 +74,14 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any], prefix: s
             lines.append(f"{name}: expected {expected[key]!r}, found nothing")
         elif key not in expected:
             lines.append(f"{name}: expected nothing, found {found[key]!r}")
-        elif isinstance(expected[key], Mapping) and isinstance(found[key], Mapping):
-            lines += differences(expected[key], found[key], f"{name}.")
+        elif isinstance(one := expected[key], Mapping) and isinstance(other := found[key], Mapping):
+            lines += differences(one, other, f"{name}.")
         elif canonical_json(expected[key]) != canonical_json(found[key]):
             lines.append(f"{name}: expected {expected[key]!r}, found {found[key]!r}")
     return lines
 
 
-def require_same(what: str, expected: Mapping[str, Any], found: Mapping[str, Any], remedy: str) -> None:
+def require_same(what: str, expected: Mapping[str, object], found: Mapping[str, object], remedy: str) -> None:
     """Raise unless two descriptions agree.
 
     Raises:

@@ -37,7 +37,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _told(url: str) -> Iterator[None]:
+def _server_errors(url: str) -> Iterator[None]:
     """Turn what a server or the network refuses into an error that says what to look at."""
     try:
         yield
@@ -63,7 +63,7 @@ class _OpenObject:
     def read(self, start: int, n_bytes: int) -> bytes:
         if n_bytes <= 0:
             return b""
-        with _told(f"s3://{self.bucket}/{self.key}"):
+        with _server_errors(f"s3://{self.bucket}/{self.key}"):
             return bytes(obstore.get_range(_store(self.bucket), self.key, start=start, length=n_bytes))
 
 
@@ -88,13 +88,13 @@ class ObjectBlobs:
 
     def read(self, key: str) -> bytes:
         """See `Blobs`."""
-        with _told(f"{self.url}/{key}"):
+        with _server_errors(f"{self.url}/{key}"):
             return bytes(obstore.get(_store(self.bucket), self._key(key)).bytes())
 
     def read_version(self, key: str) -> tuple[bytes, str] | None:
         """See `Blobs`; the version is the object's ETag."""
         try:
-            with _told(f"{self.url}/{key}"):
+            with _server_errors(f"{self.url}/{key}"):
                 found = obstore.get(_store(self.bucket), self._key(key))
                 return bytes(found.bytes()), str(found.meta["e_tag"])
         except FileNotFoundError:
@@ -103,7 +103,7 @@ class ObjectBlobs:
     def size(self, key: str) -> int | None:
         """See `Blobs`."""
         try:
-            with _told(f"{self.url}/{key}"):
+            with _server_errors(f"{self.url}/{key}"):
                 return int(obstore.head(_store(self.bucket), self._key(key))["size"])
         except FileNotFoundError:
             return None
@@ -117,7 +117,7 @@ class ObjectBlobs:
 
     def put(self, key: str, data: bytes) -> None:
         """See `Blobs`."""
-        with _told(f"{self.url}/{key}"):
+        with _server_errors(f"{self.url}/{key}"):
             obstore.put(_store(self.bucket), self._key(key), data)
 
     def create(self, key: str, data: bytes) -> bool:
@@ -138,19 +138,19 @@ class ObjectBlobs:
             ) from error
 
     def _put_if(self, key: str, data: bytes, mode: Any) -> None:  # noqa: ANN401
-        with _told(f"{self.url}/{key}"):
+        with _server_errors(f"{self.url}/{key}"):
             obstore.put(_store(self.bucket), self._key(key), data, mode=mode, use_multipart=False)
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """See `Blobs`."""
         skipped = len(self.prefix) + 1 if self.prefix else 0
-        with _told(f"{self.url}/{prefix}"):
+        with _server_errors(f"{self.url}/{prefix}"):
             listed = [item for page in obstore.list(_store(self.bucket), self._key(prefix) or None) for item in page]
         return {item["path"][skipped:]: int(item["size"]) for item in sorted(listed, key=lambda item: item["path"])}
 
     def delete(self, key: str) -> None:
         """See `Blobs`."""
-        with _told(f"{self.url}/{key}"):
+        with _server_errors(f"{self.url}/{key}"):
             obstore.delete(_store(self.bucket), self._key(key))
 
     def exclusive(self, what: str) -> AbstractContextManager[None]:  # noqa: ARG002 - S3 has no locks

@@ -17,7 +17,7 @@ from storage.base.modalities import MODALITIES
 from storage.releases.columns import GT_ARRAY_NAMES, SliceColumns
 from storage.slices.index import published_rows
 from storage.slices.label_statistics import LabelMap
-from storage.slices.layout import load_manifest
+from storage.slices.manifest import load_manifest
 from storage.slices.reader import SliceStore
 
 _KEY: Final = ["case_id", "content_hash", "z"]
@@ -141,7 +141,7 @@ def _moved_places(root: Blobs, columns: SliceColumns) -> _Moved | None:
     """Return the rows whose part is no longer published, and their `_PLACE` now; None if there are none."""
     modalities = columns.codes("modality")
     present = [MODALITIES[code] for code in np.unique(modalities)]
-    published = {part["part_id"] for name in present for part in load_manifest(root, name)["parts"]}
+    published = {part.part_id for name in present for part in load_manifest(root, name).fragments}
     gone = np.array([name not in published for name in columns.names("part_id")], bool)
     if not gone.any():
         return None

@@ -1,28 +1,22 @@
-"""Sharded zarr v3 arrays whose shards are written whole, once: their layout, metadata and writing.
+"""How sharded zarr v3 arrays, whose shards are written whole, once, are cut along their first axis.
 
-What belongs here: arrays cut along their first axis, as layouts, blobs and records of blobs. Not here: what the
-elements mean (`storage.slices.reader`, `storage.answers.teacher_cache`), which shards a part owns, the bytes of a shard
-(`storage.shards.codec`), reading (`storage.shards.reader`).
-
-zarr itself writes the metadata, so that any zarr v3 reader opens the arrays.
+What belongs here: the layout of an array. Not here: what its elements mean, which shards a part owns, the bytes of a
+shard (`storage.shards.codec`), writing, reading and the metadata for other readers (the modules beside this one).
 """
 
-import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.codecs import Crc32cCodec
-from zarr.storage import MemoryStore
 
-from storage.base.blobs import Blobs
 from storage.base.errors import StorageError
-from storage.shards.codec import Compression, ShardEncoder, zarr_codec
+from storage.shards.codec import Compression, ShardEncoder
 
 ARRAY_METADATA: Final = "zarr.json"
+
+Elements = npt.NDArray[Any]
+"""Values of an array, of the type that its layout names."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +29,7 @@ class ArrayLayout:
         tail: Shape after axis 0; never cut into chunks.
         chunk: Length of an inner chunk along axis 0, what one checksum and one decompression cover.
         shard: Length of a shard along axis 0, one blob; a multiple of `chunk`.
-        level: How hard inner chunks are compressed, as `storage.shards.codec.zarr_codec` takes it.
+        level: How hard inner chunks are compressed, as `storage.shards.metadata.zarr_codec` takes it.
         compression: How inner chunks are compressed.
     """
 
@@ -56,26 +50,11 @@ class ArrayLayout:
         """Return the key of a shard of this array in its group."""
         return "/".join([self.name, "c", str(shard), *("0" for _ in self.tail)])
 
-    def metadata(self, length: int) -> bytes:
-        """Return the content of the array's `zarr.json` for `length` along axis 0."""
-        files: dict[str, Any] = {}
-        zarr.create_array(
-            MemoryStore(files),
-            name=self.name,
-            shape=(length, *self.tail),
-            chunks=(self.chunk, *self.tail),
-            shards=(self.shard, *self.tail),
-            dtype=self.dtype,
-            compressors=[zarr_codec(self.compression, self.level, np.dtype(self.dtype).itemsize), Crc32cCodec()],
-            fill_value=0,
-        )
-        return _content(files, f"{self.name}/{ARRAY_METADATA}")
-
     def encoder(self) -> ShardEncoder:
         """Return the encoder of one shard."""
         return ShardEncoder(self.compression, self.level, np.dtype(self.dtype).itemsize)
 
-    def encode(self, block: npt.NDArray[Any]) -> bytes:
+    def encode(self, block: Elements) -> bytes:
         """Return the bytes of a shard.
 
         Args:
@@ -95,114 +74,12 @@ class ArrayLayout:
         return encoder.finish(self.chunks_per_shard)
 
 
-def padded(values: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+def padded(values: Elements, length: int) -> Elements:
     """Return values in one piece, filled up with zeros along axis 0 where they are shorter than `length`."""
     if len(values) == length:
         return np.ascontiguousarray(values)
     zeros = np.zeros((length - len(values), *values.shape[1:]), values.dtype)
     return np.concatenate([values, zeros])
-
-
-def _content(files: Mapping[str, Any], key: str) -> bytes:
-    return cast("bytes", files[key].to_bytes())
-
-
-def group_metadata() -> bytes:
-    """Return the content of the `zarr.json` of a group."""
-    files: dict[str, Any] = {}
-    zarr.create_group(MemoryStore(files))
-    return _content(files, ARRAY_METADATA)
-
-
-@dataclass(frozen=True)
-class ShardRecord:
-    """A published shard.
-
-    Attributes:
-        array: Name of its array.
-        shard: Its number along axis 0.
-        n_bytes: Size of its blob.
-        sha256: Hex digest of its blob.
-    """
-
-    array: str
-    shard: int
-    n_bytes: int
-    sha256: str
-
-
-def record_from(value: Mapping[str, Any]) -> ShardRecord:
-    """Return the record that a manifest's or fragment's entry describes; further keys are ignored."""
-    return ShardRecord(value["array"], value["shard"], value["n_bytes"], value["sha256"])
-
-
-def put_shard(group: Blobs, layout: ArrayLayout, shard: int, data: bytes) -> ShardRecord:
-    """Publish the bytes of a shard.
-
-    Args:
-        group: The group's place.
-        layout: The array.
-        shard: Number of the shard.
-        data: What `encode` or an encoder gave.
-    """
-    group.put(layout.key(shard), data)
-    return ShardRecord(layout.name, shard, len(data), hashlib.sha256(data).hexdigest())
-
-
-def record_problem(group: Blobs, layout: ArrayLayout, record: ShardRecord) -> str | None:
-    """Return why the blob of a recorded shard cannot be used, or None; looks at presence and size only."""
-    key = layout.key(record.shard)
-    found = group.size(key)
-    if found is None:
-        return f"{key}: expected {record.n_bytes} bytes, found no file"
-    return None if found == record.n_bytes else f"{key}: expected {record.n_bytes} bytes, found {found}"
-
-
-class ShardWriter:
-    """Fills the shards of one flat array that one part owns, in order; holds one shard compressed.
-
-    Every appended run of elements starts on an inner chunk's boundary; what follows its end there is zero.
-
-    Attributes:
-        records: What has been published so far.
-    """
-
-    def __init__(self, group: Blobs, layout: ArrayLayout, first: int, count: int) -> None:
-        self.records: list[ShardRecord] = []
-        self._group, self._layout = group, layout
-        self._next, self._end = first, first + count
-        self._encoder = layout.encoder()
-
-    def append(self, values: npt.NDArray[Any]) -> int:
-        """Store a flat run of elements and return the element offset it starts at.
-
-        Raises:
-            StorageError: If the part's shards cannot hold it.
-        """
-        layout = self._layout
-        offset = self._next * layout.shard + len(self._encoder) * layout.chunk
-        if offset + values.size > self._end * layout.shard:
-            raise StorageError(
-                f"{layout.name}: expected at most {self._end * layout.shard - offset} elements more in this part, "
-                f"found {values.size}; plan the store again"
-            )
-        for start in range(0, values.size, layout.chunk):
-            self._encoder.add(padded(values[start : start + layout.chunk], layout.chunk))
-            if len(self._encoder) == layout.chunks_per_shard:
-                self._finish()
-        return offset
-
-    def close(self) -> list[ShardRecord]:
-        """Publish the last shard, whose other chunks are absent, and return the records of all."""
-        if len(self._encoder):
-            self._finish()
-        return self.records
-
-    def _finish(self) -> None:
-        data = self._encoder.finish(self._layout.chunks_per_shard)
-        self.records.append(put_shard(self._group, self._layout, self._next, data))
-        self._encoder = self._layout.encoder()
-        self._next += 1
 
 
 def round_up(value: int, unit: int) -> int:

@@ -11,13 +11,12 @@ Sources: zarr v3 specification, codecs `sharding_indexed`, `bytes`, `zstd`, `blo
 
 import struct
 from collections.abc import Callable
-from typing import Any, Final, Literal, cast
+from typing import Final, Literal, cast
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 from numcodecs import blosc, zstd
-from zarr.codecs import BloscCodec, ZstdCodec
 
 Compression = Literal["zstd", "lz4"]
 
@@ -40,28 +39,15 @@ class ShardError(ValueError):
     """The bytes of a shard are not what they should be; the message says which."""
 
 
-def zarr_codec(compression: Compression, level: int, item_bytes: int) -> BloscCodec | ZstdCodec:
-    """Return the codec by which the array's metadata tells any reader how inner chunks are compressed.
-
-    Args:
-        compression: `zstd`, or `lz4` in blosc's frame.
-        level: Of zstd; of lz4: 1 is the fast mode, 2 to 9 the high compression mode of that level.
-        item_bytes: Size of an element.
-    """
-    if compression == "zstd":
-        return ZstdCodec(level=level)
-    name, blosc_level = _lz4(level)
-    return BloscCodec(cname=name, clevel=blosc_level, shuffle="noshuffle", typesize=item_bytes)
-
-
-def _lz4(level: int) -> tuple[Literal["lz4", "lz4hc"], int]:
+def lz4_mode(level: int) -> tuple[Literal["lz4", "lz4hc"], int]:
+    """Return blosc's names for a level of lz4: 1 is the fast mode, 2 to 9 the high compression mode of that level."""
     return ("lz4", _LZ4_LEVEL) if level == 1 else ("lz4hc", level)
 
 
 def _compressor(compression: Compression, level: int, item_bytes: int) -> Callable[[Bytes], bytes]:
     if compression == "zstd":
         return lambda chunk: cast("bytes", zstd.compress(chunk, level))
-    name, blosc_level = _lz4(level)
+    name, blosc_level = lz4_mode(level)
     # Blosc's own threads would be shared by all of a process's; its callers bring threads of their own.
     blosc.use_threads = False
     return lambda chunk: cast("bytes", blosc.compress(chunk, name.encode(), blosc_level, 0, 0, item_bytes))
@@ -80,7 +66,7 @@ class ShardEncoder:
 
         Args:
             compression: How each chunk is compressed.
-            level: How hard, as `zarr_codec` takes it.
+            level: How hard, as `storage.shards.metadata.zarr_codec` takes it.
             item_bytes: Size of an element.
         """
         self._compress = _compressor(compression, level, item_bytes)
@@ -91,7 +77,7 @@ class ShardEncoder:
     def __len__(self) -> int:
         return len(self._index) // 2
 
-    def add(self, chunk: npt.NDArray[Any]) -> None:
+    def add(self, chunk: npt.NDArray[np.generic]) -> None:
         """Append one inner chunk, contiguous and little-endian."""
         data = self._compress(chunk.reshape(-1).view(np.uint8))
         self._parts += [data, crc32c(data)]
@@ -138,7 +124,7 @@ def read_index(data: bytes, n_chunks: int, n_bytes: int) -> memoryview:
     return ends.data
 
 
-def decode_chunk(data: bytes, start: int, stop: int, out: npt.NDArray[Any], compression: Compression) -> None:
+def decode_chunk(data: bytes, start: int, stop: int, out: npt.NDArray[np.generic], compression: Compression) -> None:
     """Decompress one inner chunk into the caller's memory.
 
     Args:

@@ -1,23 +1,22 @@
 """Reading sharded arrays under a manifest, a few chunks at a time, near the speed of decompression.
 
 What belongs here: checked random access to published shards. Not here: which shards are open
-(`storage.shards.open_shards`), writing (`storage.shards.arrays`), what elements mean.
+(`storage.shards.open_shards`), writing (`storage.shards.writing`), what elements mean.
 
 A zarr reader takes a missing shard for zeros and reports no error; here a read is refused unless the manifest names
 every shard it touches and each has the size recorded for it. Flipped bytes fail a crc32c, of their chunk or the index.
 """
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from storage.base.blobs import Blobs
 from storage.base.errors import IntegrityError
-from storage.shards.arrays import ArrayLayout
+from storage.shards.arrays import ArrayLayout, Elements
 from storage.shards.codec import ShardError, decode_chunk, index_bytes, read_index
+from storage.shards.fragments import Fragment
 from storage.shards.open_shards import OpenShard, OpenShards
 
 
@@ -48,7 +47,7 @@ class ShardReader:
         self,
         group: Blobs,
         layouts: Sequence[ArrayLayout],
-        shards: Iterable[Mapping[str, Any]],
+        fragments: Iterable[Fragment],
         remedy: str,
         opened: OpenShards | None = None,
     ) -> None:
@@ -57,17 +56,21 @@ class ShardReader:
         Args:
             group: The group's place.
             layouts: Its arrays, as the manifest describes them.
-            shards: The manifest's entries: the fields of a `ShardRecord`, and `part_id`.
+            fragments: Of the parts that its manifest names.
             remedy: What a user runs to have a damaged part written again; ends every error.
             opened: Where open shards are kept; None: by this reader alone.
         """
         self._group, self._remedy = group, remedy
         self._arrays = {layout.name: _Array(layout) for layout in layouts}
-        self._records = {(shard["array"], shard["shard"]): (shard["n_bytes"], shard["part_id"]) for shard in shards}
+        self._records = {
+            (record.array, record.shard): (record.n_bytes, fragment.part_id)
+            for fragment in fragments
+            for record in fragment.shards
+        }
         self._url = group.url
         self._opened = OpenShards() if opened is None else opened
 
-    def read(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+    def read(self, name: str, start: int, stop: int) -> Elements:
         """Return elements `start:stop` along axis 0 of an array, (stop - start, *tail).
 
         Raises:
@@ -92,7 +95,7 @@ class ShardReader:
             raise self._damaged(array, shard_number, str(error)) from error
         return values if end - begin == array.chunk else values[begin:end]
 
-    def _many(self, array: _Array, first: int, last: int) -> npt.NDArray[Any]:
+    def _many(self, array: _Array, first: int, last: int) -> Elements:
         """Return the elements of inner chunks `first:last`."""
         if last - first > array.per_shard:
             # Wrong offsets may ask for more memory than there is.
@@ -107,7 +110,7 @@ class ShardReader:
             begin = end
         return values
 
-    def _decode(self, array: _Array, first: int, out: npt.NDArray[Any]) -> None:
+    def _decode(self, array: _Array, first: int, out: Elements) -> None:
         """Decode as many chunks of a shard as `out` holds, from `first` on, read in one piece."""
         shard_number, at = divmod(first, array.per_shard)
         try:

@@ -7,7 +7,7 @@ when the index is built, so that a changed map of groups needs no pixel to be st
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import numpy as np
 import pandas as pd
@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 from storage.base.blobs import Blobs
 from storage.base.errors import IntegrityError, StorageError
 from storage.base.modalities import MODALITIES
+from storage.shards.parts import fragment_key
 from storage.slices.label_statistics import label_statistics
-from storage.slices.layout import GT_ARRAYS, fragment_key, load_manifest, rows_key
+from storage.slices.layout import GT_ARRAYS, rows_key
+from storage.slices.manifest import load_manifest
 from storage.sources.npz_source import NpzCase
 
 PART_SCHEMA: Final = pa.schema(
@@ -52,12 +54,15 @@ labels). `labels` are original ids, ascending; `areas` their pixels; `boxes` fou
 the native slice, half-open; `fg_px` the sum of the areas; `spacing_*` mm, NaN where the file states none.
 """
 
+SliceRow = dict[str, object]
+"""A row of a part, by column."""
+
 _NAMES: Final = list(PART_SCHEMA.names)
 INDEX_COLUMNS: Final = [*_NAMES[:3], "dataset", "group", *_NAMES[3:]]
 """Columns of the slice index, in order."""
 
 
-def slice_row(case: NpzCase, z: int, img_offset: int, gt_offset: int) -> dict[str, Any]:
+def slice_row(case: NpzCase, z: int, img_offset: int, gt_offset: int) -> SliceRow:
     """Return the part row of one slice, less what names its case and part.
 
     Args:
@@ -86,7 +91,7 @@ def slice_row(case: NpzCase, z: int, img_offset: int, gt_offset: int) -> dict[st
     }
 
 
-def encode_rows(rows: Sequence[dict[str, Any]]) -> bytes:
+def encode_rows(rows: Sequence[SliceRow]) -> bytes:
     """Return a part's rows as parquet."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(rows), schema=PART_SCHEMA), sink, compression="zstd")
@@ -106,8 +111,8 @@ def published_rows(root: Blobs, modality: str, columns: Sequence[str] | None = N
         IntegrityError: If a part's rows are missing.
     """
     schema = PART_SCHEMA if columns is None else pa.schema([PART_SCHEMA.field(name) for name in columns])
-    parts = load_manifest(root, modality)["parts"]
-    tables = [read_rows(root.below(modality), part["part_id"], schema) for part in parts]
+    parts = load_manifest(root, modality).fragments
+    tables = [read_rows(root.below(modality), part.part_id, schema) for part in parts]
     rows: pd.DataFrame = pa.concat_tables([schema.empty_table(), *tables]).to_pandas()
     return rows.sort_values(["case_id", "z"], ignore_index=True)
 

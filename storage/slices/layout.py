@@ -9,12 +9,12 @@ are never used twice: a published part is immutable, and what replaces it lies e
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from storage.base.atomic import parse_json
-from storage.base.blobs import Blobs, seal, unseal
+from storage.base.blobs import Blobs, JsonObject, seal, unseal
 from storage.base.errors import IntegrityError, StorageError
 from storage.base.fingerprints import fingerprint
 from storage.shards.arrays import ArrayLayout, round_up
@@ -32,7 +32,6 @@ GT_ARRAYS: Final[dict[str, str]] = {"uint8": "gts_u8", "uint16": "gts_u16", "": 
 _REPAIR: Final = "run `medsam verify --repair`, or the ingest job if the part is not published yet"
 
 LAYOUT: Final = "layout.json"
-MANIFEST: Final = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class PlannedCase:
     channels: int
     gt_dtype: str
 
-    def as_list(self) -> list[Any]:
+    def as_list(self) -> list[str | int]:
         """Return its attributes in the order above, as files list them."""
         return list(vars(self).values())
 
@@ -179,7 +178,7 @@ class StoreLayout:
         self.next_shard = {name: first + needed[name] for name, first in self.next_shard.items()}
         return part
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the layout as a plain value."""
         return {
             "format_version": STORE_VERSION,
@@ -190,7 +189,7 @@ class StoreLayout:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "StoreLayout":
+    def from_json(cls, value: JsonObject) -> "StoreLayout":
         """Return the layout that `to_json` gave."""
         parts = [PartEntry(**part) for part in value["parts"]]
         return cls(StoreConfig(**value["config"]), parts, value["next_part"], dict(value["next_shard"]))
@@ -210,11 +209,6 @@ def shards_needed(config: StoreConfig, cases: Iterable[PlannedCase]) -> dict[str
         for name, size in case.elements().items():
             total[name] += case.depth * round_up(size, layouts[name].chunk)
     return {name: math.ceil(total[name] / layouts[name].shard) for name in layouts}
-
-
-def fragment_key(part_id: str) -> str:
-    """Return the key, in a modality's group, of the fragment whose presence commits a part."""
-    return f"parts/{part_id}.json"
 
 
 def rows_key(part_id: str) -> str:
@@ -247,7 +241,7 @@ def read_layout(group: Blobs) -> tuple[StoreLayout, str] | None:
     found = group.read_version(LAYOUT)
     if found is None:
         return None
-    return StoreLayout.from_json(_opened(group, LAYOUT, found[0])), found[1]
+    return StoreLayout.from_json(opened(group, LAYOUT, found[0])), found[1]
 
 
 def load_plan(root: Blobs, modality: str, part_ids: Collection[str] | None = None) -> list[PartPlan]:
@@ -280,23 +274,7 @@ def with_cases(group: Blobs, config: StoreConfig, part: PartEntry) -> PartPlan:
     return PartPlan(**vars(part), cases=cases)
 
 
-def load_manifest(root: Blobs, modality: str) -> dict[str, Any]:
-    """Read the manifest of a published store.
-
-    Raises:
-        StorageError: If the store is not published, or another version of this project wrote it.
-    """
-    group = root.below(modality)
-    try:
-        data = group.read(MANIFEST)
-    except FileNotFoundError:
-        raise StorageError(
-            f"{group.url}/{MANIFEST}: expected a published store, found none; materialise slice_store/{modality}"
-        ) from None
-    return _opened(group, MANIFEST, data)
-
-
-def _opened(group: Blobs, key: str, data: bytes) -> dict[str, Any]:
+def opened(group: Blobs, key: str, data: bytes) -> JsonObject:
     """Return the value of a sealed file, after a look at its version, for older ones are sealed in another way."""
     where = f"{group.url}/{key}"
     version = parse_json(data, where).get("format_version")

@@ -1,13 +1,12 @@
 """Slice stores: every accepted slice of a modality at native resolution in three sharded zarr arrays.
 
 What belongs here: reading slices by offset. Not here: planning (`storage.slices.store_plan`), writing
-(`storage.slices.writer`), the byte format (`storage.shards.arrays`).
+(`storage.slices.writer`), the byte format (`storage.shards.codec`).
 
 `docs/store_format.md` describes the files for readers without this code.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ from storage.base.fingerprints import combine
 from storage.shards.open_shards import OpenShards
 from storage.shards.reader import ShardReader
 from storage.slices.label_statistics import LabelMap
-from storage.slices.layout import StoreConfig, load_manifest
+from storage.slices.manifest import load_manifest
 
 
 def store_fingerprint(root: Blobs, modalities: Iterable[str]) -> str:
@@ -26,7 +25,7 @@ def store_fingerprint(root: Blobs, modalities: Iterable[str]) -> str:
     Raises:
         StorageError: If one is not published.
     """
-    return combine(f"{name} {load_manifest(root, name)['fingerprint']}" for name in sorted(modalities))
+    return combine(f"{name} {load_manifest(root, name).fingerprint}" for name in sorted(modalities))
 
 
 class SliceStore:
@@ -40,7 +39,7 @@ class SliceStore:
         self._readers: dict[str, ShardReader] = {}
         self._opened = OpenShards()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"root": self.root, "_readers": {}, "_opened": OpenShards()}
 
     def open(self, modality: str) -> ShardReader:
@@ -51,10 +50,10 @@ class SliceStore:
         """
         if modality not in self._readers:
             manifest = load_manifest(self.root, modality)
-            layouts = list(StoreConfig(**manifest["config"]).array_layouts().values())
+            layouts = list(manifest.config.array_layouts().values())
             remedy = f"materialise slice_store/{modality} again"
             group = self.root.below(modality)
-            self._readers[modality] = ShardReader(group, layouts, manifest["shards"], remedy, self._opened)
+            self._readers[modality] = ShardReader(group, layouts, manifest.fragments, remedy, self._opened)
         return self._readers[modality]
 
     def read(

@@ -5,7 +5,7 @@ What belongs here: the first plan and replanning after the source changed. Not h
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Final
 
 import pandas as pd
 
@@ -22,6 +22,15 @@ from storage.slices.layout import (
     read_layout,
     with_cases,
 )
+
+_CASE_TYPES: Final[dict[str, type[str | bool | int]]] = {
+    "case_id": str,
+    "content_hash": str,
+    "is_3d": bool,
+    **dict.fromkeys(("depth", "height", "width", "channels"), int),
+    "gt_dtype": str,
+}
+"""Fields of a `PlannedCase`, in order."""
 
 logger = logging.getLogger(__name__)
 
@@ -74,26 +83,13 @@ def planned_cases(manifest_rows: pd.DataFrame) -> dict[str, PlannedCase]:
     Raises:
         StorageError: If an id occurs twice.
     """
-    names = list(PlannedCase.__dataclass_fields__)
-    records = manifest_rows[names].astype(object).sort_values("case_id").to_dict("records")
-    cases = {str(record["case_id"]): _planned_case(record) for record in records}
+    rows = manifest_rows.sort_values("case_id")
+    columns = [[kind(value) for value in rows[name].tolist()] for name, kind in _CASE_TYPES.items()]
+    cases = {case.case_id: case for case in (PlannedCase(*values) for values in zip(*columns, strict=True))}
     if len(cases) != len(manifest_rows):
         twice = manifest_rows.loc[manifest_rows["case_id"].duplicated(), "case_id"].tolist()
         raise StorageError(f"manifest: expected every case id once, found {twice[:5]} twice; run raw_manifest again")
     return cases
-
-
-def _planned_case(record: Mapping[Any, Any]) -> PlannedCase:
-    return PlannedCase(
-        case_id=str(record["case_id"]),
-        content_hash=str(record["content_hash"]),
-        is_3d=bool(record["is_3d"]),
-        depth=int(record["depth"]),
-        height=int(record["height"]),
-        width=int(record["width"]),
-        channels=int(record["channels"]),
-        gt_dtype=str(record["gt_dtype"]),
-    )
 
 
 def _replanned(

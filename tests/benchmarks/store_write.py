@@ -20,8 +20,9 @@ from pipelines.base.profile import StoreSettings
 from storage.base.blobs import LocalBlobs
 from storage.shards.codec import COMPRESSIONS
 from storage.slices.layout import StoreConfig
+from storage.slices.publishing import publish
 from storage.slices.store_plan import plan_parts
-from storage.slices.writer import missing_parts, publish, write_part
+from storage.slices.writer import missing_parts, write_part
 from storage.sources.npz_source import NpzCase, SourceConfig, read_case
 from tests.benchmarks._ct_like import ct_like_cases, ct_like_slice, write_npz
 from tests.benchmarks._harness import interleaved, report
@@ -131,7 +132,8 @@ from storage.sources.npz_source import SourceConfig, read_case
 from storage.sources.raw_manifest import scan
 from storage.slices.layout import StoreConfig
 from storage.slices.store_plan import plan_parts
-from storage.slices.writer import publish, write_part
+from storage.slices.publishing import publish
+from storage.slices.writer import write_part
 def peak():
     # The largest resident set of this program; ru_maxrss would count its parent's.
     status = Path("/proc/self/status").read_text()

@@ -29,7 +29,8 @@ from storage.base.blobs import LocalBlobs
 from storage.sources.npz_source import SourceConfig, read_case
 from storage.sources.raw_manifest import scan
 from storage.slices.layout import StoreConfig
-from storage.slices.writer import missing_parts, publish, write_part
+from storage.slices.publishing import publish
+from storage.slices.writer import missing_parts, write_part
 from storage.slices.store_plan import plan_parts
 source, stores = Path(sys.argv[1]), LocalBlobs(Path(sys.argv[2]))
 config = StoreConfig(chunk_bytes=4096, chunks_per_shard=8, part_shards=2)

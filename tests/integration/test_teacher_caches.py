@@ -20,7 +20,7 @@ from pipelines.teacher import tasks as teacher
 from pipelines.teacher.cache_budget import BudgetError
 from pipelines.teacher.caches import CacheWork
 from pipelines.training import plans, students
-from storage.answers import teacher_cache
+from storage.answers import cache_locks, cache_writer
 from storage.answers.teacher_cache import TeacherCache
 from storage.base.blobs import LocalBlobs
 from storage.base.errors import BusyError, FingerprintMismatchError, IntegrityError, StorageError
@@ -95,8 +95,8 @@ def test_the_check_finds_answers_to_other_images(own: Deployment, answers: Answe
     shutil.rmtree(Path(work.root.url))
     rolled = np.roll(values, work.plan.config.group_size, axis=0)
     for part in parts:
-        teacher_cache.write_part(work.root, work.spec, part, {name: rolled[part.start : part.stop]})
-    teacher_cache.publish(work.root, work.spec, parts)
+        cache_writer.write_part(work.root, work.spec, part, {name: rolled[part.start : part.stop]})
+    cache_writer.publish(work.root, work.spec, parts)
     found = caches.check_answers(own.workspace, PROPOSED, answers, inputs_of(own, answers), 6, seed=1)
     assert (found["error"] > 3 * found["allowed"]).all()
 
@@ -176,7 +176,7 @@ def _require_another(old: CacheWork, other: Deployment, inputs: caches.Inputs, s
     part = new.parts(new.reader())[0]
     answers = {"embeddings": np.zeros((part.stop - part.start, *new.spec.arrays["embeddings"].tail), np.float32)}
     with pytest.raises(FingerprintMismatchError, match=said):
-        teacher_cache.write_part(old.root, new.spec, part, answers)
+        cache_writer.write_part(old.root, new.spec, part, answers)
     with pytest.raises(StorageError, match="expected a published teacher cache, found none"):
         caches.check_answers(other.workspace, PROPOSED, "embeddings", inputs, 1)
     result = make(other, "embeddings", inputs)
@@ -205,7 +205,7 @@ def test_of_another_release_only_the_parts_that_show_its_changes_are_made(own: D
     after = work.parts(work.reader())
     differing = [now for now, then in zip(after, before, strict=True) if now.fingerprint != then.fingerprint]
     assert differing[0].start == 0
-    assert teacher_cache.missing_parts(work.root, work.spec, after) == differing
+    assert cache_writer.missing_parts(work.root, work.spec, after) == differing
     with pytest.raises(FingerprintMismatchError, match="slots: expected"):
         caches.check_answers(own.workspace, PROPOSED, "embeddings", inputs, 1)
     assert make(own, "embeddings", inputs).made == len(differing)
@@ -310,13 +310,13 @@ def test_answers_that_are_being_read_are_not_replaced(own: Deployment) -> None:
     part = work.parts(work.reader())[0]
     changed_part = dataclasses.replace(part, fingerprint="0" * 64)
     answers = {"embeddings": before[part.start : part.stop] + 1}
-    with teacher_cache.being_read(work.root):
+    with cache_locks.reading_access(work.root):
         with pytest.raises(BusyError, match="in use by process"):
-            teacher_cache.write_part(work.root, work.spec, changed_part, answers)
+            cache_writer.write_part(work.root, work.spec, changed_part, answers)
         np.testing.assert_array_equal(opened(work).read("embeddings", 0, work.spec.n_slots), before)
-    teacher_cache.write_part(work.root, work.spec, changed_part, answers)
+    cache_writer.write_part(work.root, work.spec, changed_part, answers)
     with pytest.raises(StorageError, match="expected a published teacher cache"):
-        teacher_cache.being_read(work.root)
+        cache_locks.reading_access(work.root)
 
 
 @pytest.mark.parametrize("named", ["plan", "teacher"])
@@ -354,7 +354,7 @@ def test_an_unused_cache_is_named_then_deleted_and_a_used_one_stays(own: Deploym
     assert [line for line in said if line.startswith("unused") and old.digest[:16] in line]
     assert opened(old)
 
-    for use in (teacher_cache.being_read(old.root), teacher_cache.being_written(old.root)):
+    for use in (cache_locks.reading_access(old.root), cache_locks.writing_access(old.root)):
         with use:
             assert cache_care.delete_unused(own.workspace, said.append, dry_run=False) == 0
     assert opened(old), "somebody was at work with it"

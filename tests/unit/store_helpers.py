@@ -11,8 +11,10 @@ import pandas as pd
 from storage.base.blobs import Blobs, LocalBlobs
 from storage.base.fingerprints import array_hash
 from storage.slices.layout import StoreConfig
+from storage.slices.manifest import StoreManifest
+from storage.slices.publishing import publish
 from storage.slices.store_plan import plan_parts
-from storage.slices.writer import missing_parts, publish, write_part
+from storage.slices.writer import missing_parts, write_part
 from storage.sources.npz_source import NpzCase
 
 CONFIG = StoreConfig(chunk_bytes=64, chunks_per_shard=4, part_shards=3)
@@ -78,14 +80,14 @@ def manifest_of(cases: Mapping[str, NpzCase], modality: str = "CT") -> pd.DataFr
 
 def build_store(
     root: Path, cases: Mapping[str, NpzCase], modality: str = "CT", config: StoreConfig = CONFIG
-) -> dict[str, Any]:
+) -> StoreManifest:
     """Plan, write what is missing and publish in a folder; returns the manifest."""
     return build_in(LocalBlobs(root), cases, modality, config)
 
 
 def build_in(
     place: Blobs, cases: Mapping[str, NpzCase], modality: str = "CT", config: StoreConfig = CONFIG
-) -> dict[str, Any]:
+) -> StoreManifest:
     """Plan, write what is missing and publish; returns the manifest."""
     plan = plan_parts(place, modality, manifest_of(cases, modality), config)
     for part in missing_parts(place, modality, plan):

@@ -107,3 +107,14 @@ def test_core_and_storage_load_without_each_other_and_without_an_orchestrator() 
     modules = imported("import " + ", ".join(storage))
     assert "zarr" in modules
     assert not modules & {"medsam_core", "pipelines", "torch", "dagster", "mlflow"}
+
+
+@pytest.mark.parametrize("module", ["storage.slices.reader", "storage.answers.teacher_cache"])
+def test_reading_loads_nothing_that_only_writing_needs(module: str) -> None:
+    """Every process of a data loader opens a store or a cache for itself."""
+    script = f"import {module}\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    loaded = set(done.stdout.split())
+    assert module in loaded
+    assert not loaded & {"zarr", "pandas", "pyarrow", "isal"}
+    assert not {name for name in loaded if name.startswith("storage.") and "writ" in name}

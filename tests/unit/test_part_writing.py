@@ -11,8 +11,9 @@ from pipelines.ingest.part_writing import NpzFolder, case_bytes, process_count, 
 from storage.base.blobs import LocalBlobs
 from storage.base.errors import BadSampleError
 from storage.slices.layout import PartPlan, PlannedCase, StoreConfig
+from storage.slices.publishing import publish
 from storage.slices.store_plan import plan_parts
-from storage.slices.writer import missing_parts, publish
+from storage.slices.writer import missing_parts
 from storage.sources.npz_source import SourceConfig
 from storage.sources.raw_manifest import scan
 from tests.unit.store_helpers import files_below
@@ -62,7 +63,7 @@ def test_processes_write_what_one_process_writes(tmp_path: Path) -> None:
         plan = plan_parts(root, "CT", manifest, CONFIG)
         assert len(plan) == 6
         fragments = list(write_parts(root, plan, load, processes))
-        assert {fragment["part_id"] for fragment in fragments} == {part.part_id for part in plan}
+        assert {fragment.part_id for fragment in fragments} == {part.part_id for part in plan}
         publish(root, "CT", plan)
     assert files_below(tmp_path / "one") == files_below(tmp_path / "three")
 
@@ -77,7 +78,7 @@ def test_a_file_that_went_bad_stops_the_step_and_loses_no_part(tmp_path: Path, p
     load = NpzFolder(tmp_path / "npz", "CT", SourceConfig())
     done = []
     with pytest.raises(BadSampleError, match="undamaged archive"):
-        done += [fragment["part_id"] for fragment in write_parts(root, plan, load, processes)]
+        done += [fragment.part_id for fragment in write_parts(root, plan, load, processes)]
     missing = {part.part_id for part in missing_parts(root, "CT", plan)}
     assert plan[4].part_id in missing
     assert not missing & set(done)

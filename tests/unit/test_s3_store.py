@@ -10,11 +10,14 @@ from storage.base.blobs import Blobs, LocalBlobs, open_blobs
 from storage.base.errors import BusyError, IntegrityError, StorageError
 from storage.releases.columns import SliceColumns
 from storage.releases.reader import ReleaseReader
+from storage.shards.fragments import MANIFEST
+from storage.shards.parts import fragment_key
 from storage.slices.index import build_index
-from storage.slices.layout import MANIFEST, fragment_key, load_manifest
+from storage.slices.manifest import load_manifest
+from storage.slices.publishing import publish
 from storage.slices.reader import SliceStore
 from storage.slices.store_plan import plan_parts
-from storage.slices.writer import missing_parts, publish, write_part
+from storage.slices.writer import missing_parts, write_part
 from storage.sources.npz_source import NpzCase
 from tests.unit.s3_server import BUCKET, s3_server
 from tests.unit.store_helpers import CONFIG, build_in, files_below, manifest_of, random_case, varied_cases
@@ -63,7 +66,7 @@ def test_replanning_after_a_change(bucket: Blobs) -> None:
     del changed["11"]
     manifest = build_in(bucket, changed)
     assert_reads(bucket, changed)
-    named = {f"CT/imgs/c/{shard['shard']}" for shard in manifest["shards"] if shard["array"] == "imgs"}
+    named = {f"CT/imgs/c/{shard.shard}" for shard in manifest.shards() if shard.array == "imgs"}
     assert set(bucket.sizes("CT/imgs/c")) == named, "what the manifest does not name is deleted"
 
 
@@ -125,7 +128,7 @@ def test_another_writers_equal_part_is_taken_and_a_different_one_is_told(bucket:
         write_part(bucket, part, cases.__getitem__)
         return cases[case_id]
 
-    assert write_part(bucket, part, raced)["n_cases"] == 1
+    assert write_part(bucket, part, raced).n_cases == 1
     group.delete(fragment_key(part.part_id))
 
     def differently(case_id: str) -> NpzCase:
@@ -138,8 +141,8 @@ def test_another_writers_equal_part_is_taken_and_a_different_one_is_told(bucket:
 
 def test_a_shard_of_another_size_or_gone_is_refused(bucket: Blobs) -> None:
     build_in(bucket, {"a": random_case(1, (16, 16))})
-    (shard,) = [entry for entry in load_manifest(bucket, "CT")["shards"] if entry["array"] == "imgs"]
-    key = f"CT/imgs/c/{shard['shard']}"
+    (shard,) = [record for record in load_manifest(bucket, "CT").shards() if record.array == "imgs"]
+    key = f"CT/imgs/c/{shard.shard}"
     bucket.put(key, bucket.read(key)[:-1])
     with pytest.raises(IntegrityError, match="materialise slice_store/CT"):
         SliceStore(bucket).read("CT", 0, (16, 16), "", -1)

@@ -20,7 +20,7 @@ from zarr.storage import MemoryStore
 
 from storage.base.blobs import LocalBlobs
 from storage.base.errors import IntegrityError, StorageError
-from storage.shards.arrays import ArrayLayout, ShardWriter, group_metadata, put_shard, record_from
+from storage.shards.arrays import ArrayLayout
 from storage.shards.codec import (
     Compression,
     ShardEncoder,
@@ -29,10 +29,12 @@ from storage.shards.codec import (
     decode_chunk,
     index_bytes,
     read_index,
-    zarr_codec,
 )
+from storage.shards.fragments import Fragment
+from storage.shards.metadata import array_metadata, group_metadata, zarr_codec
 from storage.shards.open_shards import OpenShards
 from storage.shards.reader import ShardReader
+from storage.shards.writing import ShardWriter, put_shard
 
 COMPRESSIONS: tuple[Compression, ...] = ("zstd", "lz4")
 LAYOUTS = [
@@ -59,10 +61,9 @@ def group_of(
     """Write a group with one array of these shards, and return its reader."""
     place = LocalBlobs(root)
     place.put("zarr.json", group_metadata())
-    place.put(f"{layout.name}/zarr.json", layout.metadata(len(blocks) * layout.shard))
+    place.put(f"{layout.name}/zarr.json", array_metadata(layout, len(blocks) * layout.shard))
     records = [put_shard(place, layout, number, layout.encode(block)) for number, block in enumerate(blocks)]
-    named = [{**record.__dict__, "part_id": "part-0"} for record in records]
-    return ShardReader(place, [layout], named, "mend it", opened)
+    return ShardReader(place, [layout], [Fragment("part-0", "", tuple(records))], "mend it", opened)
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
@@ -161,10 +162,10 @@ def test_runs_of_any_size_are_read_back(
     rng = np.random.default_rng(sum(sizes))
     runs = [rng.integers(0, 256, size, dtype=np.uint8) for size in sizes]
     offsets = [writer.append(run) for run in runs]
-    records = [{**record.__dict__, "part_id": "p"} for record in writer.close()]
-    reader = ShardReader(place, [layout], records, "mend it")
+    records = writer.close()
+    reader = ShardReader(place, [layout], [Fragment("p", "", tuple(records))], "mend it")
     assert all(offset % layout.chunk == 0 for offset in offsets)
-    assert [record_from(record).shard for record in records] == list(range(5, 5 + len(records)))
+    assert [record.shard for record in records] == list(range(5, 5 + len(records)))
     for offset, run in zip(offsets, runs, strict=True):
         np.testing.assert_array_equal(reader.read("flat", offset, offset + run.size), run)
         start, stop = sorted(end % (run.size + 1) for end in ends)

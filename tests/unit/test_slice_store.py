@@ -16,10 +16,11 @@ from storage.base.errors import BusyError, IntegrityError, StorageError
 from storage.base.locks import exclusive_lock, shared_lock
 from storage.slices.index import published_rows
 from storage.slices.layout import PartPlan, StoreConfig, load_layout, load_plan, plan_key, shards_needed
+from storage.slices.publishing import publish
 from storage.slices.reader import SliceStore, store_fingerprint
 from storage.slices.store_plan import plan_parts
 from storage.slices.verification import verify
-from storage.slices.writer import missing_parts, publish, write_part
+from storage.slices.writer import missing_parts, write_part
 from storage.sources.npz_source import NpzCase
 from tests.unit.store_helpers import (
     CONFIG,
@@ -57,7 +58,7 @@ def assert_holds(root: Path, cases: dict[str, NpzCase]) -> None:
 def test_round_trip_of_every_shape(tmp_path: Path) -> None:
     cases = varied_cases()
     manifest = build_store(tmp_path, cases)
-    assert len(manifest["parts"]) > 1, "the cases were meant to take several parts"
+    assert len(manifest.fragments) > 1, "the cases were meant to take several parts"
     assert_holds(tmp_path, cases)
 
 
@@ -113,7 +114,7 @@ def test_empty_slices_are_stored_like_others(tmp_path: Path) -> None:
 
 def test_a_store_without_cases_is_published_and_empty(tmp_path: Path) -> None:
     manifest = build_store(tmp_path, {}, "US")
-    assert manifest["parts"] == manifest["shards"] == []
+    assert (manifest.fragments, list(manifest.shards())) == ((), [])
     assert published_rows(LocalBlobs(tmp_path), "US").empty
     assert zarr.open_group(tmp_path / "US", mode="r")["imgs"].shape == (0,)
     assert store_fingerprint(LocalBlobs(tmp_path), ["US"]) == store_fingerprint(LocalBlobs(tmp_path), ["US"])
@@ -126,7 +127,7 @@ def test_slices_start_on_chunks_parts_on_shards_and_volumes_are_contiguous(tmp_p
     assert (rows.loc[rows["gt_array"] == "gts_u16", "gt_offset"] % 32 == 0).all()
     volume = rows[rows["case_id"] == "d/volume"]
     assert np.diff(volume["img_offset"]).tolist() == [128] * 4
-    owners = [(shard["array"], shard["shard"]) for shard in manifest["shards"]]
+    owners = [(shard.array, shard.shard) for shard in manifest.shards()]
     assert len(owners) == len(set(owners)), "two parts share a shard"
     firsts = rows.groupby("part_id")["img_offset"].min()
     assert (firsts % 256 == 0).all()
@@ -246,7 +247,7 @@ def test_a_whole_part_is_not_written_again(tmp_path: Path) -> None:
         raise AssertionError(case_id)
 
     for part in load_plan(LocalBlobs(tmp_path), "CT"):
-        assert write_part(LocalBlobs(tmp_path), part, never)["part_id"] == part.part_id
+        assert write_part(LocalBlobs(tmp_path), part, never).part_id == part.part_id
 
 
 def test_every_flipped_byte_is_caught(tmp_path: Path) -> None:
@@ -339,11 +340,11 @@ def test_publishing_removes_what_the_manifest_does_not_name(tmp_path: Path) -> N
     (tmp_path / "CT" / "imgs" / "c" / "0.77.partial").write_bytes(b"left")
     (tmp_path / "CT" / "parts" / "part-00000-00000000.json").write_text("{}")
     manifest = build_store(tmp_path, after)
-    named = {str(shard["shard"]) for shard in manifest["shards"] if shard["array"] == "imgs"}
+    named = {str(shard.shard) for shard in manifest.shards() if shard.array == "imgs"}
     assert {path.name for path in shard_files(tmp_path)} == named
-    parts = {f"{part['part_id']}.{suffix}" for part in manifest["parts"] for suffix in ("json", "parquet")}
+    parts = {f"{part.part_id}.{suffix}" for part in manifest.fragments for suffix in ("json", "parquet")}
     assert {path.name for path in (tmp_path / "CT" / "parts").iterdir()} == parts
-    plans = {f"{part['part_id']}.json" for part in manifest["parts"]}
+    plans = {f"{part.part_id}.json" for part in manifest.fragments}
     assert {path.name for path in (tmp_path / "CT" / "plan").iterdir()} == plans
 
 
@@ -367,10 +368,10 @@ def test_changing_back_does_not_give_an_old_place_its_name_back(tmp_path: Path) 
     build_store(tmp_path, {**before, "15": random_case(99, (12, 12))})
     third = build_store(tmp_path, before)
     assert_holds(tmp_path, before)
-    contents = [[part["fingerprint"] for part in manifest["parts"]] for manifest in (first, third)]
+    contents = [[part.fingerprint for part in manifest.fragments] for manifest in (first, third)]
     assert contents[0] == contents[1], "the content was meant to be the same, part by part"
-    assert first["parts"][-1]["part_id"] != third["parts"][-1]["part_id"]
-    assert first["fingerprint"] != third["fingerprint"]
+    assert first.fragments[-1].part_id != third.fragments[-1].part_id
+    assert first.fingerprint != third.fingerprint
 
 
 def test_readers_of_the_manifest_before_still_read_kept_parts(tmp_path: Path) -> None:

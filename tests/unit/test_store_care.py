@@ -12,7 +12,7 @@ from pipelines.ingest import tasks as ingest
 from pipelines.ingest.store_care import erase_cases, published_modalities, repair_store, verify_stores
 from storage.slices.index import build_index
 from storage.slices.layout import load_plan
-from storage.slices.writer import publish
+from storage.slices.publishing import publish
 from tests.unit.store_helpers import files_below
 
 

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import zarr
 
+from storage.answers.cache_manifest import CacheFragment, CacheManifest
 from storage.answers.cache_plan import ArraySpec, CachePart, CacheSpec, plan_cache_parts
+from storage.answers.cache_writer import missing_parts, publish, write_part
 from storage.answers.encodings import ENCODINGS, Floats
-from storage.answers.teacher_cache import TeacherCache, missing_parts, publish, write_part
+from storage.answers.teacher_cache import TeacherCache
 from storage.base.atomic import read_json
 from storage.base.blobs import LocalBlobs
 from storage.base.errors import BusyError, FingerprintMismatchError, IntegrityError, StorageError
@@ -47,13 +49,13 @@ def plan(spec: CacheSpec = SPEC) -> list[CachePart]:
     return plan_cache_parts(spec, [f"slots-{number}" for number in range(spec.n_parts)])
 
 
-def write(root: Path, part: CachePart, spec: CacheSpec = SPEC) -> dict[str, Any]:
+def write(root: Path, part: CachePart, spec: CacheSpec = SPEC) -> CacheFragment:
     return write_part(
         LocalBlobs(root), spec, part, {name: values[part.start : part.stop] for name, values in answers().items()}
     )
 
 
-def build(root: Path) -> dict[str, Any]:
+def build(root: Path) -> CacheManifest:
     for part in missing_parts(LocalBlobs(root), SPEC, plan()):
         write(root, part)
     return publish(LocalBlobs(root), SPEC, plan())
@@ -173,7 +175,7 @@ def test_a_part_of_other_slots_unpublishes_the_cache_and_withdraws_what_it_repla
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("storage.answers.teacher_cache.put_shard", killed)
+        patch.setattr("storage.answers.cache_writer.put_shard", killed)
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path, changed[1])
     with pytest.raises(StorageError, match="expected a published teacher cache"):
@@ -182,9 +184,9 @@ def test_a_part_of_other_slots_unpublishes_the_cache_and_withdraws_what_it_repla
         "the old fragment vouches for bytes being replaced"
     )
     write(tmp_path, changed[1])
-    assert publish(LocalBlobs(tmp_path), SPEC, changed)["fingerprint"] != first["fingerprint"]
+    assert publish(LocalBlobs(tmp_path), SPEC, changed).fingerprint != first.fingerprint
     with pytest.raises(FingerprintMismatchError, match="slots: expected"):
-        TeacherCache(LocalBlobs(tmp_path), fingerprint=first["fingerprint"])
+        TeacherCache(LocalBlobs(tmp_path), fingerprint=first.fingerprint)
     TeacherCache(LocalBlobs(tmp_path)).read("embeddings", 0, 23)
 
 

@@ -8,11 +8,13 @@ import pytest
 
 from storage.base.blobs import LocalBlobs
 from storage.base.errors import IntegrityError, StorageError
-from storage.slices.layout import LAYOUT, MANIFEST, load_plan
+from storage.shards.fragments import MANIFEST
+from storage.slices.layout import LAYOUT, load_plan
+from storage.slices.publishing import publish
 from storage.slices.reader import SliceStore
 from storage.slices.store_plan import plan_parts
 from storage.slices.verification import verify, verify_again, withdraw
-from storage.slices.writer import missing_parts, publish, write_part
+from storage.slices.writer import missing_parts, write_part
 from tests.unit.store_helpers import (
     CONFIG,
     build_store,

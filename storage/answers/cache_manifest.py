@@ -1,0 +1,92 @@
+"""What a teacher cache says of itself: its header, the fragments of its parts, its manifest.
+
+What belongs here: these files and reading them. Not here: how a cache is planned (`storage.answers.cache_plan`), when a
+part counts (`storage.shards.parts`).
+"""
+
+from dataclasses import dataclass
+from typing import Final, Self
+
+from storage.answers.cache_plan import CACHE_VERSION, CachePart, CacheSpec
+from storage.base.blobs import Blobs, JsonObject, unseal
+from storage.base.errors import StorageError
+from storage.shards.fragments import MANIFEST, Fragment, Manifest, fragments_from
+from storage.shards.parts import PartFiles
+
+HEADER: Final = "header.json"
+REMEDY: Final = "materialise the cache again"
+
+
+@dataclass(frozen=True)
+class CacheFragment(Fragment):
+    """What a written part of a cache consists of.
+
+    Attributes:
+        start: First slot.
+        stop: One past the last slot.
+    """
+
+    start: int
+    stop: int
+
+    @property
+    def part(self) -> CachePart:
+        """The part that was written."""
+        return CachePart(self.part_id, self.start, self.stop, self.fingerprint)
+
+
+@dataclass(frozen=True)
+class CacheManifest(Manifest[CacheFragment]):
+    """What a cache publishes."""
+
+    @classmethod
+    def from_json(cls, value: JsonObject) -> Self:
+        """Return the manifest that `to_json` gave."""
+        return cls(value["format_version"], value["fingerprint"], fragments_from(CacheFragment, value))
+
+
+def cache_name(root: Blobs) -> str:
+    """Return what the cache in a place is called in messages."""
+    return f"the teacher cache in {root.url}"
+
+
+def cache_parts(root: Blobs, spec: CacheSpec) -> PartFiles[CacheFragment]:
+    """Return the written parts of a cache."""
+    return PartFiles(root, spec.layouts(), CacheFragment, cache_name(root))
+
+
+def read_sealed(root: Blobs, key: str) -> JsonObject:
+    """Return the value of one of a cache's sealed files.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        IntegrityError: If it is altered.
+    """
+    return unseal(root.read(key), f"{root.url}/{key}", REMEDY)
+
+
+def require_published(root: Blobs) -> None:
+    """Look for a cache's manifest.
+
+    Raises:
+        StorageError: If there is none.
+    """
+    if root.size(MANIFEST) is None:
+        raise StorageError(f"{root.url}: expected a published teacher cache, found none; materialise it")
+
+
+def load_cache_manifest(root: Blobs) -> CacheManifest:
+    """Read the manifest of a published cache.
+
+    Raises:
+        StorageError: If the cache is not published, or another version of this project wrote it.
+        IntegrityError: If it is altered.
+    """
+    require_published(root)
+    manifest = CacheManifest.from_json(read_sealed(root, MANIFEST))
+    if manifest.format_version != CACHE_VERSION:
+        raise StorageError(
+            f"{root.url}: expected cache format {CACHE_VERSION}, found {manifest.format_version}; move it away "
+            "and materialise the cache again"
+        )
+    return manifest

@@ -1,0 +1,134 @@
+"""Writing teacher caches: parts, then the manifest that publishes them.
+
+What belongs here: finding what is missing, encoding and writing a part, publishing. Not here: who computes the answers,
+how the cache is cut (`storage.answers.cache_plan`), what commits a part (`storage.shards.parts`), reading
+(`storage.answers.teacher_cache`).
+"""
+
+from collections.abc import Mapping, Sequence
+
+from storage.answers.cache_locks import unpublish, writing_access
+from storage.answers.cache_manifest import HEADER, CacheFragment, CacheManifest, cache_name, cache_parts, read_sealed
+from storage.answers.cache_plan import CACHE_VERSION, CachePart, CacheSpec
+from storage.answers.encodings import Floats
+from storage.base.blobs import Blobs, seal
+from storage.base.errors import IntegrityError, StorageError
+from storage.base.fingerprints import combine, require_same
+from storage.shards.arrays import ArrayLayout, Elements
+from storage.shards.fragments import MANIFEST, ShardRecord
+from storage.shards.metadata import metadata_files
+from storage.shards.writing import put_shard
+
+
+def missing_parts(root: Blobs, spec: CacheSpec, parts: Sequence[CachePart]) -> list[CachePart]:
+    """Return the parts that are not on disk, whole and of the planned fingerprint.
+
+    Raises:
+        FingerprintMismatchError: If the place holds a cache made from something else.
+    """
+    _require_header(root, spec)
+    return cache_parts(root, spec).missing(parts)
+
+
+def _require_header(root: Blobs, spec: CacheSpec) -> bool:
+    """Return whether there is a header as it was written; one of another cache is refused."""
+    if root.size(HEADER) is None:
+        return False
+    try:
+        header = read_sealed(root, HEADER)
+    except IntegrityError:
+        return False
+    remedy = f"move {root.url} away, or ask for the cache with the inputs it was made from"
+    require_same(cache_name(root), spec.header(), header, remedy)
+    return True
+
+
+def write_part(root: Blobs, spec: CacheSpec, part: CachePart, answers: Mapping[str, Floats]) -> CacheFragment:
+    """Encode and write one part: its shards, then the fragment that commits it; a whole part is left as it is.
+
+    Shards lie where the plan puts their slots, so a part of other slots overwrites the one before it. The cache is
+    therefore unpublished, and the old fragment withdrawn, before the first byte is replaced.
+
+    Args:
+        root: Place of the cache.
+        spec: The cache.
+        part: One of its parts.
+        answers: Array name -> (stop - start, *tail) float32.
+
+    Returns:
+        The fragment.
+
+    Raises:
+        BusyError: If another process is publishing this cache, or reads one that this part would change.
+        StorageError: If an array is missing, has another shape, or holds a value its encoding cannot.
+        FingerprintMismatchError: If the place holds a cache made from something else.
+        IntegrityError: If another process has meanwhile written the part with other bytes.
+    """
+    encoded = _encoded(spec, part, answers)
+    with writing_access(root):
+        if not _require_header(root, spec):
+            root.put(HEADER, seal(spec.header()))
+        parts = cache_parts(root, spec)
+        found = parts.committed(part)
+        if found is not None:
+            return found
+        unpublish(root)
+        return parts.write(part, lambda: _written(root, spec, part, encoded))
+
+
+def _encoded(spec: CacheSpec, part: CachePart, answers: Mapping[str, Floats]) -> dict[str, Elements]:
+    expected = {name: (part.stop - part.start, *array.tail) for name, array in spec.arrays.items()}
+    found = {name: values.shape for name, values in answers.items()}
+    if expected != found:
+        raise StorageError(f"{part.part_id}: expected answers {expected}, found {found}; pass every array of the part")
+    return {
+        name + suffix: stored
+        for name, array in spec.arrays.items()
+        for suffix, stored in array.codec().encode(answers[name]).items()
+    }
+
+
+def _written(root: Blobs, spec: CacheSpec, part: CachePart, encoded: Mapping[str, Elements]) -> CacheFragment:
+    layouts = spec.layouts()
+    records = [record for name, values in encoded.items() for record in _write_array(root, layouts[name], part, values)]
+    return CacheFragment(part.part_id, part.fingerprint, tuple(records), part.start, part.stop)
+
+
+def _write_array(root: Blobs, layout: ArrayLayout, part: CachePart, values: Elements) -> list[ShardRecord]:
+    records = []
+    for start in range(0, len(values), layout.shard):
+        block = values[start : start + layout.shard]
+        records.append(put_shard(root, layout, (part.start + start) // layout.shard, layout.encode(block)))
+    return records
+
+
+def publish(root: Blobs, spec: CacheSpec, parts: Sequence[CachePart]) -> CacheManifest:
+    """Publish a cache whose parts are all there, and clear away what killed writers left.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        BusyError: If another process is writing or publishing this cache.
+        FingerprintMismatchError: If the place holds a cache made from something else.
+        StorageError: If these are not all parts of the cache.
+        IntegrityError: If a part is missing.
+    """
+    if len(parts) != spec.n_parts:
+        raise StorageError(f"{root.url}: expected {spec.n_parts} parts, found {len(parts)}; pass the whole plan")
+    with root.exclusive(cache_name(root)):
+        _require_header(root, spec)
+        before = root.read_version(MANIFEST)
+        written = cache_parts(root, spec)
+        fragments = written.gather(parts)
+        digest = combine(fragment.fingerprint for fragment in fragments)
+        manifest = CacheManifest(CACHE_VERSION, digest, fragments)
+        written.publish(manifest, described(spec), before and before[1])
+        root.sweep()
+    return manifest
+
+
+def described(spec: CacheSpec) -> dict[str, bytes]:
+    """Return the header and the `zarr.json` files of a cache, by key."""
+    metadata = metadata_files((layout, spec.n_slots) for layout in spec.layouts().values())
+    return {HEADER: seal(spec.header()), **metadata}

@@ -1,0 +1,120 @@
+"""Comparing every byte that a manifest vouches for with what lies on disk; for stores and caches alike.
+
+What belongs here: which blobs follow from fragments, reading them again, what is wrong with them. Not here: what else
+a store or a cache has, and mending it.
+
+Manifests are sealed with hashes of their own, fragments and array metadata follow from them, and all other blobs have
+theirs in a fragment: a flipped byte anywhere is found.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from storage.base.blobs import Blobs, seal
+from storage.shards.arrays import ArrayLayout
+from storage.shards.fragments import FileRecord, Fragment
+from storage.shards.parts import fragment_key
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A blob that is not what it should be.
+
+    Attributes:
+        key: Its key in the group.
+        problem: What was expected and found.
+        part_id: The part that has to be written again; empty where publishing again is enough.
+    """
+
+    key: str
+    problem: str
+    part_id: str
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A blob that something vouches for.
+
+    Attributes:
+        key: Its key in the group.
+        file: Its size and hash.
+        part_id: As in `Damage`.
+    """
+
+    key: str
+    file: FileRecord
+    part_id: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found.
+
+    Attributes:
+        n_blobs: Blobs that were expected.
+        n_bytes: Bytes read.
+        damages: What is wrong, in the order of keys.
+        unnamed: Keys that nothing vouches for and nobody reads: left by killed writers, cleared by publishing.
+    """
+
+    n_blobs: int
+    n_bytes: int
+    damages: tuple[Damage, ...]
+    unnamed: tuple[str, ...]
+
+
+def expected_of_parts(fragments: Iterable[Fragment], layouts: Mapping[str, ArrayLayout]) -> Iterator[Expected]:
+    """Yield every blob of parts: fragments, shards and what else they name."""
+    for fragment in fragments:
+        part_id = fragment.part_id
+        for record in fragment.shards:
+            key = layouts[record.array].key(record.shard)
+            yield Expected(key, FileRecord(record.n_bytes, record.sha256), part_id)
+        for key, file in fragment.files().items():
+            yield Expected(key, file, part_id)
+        yield Expected(fragment_key(part_id), FileRecord.of(seal(fragment.to_json())), part_id)
+
+
+def expected_content(files: Mapping[str, bytes]) -> Iterator[Expected]:
+    """Yield blobs whose content is known, by key; publishing writes them again."""
+    return (Expected(key, FileRecord.of(data)) for key, data in files.items())
+
+
+def compare(
+    place: Blobs, expected: Iterable[Expected], known: Collection[str], progress: Progress | None = None
+) -> Comparison:
+    """Read every expected blob again.
+
+    Args:
+        place: The group's place.
+        expected: What must be there.
+        known: Keys of further blobs, which belong there and vouch for themselves.
+        progress: Called with (bytes read, bytes to read) after each blob.
+    """
+    there, wanted = place.sizes(), list(expected)
+    total = sum(there.get(item.key, 0) for item in wanted)
+    damages, n_bytes = [], 0
+    for item in wanted:
+        problem, n_read = _problem(place, item, there.get(item.key))
+        n_bytes += n_read
+        if problem:
+            damages.append(Damage(item.key, problem, item.part_id))
+        if progress:
+            progress(n_bytes, total)
+    unnamed = sorted(set(there) - {item.key for item in wanted} - set(known))
+    return Comparison(len(wanted), n_bytes, tuple(sorted(damages, key=lambda damage: damage.key)), tuple(unnamed))
+
+
+def _problem(place: Blobs, item: Expected, found: int | None) -> tuple[str | None, int]:
+    """Return what is wrong with a blob, and the bytes read to find out."""
+    expected = item.file
+    if found is None:
+        return f"expected {expected.n_bytes} bytes, found no file", 0
+    if found != expected.n_bytes:
+        return f"expected {expected.n_bytes} bytes, found {found}", 0
+    actual = FileRecord.of(place.read(item.key))
+    if actual == expected:
+        return None, found
+    return f"expected sha256 {expected.sha256[:16]}, found {actual.sha256[:16]}", found
