@@ -14,10 +14,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from medsam_core.config import StudentConfig, TeacherConfig
+from medsam_core.config import Architecture, StudentConfig, TeacherConfig
 from medsam_core.files import atomic_file
-from medsam_core.models.segmenter import Architecture, Segmenter, build_teacher
-from medsam_core.models.vit import from_sam_keys
+from medsam_core.models.encoders.base import load_encoder
+from medsam_core.models.segmenter import Segmenter, build_teacher
 
 ARCHITECTURE = "architecture"
 """Metadata key under which a model file says what to rebuild."""
@@ -32,9 +32,6 @@ _ROLES: dict[str, type[Architecture]] = {"student": StudentConfig, "teacher": Te
 
 _LISTED = 20
 """Keys of each kind that an error message names before it only counts."""
-
-_PUBLISHED_SIZE = 1024
-"""Input size of published SAM and MedSAM checkpoints, pixels."""
 
 
 class CheckpointError(RuntimeError):
@@ -182,7 +179,7 @@ def load_model(path: Path) -> Segmenter:
     """
     metadata, tensors = _read_safetensors(path, tensors=True)
     architecture = _architecture(path, metadata)
-    placeholder = ((0.0,) * 3, (1.0,) * 3) if isinstance(architecture, StudentConfig) else None
+    placeholder = ((0.0,) * 3, (1.0,) * 3) if architecture.encoder.input_kind == "standardised" else None
     segmenter = Segmenter(architecture, placeholder)
     load_strictly(segmenter, tensors, str(path))
     return segmenter.eval()
@@ -222,20 +219,26 @@ def read_sam_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_medsam_checkpoint(path: Path, image_size: int = _PUBLISHED_SIZE) -> Segmenter:
-    """Load `medsam_vit_b.pth`, SAM's `sam_vit_b_01ec64.pth`, or a training checkpoint of either.
+def load_published(path: Path, config: TeacherConfig) -> Segmenter:
+    """Load a published checkpoint, or a training checkpoint of its architecture, under the keys of its publisher.
 
     Args:
-        path: The file.
-        image_size: Side of the model frame in pixels; position embeddings are resized where it is not the published
-            1024.
+        path: The file, such as `medsam_vit_b.pth` or SAM's `sam_vit_b_01ec64.pth`.
+        config: The architecture; position embeddings are resized where its image side is not the published one.
 
     Returns:
         The teacher in evaluation mode, float32, on the CPU.
 
     Raises:
-        CheckpointError: If the file cannot be read or does not fit SAM with ViT-B, listing every key at fault.
+        CheckpointError: If nothing is published for the architecture, or the file cannot be read or does not fit it,
+            listing every key at fault.
     """
-    segmenter = build_teacher(TeacherConfig(kind="medsam_vit_b", image_size=_PUBLISHED_SIZE))
-    load_strictly(segmenter, from_sam_keys(read_sam_state(path)), str(path))
-    return (segmenter if image_size == _PUBLISHED_SIZE else segmenter.resized(image_size)).eval()
+    spec = config.encoder
+    if spec.published_side is None:
+        raise CheckpointError(
+            f"{path}: expected a safetensors file written by save_model, found {path.suffix or 'no suffix'}: no "
+            f"checkpoints are published for {spec.name}; give such a file, or configure the encoder of this checkpoint"
+        )
+    segmenter = build_teacher(config.model_copy(update={"image_size": spec.published_side}))
+    load_strictly(segmenter, load_encoder(spec).from_published(read_sam_state(path)), str(path))
+    return (segmenter if config.image_size == spec.published_side else segmenter.resized(config.image_size)).eval()

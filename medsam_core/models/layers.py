@@ -8,9 +8,6 @@ from torch import Tensor, nn
 
 from medsam_core.geometry import EMBEDDING_CHANNELS
 
-STRIDE = 16
-"""Pixels of the model frame a side of an embedding cell, for every encoder."""
-
 
 class LayerNorm2d(nn.Module):
     """Layer normalisation over the channels of (B, C, H, W), at each position apart."""

@@ -3,55 +3,45 @@
 What belongs here: putting the parts together, and the last step of preprocessing, which differs between students and
 teachers. Not here: bringing slices to the model frame (`preprocessing`), files (`checkpoints`), training.
 
-Legend: B images, K boxes an image, S side of the square model frame in pixels, h = w = S / 16.
+Legend: B images, K boxes an image; S, h = w and 4 h = 4 w: sides of image, embedding and logits (`Geometry`).
 """
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from medsam_core.config import StudentConfig, TeacherConfig
-from medsam_core.geometry import Geometry
-from medsam_core.models.layers import STRIDE
-from medsam_core.models.repvit import RepViTEncoder
+from medsam_core.config import Architecture, StudentConfig, TeacherConfig
+from medsam_core.models.encoders.base import load_encoder
+from medsam_core.models.encoders.registry import InputKind
 from medsam_core.models.sam import MaskDecoder, PromptEncoder
-from medsam_core.models.vit import SamViTEncoder, resize_positions
 
-Architecture = StudentConfig | TeacherConfig
 PixelStatistics = tuple[Sequence[float], Sequence[float]]
-InputKind = Literal["standardised", "min_max"]
 
 
 class Segmenter(nn.Module):
     """A model that answers boxes on an image with masks.
 
-    State-dict keys begin with `image_encoder.`, `prompt_encoder.`, `mask_decoder.`; a student's also hold `pixel_mean`
-    and `pixel_std`, (3,) in units of the full grey range (0 to 1).
+    State-dict keys begin with `image_encoder.`, `prompt_encoder.`, `mask_decoder.`; on standardised input they also
+    hold `pixel_mean` and `pixel_std`, (3,) in units of the full grey range (0 to 1).
 
     Args:
-        architecture: A `StudentConfig` gives a RepViT encoder on standardised input, a `TeacherConfig` a ViT encoder on
-            min-max input, which is what MedSAM was trained on.
-        statistics: Mean and standard deviation per channel in [0, 1] units; for students only.
+        architecture: Names the encoder and its settings.
+        statistics: Mean and standard deviation per channel in [0, 1] units; for encoders on standardised input only.
 
     Raises:
-        ValueError: If a student comes without usable statistics, or a teacher with some.
+        ValueError: If such an encoder comes without usable statistics, or another with some.
     """
 
     def __init__(self, architecture: Architecture, statistics: PixelStatistics | None = None) -> None:
         super().__init__()
         self.architecture = architecture
-        self.geometry = Geometry.of_stride(architecture.image_size, STRIDE)
+        self.geometry = architecture.geometry
         self.image_size = self.geometry.image_side
-        self.input_kind: InputKind
-        self.image_encoder: nn.Module
-        if isinstance(architecture, StudentConfig):
-            self.input_kind = "standardised"
-            self.image_encoder = RepViTEncoder(architecture.backbone)
-        else:
-            self.input_kind = "min_max"
-            self.image_encoder = SamViTEncoder(architecture)
+        self.input_kind: InputKind = architecture.encoder.input_kind
+        self._encoder = load_encoder(architecture.encoder)
+        self.image_encoder = self._encoder.build(self.image_size, architecture.encoder_settings)
         self.prompt_encoder = PromptEncoder(self.geometry.image_side, self.geometry.embedding_side)
         self.mask_decoder = MaskDecoder()
         self.pixel_mean: Tensor | None
@@ -61,8 +51,8 @@ class Segmenter(nn.Module):
     def _register_statistics(self, statistics: PixelStatistics | None) -> None:
         if (statistics is not None) != (self.input_kind == "standardised"):
             raise ValueError(
-                f"expected pixel statistics for a student and none for a teacher, found {statistics} for input "
-                f"kind {self.input_kind!r}; use build_student or build_teacher"
+                f"expected pixel statistics for standardised input and none for other input, found {statistics} for "
+                f"{self.input_kind!r}; use build_student or build_teacher"
             )
         mean, std = (None, None) if statistics is None else (torch.tensor(part) for part in statistics)
         for name, value in (("mean", mean), ("std", std)):
@@ -74,14 +64,14 @@ class Segmenter(nn.Module):
         self.register_buffer("pixel_std", std)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Bring raw images to what the encoder was trained on (DESIGN decision 2).
+        """Bring raw images to what the encoder was trained on (`docs/adr/0003`).
 
         Args:
             images: (B, 3, S, S) float32, raw grey values 0 to 255, not rounded.
 
         Returns:
-            (B, 3, S, S): `(x / 255 - mean) / std` for a student; for a teacher each image's own min-max over channels
-            and pixels to [0, 1], and zeros where its range is below 1 grey value.
+            (B, 3, S, S): `(x / 255 - mean) / std` where input is standardised; else each image's own min-max over
+            channels and pixels to [0, 1], and zeros where its range is below 1 grey value.
         """
         if self.pixel_mean is not None and self.pixel_std is not None:
             return (images / 255 - self.pixel_mean.view(3, 1, 1)) / self.pixel_std.view(3, 1, 1)
@@ -142,7 +132,7 @@ class Segmenter(nn.Module):
         if self.pixel_mean is not None and self.pixel_std is not None:
             statistics = (self.pixel_mean.tolist(), self.pixel_std.tolist())
         copy = type(self)(architecture, statistics)
-        copy.load_state_dict(resize_positions(self.state_dict(), copy.state_dict()))
+        copy.load_state_dict(self._encoder.resize_positions(self.state_dict(), copy.state_dict()))
         return copy.to(next(self.parameters()).device).train(self.training)
 
 
@@ -157,11 +147,11 @@ def build_student(config: StudentConfig, mean: Sequence[float], std: Sequence[fl
 
     Args:
         config: Architecture.
-        mean: (3,) pixel mean per channel, in [0, 1] units.
-        std: (3,) pixel standard deviation per channel, in [0, 1] units.
+        mean: (3,) pixel mean per channel, in [0, 1] units; read where the encoder's input is standardised.
+        std: (3,) pixel standard deviation per channel, in [0, 1] units, likewise.
         seed: Seed of the weights.
     """
-    return _seeded(config, seed, (mean, std))
+    return _seeded(config, seed, (mean, std) if config.encoder.input_kind == "standardised" else None)
 
 
 def build_teacher(config: TeacherConfig, seed: int = 0) -> Segmenter:

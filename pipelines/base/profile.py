@@ -134,13 +134,17 @@ class Profile(Config):
                 f"teacher.image_size: expected student.image_size {self.student.image_size}, "
                 f"found {self.teacher.image_size}"
             )
+        problems += self._different_grids()
         if self.ablation_epochs > self.finetuning.epochs:
             problems.append(
                 f"ablation_epochs: expected at most finetuning.epochs {self.finetuning.epochs}, "
                 f"found {self.ablation_epochs}"
             )
-        if self.teacher_pretraining and self.teacher.kind != "stand_in":
-            problems.append("teacher_pretraining: expected only with teacher.kind 'stand_in'; remove it")
+        if self.teacher_pretraining and self.teacher.encoder.published_side is not None:
+            problems.append(
+                f"teacher_pretraining: expected none with teacher.kind {self.teacher.kind!r}, whose published weights "
+                "are used as they are; remove it"
+            )
         if self.finetuning.augmentation.mixing != ("none",):
             problems.append("finetuning.augmentation.mixing: expected ('none',): masks are not mixed")
         if not set(self.store.levels) <= set(MODALITIES):
@@ -149,6 +153,23 @@ class Profile(Config):
             problems.append(f"store.level: expected at most {MAX_LZ4_LEVEL} with lz4, found more")
         if self.split.validation + self.split.test >= 1:
             problems.append("split: expected validation + test below 1")
+        return problems
+
+    def _different_grids(self) -> list[str]:
+        """Return what keeps the student from learning the teacher's answers cell by cell."""
+        problems = []
+        student, teacher = self.student.encoder, self.teacher.encoder
+        if student.stride != teacher.stride:
+            problems.append(
+                f"teacher.kind: expected an encoder of stride {student.stride} like student.backbone {student.name}, "
+                f"found {teacher.name} of stride {teacher.stride}; answers of another grid cannot be learnt"
+            )
+        frame, found = self.student.geometry.frame, self.teacher.geometry.frame
+        if frame != found:
+            problems.append(
+                f"teacher.frame: expected student.frame {frame}, found {found}; set both to the one the teacher was "
+                "trained on"
+            )
         return problems
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from medsam_core.geometry import Geometry
 from medsam_core.plan import Plan, Stage, plan_inputs
 from pipelines.base.results import TaskResult
 from pipelines.base.variants import Variant
@@ -37,8 +38,6 @@ Inputs = tuple[Value, Value, Value]
 
 ANSWER_VERSION = 1
 """Raised by hand whenever the same slot gets another answer: preprocessing, rendering or the teacher's code changed."""
-
-EMBEDDING_CHANNELS = 256
 
 ALLOWED_ERROR: dict[Answers, float] = {"embeddings": 1e-3, "logits": 1e-2}
 """How far a slot computed again may be from the stored one: the encoding's error, and the noise of mixed precision or
@@ -66,7 +65,7 @@ class CacheWork:
             "n_slots": self.plan.n_plan_slots,
         }
         self.spec = CacheSpec(
-            arrays=self._arrays(size // 16, config.prompts_per_slot),
+            arrays=self._arrays(profile.teacher.geometry, config.prompts_per_slot),
             n_slots=self.plan.n_plan_slots,
             slots_per_chunk=profile.cache.slots_per_chunk,
             slots_per_shard=profile.cache.slots_per_shard,
@@ -76,10 +75,11 @@ class CacheWork:
         self.digest = fingerprint(self.spec.header())
         self.root = workspace.cache_root(answers, self.digest)
 
-    def _arrays(self, grid: int, prompts: int) -> dict[str, ArraySpec]:
+    def _arrays(self, geometry: Geometry, prompts: int) -> dict[str, ArraySpec]:
         if self.answers == "embeddings":
-            return {"embeddings": ArraySpec((EMBEDDING_CHANNELS, grid, grid), self.workspace.profile.cache.encoding)}
-        return {"probabilities": ArraySpec((prompts, 4 * grid, 4 * grid), "probability_uint8")}
+            return {"embeddings": ArraySpec(geometry.embedding_shape, self.workspace.profile.cache.encoding)}
+        side = geometry.logit_side
+        return {"probabilities": ArraySpec((prompts, side, side), "probability_uint8")}
 
     @property
     def name(self) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medsam_core.config import TeacherConfig
 from pipelines.base.launch import Launch
 from pipelines.base.results import TaskResult
+from pipelines.base.settings import InputError
 from pipelines.base.workspace import Workspace
 from pipelines.teacher.downloads import download, require_sha256
 from pipelines.training import plans, students
@@ -22,27 +23,26 @@ if TYPE_CHECKING:
 Value = dict[str, Any]
 Log = Callable[[str], None]
 
-SHIPPED = "stand_in_128.safetensors"
-"""The stand-in made by `medsam make-teacher` from synthetic data alone."""
-
 
 def weights_file(workspace: Workspace, log: Log) -> Path:
-    """Return the file of the teacher's weights: the configured one, downloaded if need be, else the shipped stand-in.
+    """Return the file of the teacher's weights: the configured one, downloaded if need be, else the shipped one.
 
     Raises:
         FileNotFoundError: If the profile's teacher must be given and is not there.
         InputError: If its SHA-256 is not the one that the settings state, or it cannot be downloaded.
     """
     settings = workspace.settings
-    kind = workspace.profile.teacher.kind
-    if settings.teacher is None and kind == "stand_in":
-        with as_file(files("medsam_core") / "weights" / SHIPPED) as path:
+    spec = workspace.profile.teacher.encoder
+    shipped = files("medsam_core") / "weights" / (spec.weights or "")
+    if settings.teacher is None and shipped.is_file():
+        with as_file(shipped) as path:
             return path
     if settings.teacher and settings.teacher.startswith(("http://", "https://")):
         return download(settings.teacher, settings.home / "downloads", settings.teacher_sha256, log)
     if settings.teacher is None or not Path(settings.teacher).is_file():
         raise FileNotFoundError(
-            f"MEDSAM_TEACHER: profile {workspace.profile.name!r} needs the weights of {kind} (medsam_vit_b.pth), found "
+            f"MEDSAM_TEACHER: profile {workspace.profile.name!r} needs the weights of {spec.name} "
+            f"({spec.weights or 'a file written by save_model'}), found "
             f"{settings.teacher or 'nothing set'}; set it to the file or its URL and run again"
         )
     require_sha256(Path(settings.teacher), settings.teacher, settings.teacher_sha256)
@@ -51,12 +51,18 @@ def weights_file(workspace: Workspace, log: Log) -> Path:
 
 def _load(source: Path, config: TeacherConfig) -> "Segmenter":
     """Load a published checkpoint or one of the project's own, brought to the profile's image size."""
-    from medsam_core.models.checkpoints import load_medsam_checkpoint, load_model
+    from medsam_core.models.checkpoints import load_model, load_published
 
-    if config.kind == "medsam_vit_b" and source.suffix != ".safetensors":
-        return load_medsam_checkpoint(source, config.image_size)
+    if source.suffix != ".safetensors":
+        return load_published(source, config)
     teacher = load_model(source)
-    return teacher if teacher.image_size == config.image_size else teacher.resized(config.image_size)
+    teacher = teacher if teacher.image_size == config.image_size else teacher.resized(config.image_size)
+    if teacher.geometry != config.geometry:
+        raise InputError(
+            f"{source}: expected a teacher of {config.geometry}, found {teacher.geometry}; give the weights of "
+            f"teacher.kind {config.kind}, or set teacher.kind and teacher.frame to those of this file"
+        )
+    return teacher
 
 
 def make_teacher(workspace: Workspace, release: Value, launch: Launch, log: Log) -> TaskResult:

@@ -8,6 +8,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from medsam_core.config import StageConfig
+from medsam_core.data import SliceReader
+from medsam_core.geometry import Geometry
 from medsam_core.plan import Plan, Stage, plan_inputs
 from pipelines.base.adapters import slice_table
 from pipelines.base.results import Picture, TaskResult
@@ -40,7 +42,7 @@ def make_plan(workspace: Workspace, release: dict[str, Any], config: StageConfig
         for name, array in plan.as_arrays().items():
             _save_array(folder / f"{name}.npy", array)
         plan.coverage(table).to_csv(folder / "coverage.csv", index=False)
-        _draw_batches(plan, reader, size, folder)
+        _draw_batches(plan, reader, workspace.profile.student.geometry, folder)
         return {"slots": plan.n_plan_slots, "steps": plan.total_steps, "plan_epochs": config.plan_epochs}
 
     made = workspace.artefacts.make("plan", plan_description(workspace, release, config, stage), build)
@@ -52,10 +54,8 @@ def make_plan(workspace: Workspace, release: dict[str, Any], config: StageConfig
     return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)
 
 
-def _draw_batches(plan: Plan, reader: Any, size: int, folder: Path) -> None:  # noqa: ANN401
+def _draw_batches(plan: Plan, reader: SliceReader, geometry: Geometry, folder: Path) -> None:
     """Draw the first group of each kind of mixing as training will see it."""
-    from medsam_core.geometry import Geometry
-    from medsam_core.models.layers import STRIDE
     from medsam_core.rendering import render_group
     from medsam_core.sampling import MIX_KINDS
     from pipelines.base import pictures
@@ -64,7 +64,7 @@ def _draw_batches(plan: Plan, reader: Any, size: int, folder: Path) -> None:  # 
     for code in np.unique(kinds):
         group = int(np.flatnonzero(kinds == code)[0])
         slots, record, _ = plan.group_slots(0, group)
-        batch = render_group(slots, record, reader, Geometry.of_stride(size, STRIDE))
+        batch = render_group(slots, record, reader, geometry)
         pictures.batch_sheet(batch, folder / f"batch_{plan.stage}_{MIX_KINDS[int(code)]}.png")
 
 

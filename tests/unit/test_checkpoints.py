@@ -14,17 +14,18 @@ from medsam_core.config import StudentConfig, TeacherConfig
 from medsam_core.files import atomic_file
 from medsam_core.models.checkpoints import (
     CheckpointError,
-    load_medsam_checkpoint,
     load_model,
+    load_published,
     load_strictly,
     parameter_counts,
     read_metadata,
     read_sam_state,
     save_model,
 )
+from medsam_core.models.encoders.sam_vit import from_sam_keys, to_sam_keys
 from medsam_core.models.segmenter import Segmenter, build_student, build_teacher
-from medsam_core.models.vit import from_sam_keys, to_sam_keys
 
+VIT_B = TeacherConfig(kind="medsam_vit_b", image_size=1024)
 METADATA = {f"key {i}": f"value {i}" for i in range(8)}
 
 
@@ -221,10 +222,10 @@ def test_medsam_checkpoint_loads_whole_and_a_wrong_one_is_refused(tmp_path: Path
     teacher = build_teacher(TeacherConfig(), seed=3)
     state = to_sam_keys(teacher.state_dict())
     torch.save(state, path)
-    loaded = load_medsam_checkpoint(path)
+    loaded = load_published(path, VIT_B)
     assert all(torch.equal(value, teacher.state_dict()[key]) for key, value in loaded.state_dict().items())
     assert parameter_counts(loaded)["image_encoder"] == 89_670_912
-    smaller = load_medsam_checkpoint(path, image_size=256)
+    smaller = load_published(path, VIT_B.model_copy(update={"image_size": 256}))
     assert smaller(torch.rand(1, 3, 256, 256) * 255, torch.tensor([[[8.0, 8.0, 90.0, 90.0]]]))[0].shape == (
         1,
         1,
@@ -234,7 +235,7 @@ def test_medsam_checkpoint_loads_whole_and_a_wrong_one_is_refused(tmp_path: Path
     del state["image_encoder.blocks.3.mlp.lin2.bias"]
     torch.save(state, path)
     with pytest.raises(CheckpointError, match=r"missing \(1\): image_encoder\.vit\.blocks\.3\.mlp\.fc2\.bias"):
-        load_medsam_checkpoint(path)
+        load_published(path, VIT_B)
 
 
 def test_a_writer_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:

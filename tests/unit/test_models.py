@@ -10,9 +10,9 @@ from torch import Tensor
 
 from medsam_core.config import StudentConfig, TeacherConfig
 from medsam_core.models.checkpoints import parameter_counts
+from medsam_core.models.encoders.sam_vit import from_sam_keys, resize_positions, to_sam_keys
 from medsam_core.models.segmenter import Segmenter, build_student, build_teacher, init_decoder_from
 from medsam_core.models.timm_backbones import reparameterise
-from medsam_core.models.vit import from_sam_keys, resize_positions, to_sam_keys
 from tests.golden_weights import golden_description
 
 MEAN, STD = [0.2, 0.3, 0.4], [0.1, 0.2, 0.3]
@@ -257,9 +257,9 @@ def test_embeddings_of_another_size_are_refused(student: Segmenter) -> None:
 
 
 def test_statistics_belong_to_students_alone() -> None:
-    with pytest.raises(ValueError, match="for a student and none for a teacher"):
+    with pytest.raises(ValueError, match="for standardised input and none for other input"):
         Segmenter(TeacherConfig(kind="stand_in", image_size=64), (MEAN, STD))
-    with pytest.raises(ValueError, match="for a student and none for a teacher"):
+    with pytest.raises(ValueError, match="for standardised input and none for other input"):
         Segmenter(StudentConfig(image_size=64))
     with pytest.raises(ValueError, match="expected positive values"):
         build_student(StudentConfig(image_size=64), MEAN, [0.1, 0.0, 0.1], seed=0)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medsam_core.config import StudentConfig, TeacherConfig
+from medsam_core.config import StudentConfig
 from medsam_core.models.checkpoints import load_strictly, parameter_counts
-from medsam_core.models.repvit import RepViTEncoder
+from medsam_core.models.encoders.repvit import RepViTEncoder
+from medsam_core.models.encoders.sam_vit import MEDSAM_VIT_B, from_sam_keys
 from medsam_core.models.sam import MaskDecoder, PromptEncoder
 from medsam_core.models.segmenter import Segmenter, build_student
 from medsam_core.models.timm_backbones import reparameterise
-from medsam_core.models.vit import SamViTEncoder, from_sam_keys
 from tests.golden_weights import (
     NORM_TOLERANCE,
     RELATIVE_TOLERANCE,
@@ -222,7 +222,7 @@ def test_decoder_keys_are_the_published_ones(student: Segmenter) -> None:
 
 @pytest.mark.slow
 def test_vit_b_agrees_and_perturbed_disagrees() -> None:
-    encoder = SamViTEncoder(TeacherConfig(kind="medsam_vit_b", image_size=1024)).eval()
+    encoder = MEDSAM_VIT_B.build(1024, {}).eval()
     state = unprefixed(from_sam_keys(golden_state("vit_b")), "image_encoder.")
     load_strictly(encoder, state, "golden weights")
     before_last: list[Tensor] = []

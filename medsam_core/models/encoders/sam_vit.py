@@ -1,6 +1,6 @@
-"""ViT image encoders of teachers. What belongs here: SAM's ViT-B and the small stand-in, their key maps and sizes.
+"""SAM's ViT image encoder. What belongs here: ViT-B as in MedSAM and the small stand-in, key maps, position tables.
 
-Not here: the transformer itself (timm's), or reading checkpoint files (`checkpoints`).
+Not here: the transformer itself (timm's), or reading checkpoint files (`models.checkpoints`).
 """
 
 from collections.abc import Mapping
@@ -8,47 +8,50 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medsam_core.config import TeacherConfig
 from medsam_core.geometry import EMBEDDING_CHANNELS
+from medsam_core.models.encoders.base import PREFIX, Encoder
+from medsam_core.models.encoders.registry import Setting
 from medsam_core.models.timm_backbones import sam_vit
 
-SAM_PREFIX = "image_encoder."
-"""Prefix of the image encoder's keys in published SAM and MedSAM checkpoints."""
-
 _OWN_PREFIX = "image_encoder.vit."
-"""Prefix of the same keys in a `Segmenter` that holds a `SamViTEncoder`."""
+"""Prefix of SAM's encoder keys in a `Segmenter` that holds a `SamViTEncoder`."""
 
 _RENAMED = ((".mlp.lin1.", ".mlp.fc1."), (".mlp.lin2.", ".mlp.fc2."))
 """SAM's and timm's names of the feed-forward layers; all other names agree."""
 
 
 class SamViTEncoder(nn.Module):
-    """SAM's ViT image encoder: ViT-B as in MedSAM, or the stand-in, small and with global attention in every block.
+    """SAM's ViT with patches of 16 pixels and relative positions.
 
     Args:
-        config: Architecture and input size.
+        image_side: S, pixels.
+        embed_dim: Width.
+        depth: Blocks.
+        num_heads: Attention heads a block.
+        window_size: Side of the attention windows in patches; 0 gives global attention in every block.
+        global_blocks: Blocks with global attention where `window_size` is not 0.
     """
 
-    def __init__(self, config: TeacherConfig) -> None:
+    def __init__(
+        self,
+        image_side: int,
+        *,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        window_size: int = 0,
+        global_blocks: tuple[int, ...] = (),
+    ) -> None:
         super().__init__()
-        if config.kind == "medsam_vit_b":
-            self.vit = sam_vit(
-                image_size=config.image_size,
-                embed_dim=768,
-                depth=12,
-                num_heads=12,
-                neck_channels=EMBEDDING_CHANNELS,
-                window_size=14,
-                global_blocks=(2, 5, 8, 11),
-            )
-        else:
-            self.vit = sam_vit(
-                image_size=config.image_size,
-                embed_dim=config.embed_dim,
-                depth=config.depth,
-                num_heads=config.num_heads,
-                neck_channels=EMBEDDING_CHANNELS,
-            )
+        self.vit = sam_vit(
+            image_size=image_side,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            neck_channels=EMBEDDING_CHANNELS,
+            window_size=window_size,
+            global_blocks=global_blocks,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised images (B, 3, S, S) to embeddings (B, 256, S / 16, S / 16)."""
@@ -56,13 +59,49 @@ class SamViTEncoder(nn.Module):
         return embeddings
 
 
+class SamViT(Encoder):
+    """What both sizes share: the key map of published checkpoints, and position tables that are resized."""
+
+    def from_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the keys of a SAM or MedSAM checkpoint."""
+        return from_sam_keys(state)
+
+    def resize_positions(self, state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Resize absolute and relative position tables."""
+        return resize_positions(state, target)
+
+
+class StandIn(SamViT):
+    """The stand-in: small, with global attention in every block."""
+
+    def build(self, image_side: int, settings: Mapping[str, Setting]) -> nn.Module:
+        """Build it in the width and depth of the settings."""
+        embed_dim, depth, num_heads = (int(settings[name]) for name in ("embed_dim", "depth", "num_heads"))
+        return SamViTEncoder(image_side, embed_dim=embed_dim, depth=depth, num_heads=num_heads)
+
+
+class MedSamViTB(SamViT):
+    """ViT-B as in MedSAM: windowed attention in all but four blocks."""
+
+    def build(self, image_side: int, settings: Mapping[str, Setting]) -> nn.Module:
+        """Build it; it has no settings."""
+        del settings
+        return SamViTEncoder(
+            image_side, embed_dim=768, depth=12, num_heads=12, window_size=14, global_blocks=(2, 5, 8, 11)
+        )
+
+
+STAND_IN = StandIn()
+MEDSAM_VIT_B = MedSamViTB()
+
+
 def from_sam_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a SAM checkpoint's keys to a `Segmenter`'s; prompt encoder and mask decoder share theirs."""
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
         own = key
-        if key.startswith(SAM_PREFIX):
-            own = _OWN_PREFIX + key.removeprefix(SAM_PREFIX)
+        if key.startswith(PREFIX):
+            own = _OWN_PREFIX + key.removeprefix(PREFIX)
             for sam, timm in _RENAMED:
                 own = own.replace(sam, timm)
         renamed[own] = value
@@ -75,7 +114,7 @@ def to_sam_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, value in state.items():
         sam_key = key
         if key.startswith(_OWN_PREFIX):
-            sam_key = SAM_PREFIX + key.removeprefix(_OWN_PREFIX)
+            sam_key = PREFIX + key.removeprefix(_OWN_PREFIX)
             for sam, timm in _RENAMED:
                 sam_key = sam_key.replace(timm, sam)
         renamed[sam_key] = value

@@ -1,7 +1,11 @@
-"""The student's image encoder. What belongs here: RepViT with its neck. Not here: the trunk's layers (timm's)."""
+"""RepViT, the student's image encoder. What belongs here: trunk and neck. Not here: the trunk's layers (timm's)."""
+
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from medsam_core.models.encoders.base import Encoder
+from medsam_core.models.encoders.registry import Setting
 from medsam_core.models.layers import embedding_neck
 from medsam_core.models.timm_backbones import repvit_trunk
 
@@ -30,3 +34,23 @@ class RepViTEncoder(nn.Module):
         """Map normalised images (B, 3, S, S) to embeddings (B, 256, S / 16, S / 16)."""
         embeddings: Tensor = self.neck(self.stages(self.stem(x)))
         return embeddings
+
+
+class RepViT(Encoder):
+    """A size of RepViT; it is convolutional, so its weights fit every image side.
+
+    Args:
+        backbone: timm name of the trunk.
+    """
+
+    def __init__(self, backbone: str) -> None:
+        self._backbone = backbone
+
+    def build(self, image_side: int, settings: Mapping[str, Setting]) -> nn.Module:
+        """Build the network; errors as in `RepViTEncoder`."""
+        del image_side, settings
+        return RepViTEncoder(self._backbone)
+
+
+M0_9 = RepViT("repvit_m0_9")
+M1_1 = RepViT("repvit_m1_1")

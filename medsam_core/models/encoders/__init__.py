@@ -1,0 +1,1 @@
+"""Image encoders: one module each, found by name through `registry`."""

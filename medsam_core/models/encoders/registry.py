@@ -1,0 +1,97 @@
+"""Which image encoders there are. What belongs here: a line for each, with all that is known of it without its code.
+
+Not here: the networks, which lie in one module each beside this one and are imported when one is built (`base`). A run
+that builds no model, and the validation of a profile, need only this; nothing here imports torch.
+
+Installed packages add encoders of their own through the entry point group `repvit_medsam.encoders`; each entry point
+names an `EncoderSpec`. A model file can only name an encoder that is known here or installed, never code.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import Literal
+
+from medsam_core.geometry import SQUARE, Geometry
+
+Setting = bool | int | float | str
+InputKind = Literal["standardised", "min_max"]
+"""`standardised`: by the data's mean and deviation per channel; `min_max`: each image by its own range, as MedSAM."""
+
+ENTRY_POINTS = "repvit_medsam.encoders"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """One image encoder.
+
+    Attributes:
+        name: By which profiles and model files know it.
+        builder: `module:attribute` of its `base.Encoder`.
+        stride: Model pixels a side of an embedding cell.
+        input_kind: How raw grey values are brought to what it was trained on.
+        frame: How slices are brought into its square unless a profile says otherwise, a key of `geometry.FRAMES`.
+        settings: Its own settings, with their defaults.
+        published_side: Side of the input of its published checkpoints, pixels; None where there are none.
+        weights: File name of its weights: published ones must be given, others lie in `medsam_core/weights`.
+    """
+
+    name: str
+    builder: str
+    stride: int
+    input_kind: InputKind
+    frame: str = SQUARE
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    published_side: int | None = None
+    weights: str | None = None
+
+    def geometry(self, image_side: int, frame: str | None = None) -> Geometry:
+        """Return the geometry for an image side in pixels; errors as in `Geometry.of_stride`."""
+        return Geometry.of_stride(image_side, self.stride, frame or self.frame)
+
+
+def _specs(*specs: EncoderSpec) -> Mapping[str, EncoderSpec]:
+    return MappingProxyType({spec.name: spec for spec in specs})
+
+
+_HERE = "medsam_core.models.encoders"
+
+ENCODERS = _specs(
+    EncoderSpec(name="repvit_m0_9", builder=f"{_HERE}.repvit:M0_9", stride=16, input_kind="standardised"),
+    EncoderSpec(name="repvit_m1_1", builder=f"{_HERE}.repvit:M1_1", stride=16, input_kind="standardised"),
+    EncoderSpec(
+        name="stand_in",
+        builder=f"{_HERE}.sam_vit:STAND_IN",
+        stride=16,
+        input_kind="min_max",
+        settings={"embed_dim": 192, "depth": 6, "num_heads": 6},
+        weights="stand_in_128.safetensors",
+    ),
+    EncoderSpec(
+        name="medsam_vit_b",
+        builder=f"{_HERE}.sam_vit:MEDSAM_VIT_B",
+        stride=16,
+        input_kind="min_max",
+        published_side=1024,
+        weights="medsam_vit_b.pth",
+    ),
+)
+
+
+def encoder_spec(name: str) -> EncoderSpec:
+    """Return the encoder of a name.
+
+    Raises:
+        ValueError: If there is none, naming those there are, or if an installed one is not an `EncoderSpec`.
+    """
+    if name in ENCODERS:
+        return ENCODERS[name]
+    installed = entry_points(group=ENTRY_POINTS)
+    if name not in installed.names:
+        known = ", ".join([*ENCODERS, *sorted(installed.names)])
+        raise ValueError(f"expected one of the encoders {known}, found {name!r}")
+    spec = installed[name].load()
+    if not isinstance(spec, EncoderSpec) or spec.name != name:
+        raise ValueError(f"{installed[name].value}: expected the EncoderSpec of {name!r}, found {spec!r}")
+    return spec
