@@ -1,4 +1,4 @@
-"""The training plan: everything random about training, decided ahead and stored as data (DESIGN decision 1).
+"""The training plan: everything random about training, decided ahead and stored as data: `docs/adr/0020`.
 
 What belongs here: the layout of a plan, building it, and reading it by step number. Not here: the draws themselves
 (`sampling`), pixels (`rendering`), or files: the caller stores the arrays.

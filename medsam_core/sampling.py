@@ -3,7 +3,7 @@
 What belongs here: draws, vectorised over the slots or groups of an epoch. Not here: how they are laid out or replayed.
 
 Slots and groups are numbered from the first of the first epoch, and a number's draws depend on nothing else.
-Legend: n slots, g groups, B slots of a group, K labels of a slot. Source: DESIGN section 5.
+Legend: n slots, g groups, B slots of a group, K labels of a slot. Source: `docs/paper_protocol.md`.
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,7 @@ What belongs here: one case's ground truth against one predictor's `segs`, in tw
 a mask pair (`metrics`), or means over cases (`reporting`).
 
 A prediction labels by box order, 1-based: the challenge's contract. Scoring maps this order back to the ids of the
-ground truth (DESIGN decision 9). Then
+ground truth (`docs/adr/0006-scoring.md`). Then
 
 - **official**: what the challenge's `compute_metrics.py` gives. Labels 1 to the largest of the ground truth, whether
   they occur or not; a label in neither is NaN and makes the case NaN; NSD is 0 unless the case's DSC is above 0.2;

@@ -17,7 +17,7 @@ Level = Callable[[FloatArray, FloatArray], FloatArray]
 
 _TARGET_MEAN, _TARGET_SPREAD = 0.69, 0.06
 """Ellipse DSC aimed at. Most outlines that miss it lie above, so that the mean comes out at the 0.73-0.77 wanted;
-on real cases it is 0.73-0.76 (DESIGN section 7)."""
+on real cases it is 0.73-0.76."""
 _TARGET_RANGE = (0.58, 0.84)
 _CANDIDATES = 8
 _PREVIEW = 40

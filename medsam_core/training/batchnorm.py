@@ -66,7 +66,7 @@ def recalibrate_batchnorm(segmenter: Segmenter, images: Iterable[Tensor]) -> int
     """Replace the encoder's running statistics by the plain mean over batches of clean images.
 
     An encoder trained on mixed images carries their statistics, which are wrong for the images it is evaluated on
-    (DESIGN section 5). Weights do not change. Modes and momenta are left as found.
+    (`docs/paper_protocol.md`). Weights do not change. Modes and momenta are left as found.
 
     Args:
         segmenter: Changed in place.

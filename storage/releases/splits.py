@@ -83,7 +83,7 @@ def assign_splits(
     seed: int,
     tied: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Give every group a split (DESIGN decision 8).
+    """Give every group a split (`docs/adr/0021-splits.md`).
 
     A group has one split in all its modalities, and a recorded one keeps it for ever. Groups of one family share
     theirs: those that come later join the most held out split of the recorded ones. Within each modality, in canonical
