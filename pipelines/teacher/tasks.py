@@ -49,8 +49,13 @@ def weights_file(workspace: Workspace, log: Log) -> Path:
     return Path(settings.teacher)
 
 
-def _load(source: Path, config: TeacherConfig) -> "Segmenter":
-    """Load a published checkpoint or one of the project's own, brought to the profile's image size."""
+def load_weights(source: Path, config: TeacherConfig) -> "Segmenter":
+    """Load a published checkpoint or one of the project's own, brought to the profile's image size.
+
+    Raises:
+        CheckpointError: If the file cannot be read, or does not fit its architecture.
+        InputError: If its model has another geometry than the profile's teacher.
+    """
     from medsam_core.models.checkpoints import load_model, load_published
 
     if source.suffix != ".safetensors":
@@ -75,7 +80,7 @@ def make_teacher(workspace: Workspace, release: Value, launch: Launch, log: Log)
     def build(folder: Path) -> dict[str, Any]:
         from medsam_core.models.checkpoints import parameter_counts, save_model
 
-        teacher = _load(source, profile.teacher)
+        teacher = load_weights(source, profile.teacher)
         save_model(folder / "model.safetensors", teacher, {"role": "teacher", "sha256": str(base["sha256"])})
         return {"parameters": parameter_counts(teacher), "sha256": base["sha256"], "source": source.name}
 

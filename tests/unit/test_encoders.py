@@ -16,6 +16,8 @@ from medsam_core.models.encoders.base import load_encoder
 from medsam_core.models.encoders.registry import ENCODERS, ENTRY_POINTS, EncoderSpec, encoder_spec
 from medsam_core.models.segmenter import build_student, build_teacher
 from pipelines.base.profile import ProfileError, load_profile
+from pipelines.base.settings import InputError
+from pipelines.teacher import tasks as teacher_tasks
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -126,6 +128,15 @@ def test_a_teacher_of_another_grid_or_frame_is_refused_by_the_profile(tmp_path: 
 def test_published_weights_are_not_trained_further(tmp_path: Path) -> None:
     found = problems_of(tmp_path, "{extends: paper, teacher_pretraining: {epochs: 1}}")
     assert "teacher_pretraining: expected none with teacher.kind 'medsam_vit_b'" in found
+
+
+def test_weights_of_another_geometry_than_the_profiles_are_refused(tmp_path: Path) -> None:
+    config = TeacherConfig(kind="stand_in", image_size=64, embed_dim=24, depth=1, num_heads=2)
+    path = tmp_path / "teacher.safetensors"
+    save_model(path, build_teacher(config.model_copy(update={"image_size": 128})), {})
+    assert teacher_tasks.load_weights(path, config).geometry == config.geometry
+    with pytest.raises(InputError, match=r"expected a teacher of Geometry\(.*'padded'\), found .*'square'"):
+        teacher_tasks.load_weights(path, config.model_copy(update={"frame": "padded"}))
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
