@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from medsam_core.config import StageConfig
+from medsam_core.counter_rng import CounterRng
 from medsam_core.data import SliceTable
 from medsam_core.sampling import balanced_rows, draw_boxes, draw_labels, draw_mixing, draw_views
-from medsam_core.streams import Streams
 
 Stage = Literal["distillation", "finetuning"]
 
@@ -91,20 +91,20 @@ def build_epoch(
         ValueError: If no slice holds a label, or the configuration cannot be rendered.
     """
     _check(config, stage, image_size)
-    streams = Streams(seed, stage)
+    rng = CounterRng(seed, stage)
     count = slots_of_epoch(table, config)
     first = epoch * count
-    rows = balanced_rows(table, streams, first, count)
-    views = draw_views(table, rows, config.augmentation, streams, first)
+    rows = balanced_rows(table, rng, first, count)
+    views = draw_views(table, rows, config.augmentation, rng, first)
     slots = np.zeros(count, dtype=slot_dtype(_prompts(config, stage)))
     slots["row"], slots["crop"] = rows, views.crop
     slots["flip_x"], slots["flip_y"], slots["quarter_turns"] = views.flip_x, views.flip_y, views.quarter_turns
     if stage == "finetuning":
-        labels = draw_labels(table, rows, config.prompts_per_slot, streams, first)
+        labels = draw_labels(table, rows, config.prompts_per_slot, rng, first)
         slots["labels"] = table.label_id[labels]
-        slots["boxes"] = draw_boxes(table, rows, labels, config.box_jitter_px, streams, first)
+        slots["boxes"] = draw_boxes(table, rows, labels, config.box_jitter_px, rng, first)
         slots["crop"] = _cover(views.crop, slots["boxes"])
-    return EpochPlan(slots, _build_groups(config, image_size, streams, first, count))
+    return EpochPlan(slots, _build_groups(config, image_size, rng, first, count))
 
 
 def plan_inputs(config: StageConfig, stage: Stage, image_size: int, seed: int) -> dict[str, Any]:
@@ -272,12 +272,12 @@ def _cover(crop: npt.NDArray[np.int32], boxes: npt.NDArray[np.int32]) -> npt.NDA
 
 
 def _build_groups(
-    config: StageConfig, image_size: int, streams: Streams, first_slot: int, count: int
+    config: StageConfig, image_size: int, rng: CounterRng, first_slot: int, count: int
 ) -> npt.NDArray[np.void]:
     """Return the groups of `count` slots from `first_slot` on, (count / B,) of `group_dtype`."""
     size = config.group_size
     augmentation = config.augmentation
-    mixing = draw_mixing(augmentation, size, image_size, streams, first_slot // size, count // size)
+    mixing = draw_mixing(augmentation, size, image_size, rng, first_slot // size, count // size)
     groups = np.zeros(count // size, dtype=group_dtype(size, augmentation.mixpatch_grid**2))
     groups["mix"], groups["lam"] = mixing.kind, mixing.lam
     groups["partner"], groups["cut"] = mixing.partner, mixing.cut

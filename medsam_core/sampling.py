@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from medsam_core.config import AugmentationConfig, MixKind
+from medsam_core.counter_rng import CounterRng, below
 from medsam_core.data import SliceTable
 from medsam_core.prompts import jitter_boxes
-from medsam_core.streams import Streams, below
 
 MIX_KINDS: tuple[MixKind, ...] = ("none", "mixpatch", "cutmix")
 """Kinds of mixing; a group stores the index."""
@@ -47,7 +47,7 @@ class Mixing:
     cut: npt.NDArray[np.int32]
 
 
-def balanced_rows(table: SliceTable, streams: Streams, first: int, count: int) -> npt.NDArray[np.int32]:
+def balanced_rows(table: SliceTable, rng: CounterRng, first: int, count: int) -> npt.NDArray[np.int32]:
     """Draw the slices of a run of slots, balanced over modalities [P], by shuffled cycles [C].
 
     A cycle visits every modality that has drawable slices once, in an order drawn for the cycle. Each modality shows
@@ -55,7 +55,7 @@ def balanced_rows(table: SliceTable, streams: Streams, first: int, count: int) -
 
     Args:
         table: The slices; those without a label are never drawn.
-        streams: Random streams of the plan.
+        rng: Random numbers of the plan.
         first: Number of the first slot.
         count: n.
 
@@ -75,18 +75,18 @@ def balanced_rows(table: SliceTable, streams: Streams, first: int, count: int) -
     slots = np.arange(first, first + count)
     cycle = slots // len(present)
     first_cycle, n_cycles = _span(cycle)
-    orders = streams.permutations("cycle", first_cycle, n_cycles, len(present))
+    orders = rng.permutations("cycle", first_cycle, n_cycles, len(present))
     turn = orders[cycle - first_cycle, slots % len(present)]
     rows = np.empty(count, dtype=np.int32)
     for index, modality in enumerate(present):
         mine = np.flatnonzero(turn == index)
         members = drawable[table.modality[drawable] == modality]
-        rows[mine] = members[_pass_positions(streams, table.modalities[modality], cycle[mine], len(members))]
+        rows[mine] = members[_pass_positions(rng, table.modalities[modality], cycle[mine], len(members))]
     return rows
 
 
 def draw_views(
-    table: SliceTable, rows: npt.NDArray[np.int32], config: AugmentationConfig, streams: Streams, first: int
+    table: SliceTable, rows: npt.NDArray[np.int32], config: AugmentationConfig, rng: CounterRng, first: int
 ) -> Views:
     """Draw the crop, flips and rotation of n slots.
 
@@ -94,13 +94,13 @@ def draw_views(
         table: The slices.
         rows: (n,) the slots' slices.
         config: Probabilities and ranges.
-        streams: Random streams of the plan.
+        rng: Random numbers of the plan.
         first: Number of the first slot.
     """
-    turned = streams.uniform("orientation", first, len(rows), 3)
+    turned = rng.uniform("orientation", first, len(rows), 3)
     turns = below(turned[:, 2], 4) if config.rotate_right_angles else np.zeros(len(rows))
     return Views(
-        crop=_draw_crops(table, rows, config, streams, first),
+        crop=_draw_crops(table, rows, config, rng, first),
         flip_x=turned[:, 0] < config.horizontal_flip,
         flip_y=turned[:, 1] < config.vertical_flip,
         quarter_turns=turns.astype(np.uint8),
@@ -108,7 +108,7 @@ def draw_views(
 
 
 def draw_labels(
-    table: SliceTable, rows: npt.NDArray[np.int32], per_slot: int, streams: Streams, first: int
+    table: SliceTable, rows: npt.NDArray[np.int32], per_slot: int, rng: CounterRng, first: int
 ) -> npt.NDArray[np.int64]:
     """Draw K labels of every slot's slice: distinct ones first, and with repetition only once all are drawn.
 
@@ -118,13 +118,13 @@ def draw_labels(
         table: The slices.
         rows: (n,) the slots' slices, each with at least one label.
         per_slot: K.
-        streams: Random streams of the plan.
+        rng: Random numbers of the plan.
         first: Number of the first slot.
 
     Returns:
         (n, K) int64 positions in the table's label arrays.
     """
-    uniform = streams.uniform("label", first, len(rows), per_slot)
+    uniform = rng.uniform("label", first, len(rows), per_slot)
     available = np.diff(table.label_start)[rows]
     distinct = np.minimum(available, per_slot)
     chosen = np.full((len(rows), per_slot), -1, dtype=np.int64)
@@ -142,7 +142,7 @@ def draw_boxes(
     rows: npt.NDArray[np.int32],
     labels: npt.NDArray[np.int64],
     jitter_px: int,
-    streams: Streams,
+    rng: CounterRng,
     first: int,
 ) -> npt.NDArray[np.int32]:
     """Draw the box prompts of n slots: the label's tight box, each side moved outward by 0 to `jitter_px` pixels.
@@ -152,20 +152,20 @@ def draw_boxes(
         rows: (n,) the slots' slices.
         labels: (n, K) positions in the table's label arrays.
         jitter_px: Largest move of a side in native pixels, inclusive.
-        streams: Random streams of the plan.
+        rng: Random numbers of the plan.
         first: Number of the first slot.
 
     Returns:
         (n, K, 4) int32, `xyxy_px` of the native slice, half-open, inside the slice.
     """
-    uniform = streams.uniform("jitter", first, len(rows), labels.shape[1] * 4)
+    uniform = rng.uniform("jitter", first, len(rows), labels.shape[1] * 4)
     outward = below(uniform, jitter_px + 1).reshape(*labels.shape, 4)
     height, width = table.height[rows][:, None], table.width[rows][:, None]
     return jitter_boxes(table.label_box[labels], outward, height, width)
 
 
 def draw_mixing(
-    config: AugmentationConfig, group_size: int, image_size: int, streams: Streams, first: int, count: int
+    config: AugmentationConfig, group_size: int, image_size: int, rng: CounterRng, first: int, count: int
 ) -> Mixing:
     """Draw the mixing of g groups: one of the configured kinds each, with equal probability.
 
@@ -176,18 +176,18 @@ def draw_mixing(
         config: Kinds of mixing and the patch grid.
         group_size: B.
         image_size: S.
-        streams: Random streams of the plan.
+        rng: Random numbers of the plan.
         first: Number of the first group.
         count: g.
     """
-    choice = below(streams.uniform("mixing", first, count, 1)[:, 0], len(config.mixing))
+    choice = below(rng.uniform("mixing", first, count, 1)[:, 0], len(config.mixing))
     kind = np.array([MIX_KINDS.index(name) for name in config.mixing], dtype=np.uint8)[choice]
     is_patch, is_cut = (kind == MIX_KINDS.index(name) for name in ("mixpatch", "cutmix"))
-    lam = streams.uniform("mixpatch", first, count, config.mixpatch_grid**2)
-    shuffled = streams.permutations("partner", first, count, group_size)
+    lam = rng.uniform("mixpatch", first, count, config.mixpatch_grid**2)
+    shuffled = rng.permutations("partner", first, count, group_size)
     itself = np.arange(group_size)
     partner = np.where(is_cut[:, None], np.roll(itself, 1), itself)
-    cuts = _draw_cuts(streams.uniform("cutmix", first, count, 3), image_size)
+    cuts = _draw_cuts(rng.uniform("cutmix", first, count, 3), image_size)
     return Mixing(
         kind=kind,
         lam=np.where(is_patch[:, None], lam, 1.0).astype(np.float32),
@@ -201,24 +201,24 @@ def _span(values: npt.NDArray[np.int64]) -> tuple[int, int]:
     return int(values[0]), int(values[-1] - values[0]) + 1
 
 
-def _pass_positions(streams: Streams, modality: str, cycle: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
+def _pass_positions(rng: CounterRng, modality: str, cycle: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
     """Return where in a modality's list of `size` slices each of its ascending cycles looks, (cycles,)."""
     if not cycle.size:
         return cycle
     first_pass, n_passes = _span(cycle // size)
-    orders = streams.permutations(f"pass|{modality}", first_pass, n_passes, size)
+    orders = rng.permutations(f"pass|{modality}", first_pass, n_passes, size)
     return orders[cycle // size - first_pass, cycle % size]
 
 
 def _draw_crops(
-    table: SliceTable, rows: npt.NDArray[np.int32], config: AugmentationConfig, streams: Streams, first: int
+    table: SliceTable, rows: npt.NDArray[np.int32], config: AugmentationConfig, rng: CounterRng, first: int
 ) -> npt.NDArray[np.int32]:
     """Return (n, 4) int32 crops in native pixels; the whole slice where none is drawn.
 
     Area and aspect ratio are those of the square frame. The area is uniform and the ratio log-uniform over what fits
     into the frame at that area, so no draw has to be rejected.
     """
-    whether, area, shape, left, top = streams.uniform("crop", first, len(rows), 5).T
+    whether, area, shape, left, top = rng.uniform("crop", first, len(rows), 5).T
     area = config.crop_scale[0] + area * (config.crop_scale[1] - config.crop_scale[0])
     widest = np.minimum(config.crop_ratio[1], 1 / area)
     narrowest = np.minimum(np.maximum(config.crop_ratio[0], area), widest)

@@ -15,7 +15,7 @@ from medsam_core.geometry import Geometry
 from medsam_core.models.segmenter import Segmenter
 from medsam_core.plan import Plan
 from medsam_core.preprocessing import View, image_to_model
-from medsam_core.training.world import World
+from medsam_core.training.process_group import ProcessGroup
 
 
 class StepStatistics:
@@ -46,9 +46,9 @@ class StepStatistics:
         for counter in self._counters:
             counter.sub_(1)
 
-    def end_step(self, world: World, groups: int) -> None:
+    def end_step(self, processes: ProcessGroup, groups: int) -> None:
         """Publish the mean over all `groups` of the step, those of other processes included, as one update."""
-        self._write(world.sum_(self._total) / groups)
+        self._write(processes.sum_(self._total) / groups)
         for counter in self._counters:
             counter.add_(1)
 

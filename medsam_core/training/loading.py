@@ -15,9 +15,9 @@ from medsam_core.geometry import Geometry
 from medsam_core.plan import Plan, Stage
 from medsam_core.rendering import GroupBatch, render_group
 from medsam_core.training.prefetch import prefetched
+from medsam_core.training.process_group import ProcessGroup
 from medsam_core.training.stages import ask_teacher
 from medsam_core.training.teachers import TeacherAnswers
-from medsam_core.training.world import World
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class GroupLoader:
         teacher: Asked here where its answers are read rather than computed.
         config: The stage's configuration.
         geometry: Of the model in training.
-        world: The processes that share a step.
+        processes: The processes that share a step.
         prefetch: Groups loaded ahead.
         threads: Threads that load them.
     """
@@ -59,13 +59,13 @@ class GroupLoader:
     teacher: TeacherAnswers | None
     config: StageConfig
     geometry: Geometry
-    world: World
+    processes: ProcessGroup
     prefetch: int
     threads: int
 
     def groups_from(self, step: int) -> Generator[LoadedGroup, None, None]:
         """Yield this process's groups of `step` and every later one: rank r takes groups r, r + size, ..."""
-        mine = range(self.world.rank, self.config.groups_per_step, self.world.size)
+        mine = range(self.processes.rank, self.config.groups_per_step, self.processes.size)
         keys = itertools.product(range(step, self.plan.total_steps), mine)
         return prefetched(self._load, keys, ahead=self.prefetch, threads=self.threads)
 

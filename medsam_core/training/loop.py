@@ -41,10 +41,10 @@ from medsam_core.training.checkpoint import (
 from medsam_core.training.errors import TrainingError
 from medsam_core.training.loading import GroupLoader
 from medsam_core.training.precision import Precision
+from medsam_core.training.process_group import ProcessGroup
 from medsam_core.training.stages import require_teacher
 from medsam_core.training.step import Stepper
 from medsam_core.training.teachers import TeacherAnswers
-from medsam_core.training.world import World
 
 CHECKPOINT_NAME = "checkpoint.pt"
 METRICS_NAME = "metrics.jsonl"
@@ -107,7 +107,7 @@ def train(
     amp: bool = False,
     on_metrics: OnMetrics | None = None,
     keep_epochs: Sequence[int] = (),
-    world: World | None = None,
+    processes: ProcessGroup | None = None,
     fingerprint: str = "",
     clean_images: Callable[[], Iterable[Tensor]] | None = None,
     options: LoopOptions | None = None,
@@ -128,7 +128,7 @@ def train(
         on_metrics: Called after every step with its number and record, plus `images_per_second`; on rank 0. Steps
             since the last checkpoint are reported again after a resume.
         keep_epochs: Numbers of epochs, from 1, after which weights are kept.
-        world: The processes that share every step; each calls this function.
+        processes: The processes that share every step; each calls this function.
         fingerprint: What all of this was made from; a folder of another fingerprint is refused.
         clean_images: Gives batches of clean images (`batchnorm.clean_images`), on which the batch-norm statistics of
             published weights are recalibrated; the training itself goes on with its own. None publishes those.
@@ -139,8 +139,8 @@ def train(
         DivergedError: If a loss, gradient or weight is not finite; checkpoints stay as they were.
         TrainingError: If the settings do not go together, or `out` belongs to another training.
     """
-    world, device = world or World(), torch.device(device)
-    _check(stage, plan, config, teacher, keep_epochs, world)
+    processes, device = processes or ProcessGroup(), torch.device(device)
+    _check(stage, plan, config, teacher, keep_epochs, processes)
     options = options or LoopOptions()
     precision = Precision(device, amp=amp)
     stepper = Stepper(
@@ -151,7 +151,7 @@ def train(
         teacher,
         device=device,
         precision=precision,
-        world=world,
+        processes=processes,
         channels_last=options.channels_last,
     )
     loader = GroupLoader(
@@ -161,7 +161,7 @@ def train(
         teacher=teacher,
         config=config,
         geometry=segmenter.geometry,
-        world=world,
+        processes=processes,
         prefetch=options.prefetch,
         threads=options.loader_threads,
     )
@@ -170,14 +170,14 @@ def train(
         stepper=stepper,
         loader=loader,
         plan=plan,
-        world=world,
+        processes=processes,
         identity=_identity(stage, config, precision, fingerprint),
         checkpoint_steps=options.checkpoint_steps,
         keep_epochs=frozenset(keep_epochs),
         on_metrics=on_metrics,
         clean_images=clean_images,
     )
-    with output_lock(out) if world.leads else nullcontext():
+    with output_lock(out) if processes.leads else nullcontext():
         return run.go()
 
 
@@ -189,7 +189,7 @@ class _Run:
     stepper: Stepper
     loader: GroupLoader
     plan: Plan
-    world: World
+    processes: ProcessGroup
     identity: dict[str, str]
     checkpoint_steps: int
     keep_epochs: frozenset[int]
@@ -202,11 +202,11 @@ class _Run:
         if weights.exists():
             self._require_own(weights)
             return self._result(self.plan.total_steps)
-        self.world.broadcast_(list(self.stepper.segmenter.state_dict().values()))
+        self.processes.broadcast_(list(self.stepper.segmenter.state_dict().values()))
         first_step, log_length = self._resume()
-        with MetricsLog(self.out / METRICS_NAME, log_length) if self.world.leads else nullcontext() as log:
+        with MetricsLog(self.out / METRICS_NAME, log_length) if self.processes.leads else nullcontext() as log:
             self._steps(first_step, log)
-        if self.world.leads:
+        if self.processes.leads:
             self._publish(weights, self.plan.total_steps)
         logger.info("trained %d steps into %s", self.plan.total_steps - first_step, self.out)
         return self._result(first_step)
@@ -231,7 +231,7 @@ class _Run:
         return int(state["step"]), int(state["log_length"])
 
     def _steps(self, first_step: int, log: MetricsLog | None) -> None:
-        per_step = len(range(self.world.rank, self.plan.config.groups_per_step, self.world.size))
+        per_step = len(range(self.processes.rank, self.plan.config.groups_per_step, self.processes.size))
         with closing(self.loader.groups_from(first_step)) as groups:
             for step in range(first_step, self.plan.total_steps):
                 started = time.perf_counter()
@@ -276,7 +276,7 @@ class _Run:
 
     def _result(self, first_step: int) -> TrainResult:
         lost = [epoch for epoch in sorted(self.keep_epochs) if not self._epoch_path(epoch).exists()]
-        if self.world.leads and lost:
+        if self.processes.leads and lost:
             raise TrainingError(
                 f"{self.out}: expected weights of epochs {lost}, found none: they were asked for after the run had "
                 "passed them; train into an empty folder"
@@ -308,7 +308,7 @@ def _check(
     config: StageConfig,
     teacher: TeacherAnswers | None,
     keep_epochs: Sequence[int],
-    world: World,
+    processes: ProcessGroup,
 ) -> None:
     """Refuse settings that do not go together."""
     require_teacher(stage, config, teacher)
@@ -319,10 +319,10 @@ def _check(
             f"plan: expected one of stage, epochs, group size and groups per step {wanted}, found {found}; "
             "build or load the plan with this configuration"
         )
-    if world.size > config.groups_per_step:
+    if processes.size > config.groups_per_step:
         raise TrainingError(
             f"processes: expected at most one for each of the {config.groups_per_step} groups of a step, "
-            f"found {world.size}; start fewer, or raise groups_per_step"
+            f"found {processes.size}; start fewer, or raise groups_per_step"
         )
     strange = [epoch for epoch in keep_epochs if not 1 <= epoch <= config.epochs]
     if strange:

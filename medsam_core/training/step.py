@@ -23,9 +23,9 @@ from medsam_core.training.batchnorm import StepStatistics
 from medsam_core.training.errors import DivergedError, TrainingError
 from medsam_core.training.loading import LoadedGroup
 from medsam_core.training.precision import Precision
+from medsam_core.training.process_group import ProcessGroup
 from medsam_core.training.stages import ask_teacher, group_loss, prepare, term_names
 from medsam_core.training.teachers import TeacherAnswers
-from medsam_core.training.world import World
 
 
 class Stepper:
@@ -39,7 +39,7 @@ class Stepper:
         teacher: Answers for the teacher, or None.
         device: Where the model lives.
         precision: Number format of the networks.
-        world: The processes that share a step.
+        processes: The processes that share a step.
         channels_last: Bring images and model into that memory layout.
     """
 
@@ -53,7 +53,7 @@ class Stepper:
         *,
         device: torch.device,
         precision: Precision,
-        world: World,
+        processes: ProcessGroup,
         channels_last: bool,
     ) -> None:
         self.segmenter = segmenter
@@ -61,7 +61,7 @@ class Stepper:
         self.trained = prepare(segmenter, stage)
         self.optimizer = _build_optimizer(list(self.trained.values()), config)
         self._stage, self._plan, self._config, self._teacher = stage, plan, config, teacher
-        self._device, self._world = device, world
+        self._device, self._processes = device, processes
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._terms = term_names(stage, config)
         self._statistics = StepStatistics(segmenter)
@@ -102,9 +102,9 @@ class Stepper:
         for group in groups:
             table[group.position] = self._backward(group)
             self._statistics.end_group()
-        self._statistics.end_step(self._world, count)
-        self._world.sum_all_(self._gradients())
-        return self._world.sum_(table).cpu()
+        self._statistics.end_step(self._processes, count)
+        self._processes.sum_all_(self._gradients())
+        return self._processes.sum_(table).cpu()
 
     def _backward(self, group: LoadedGroup) -> Tensor:
         """Add a group's share to the gradients; return (terms + 1,): its losses and its number of small objects."""

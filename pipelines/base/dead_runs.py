@@ -2,7 +2,7 @@
 
 After `kill -9` a run stays STARTED in Dagster's storage and its pool slot stays taken. Each run therefore notes the
 process that executes it, and the next run to start ends those whose process is gone. Trainers die with their parent by
-themselves (`medsam_core.training.lifetime`).
+themselves (`medsam_core.training.parent_watch`).
 """
 
 import logging

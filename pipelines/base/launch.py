@@ -7,7 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from medsam_core.training.lifetime import PARENT_VARIABLE
+from medsam_core.training.parent_watch import PARENT_VARIABLE
 
 Launch = Callable[[Path, int], None]
 """Runs a trainer job file to its end with so many processes; raises if it fails."""

@@ -6,7 +6,7 @@ import os
 import dagster as dg
 from pydantic import PrivateAttr
 
-from medsam_core.training.lifetime import require_parent
+from medsam_core.training.parent_watch import require_parent
 from pipelines.base.dead_runs import end_dead_runs, note_executor
 from pipelines.base.settings import Settings, read_settings
 from pipelines.base.workspace import Workspace

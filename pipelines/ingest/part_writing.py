@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from medsam_core.training.lifetime import require_parent
+from medsam_core.training.parent_watch import require_parent
 from storage.base.blobs import Blobs
 from storage.slices.layout import PartPlan, PlannedCase
 from storage.slices.manifest import SliceFragment

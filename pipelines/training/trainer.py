@@ -21,10 +21,10 @@ from medsam_core.models.checkpoints import load_model
 from medsam_core.models.segmenter import Segmenter, build_student, init_decoder_from
 from medsam_core.plan import Plan
 from medsam_core.training.batchnorm import clean_images
-from medsam_core.training.lifetime import require_parent
 from medsam_core.training.loop import LoopOptions, train
+from medsam_core.training.parent_watch import require_parent
+from medsam_core.training.process_group import ProcessGroup
 from medsam_core.training.teachers import CachedTeacher, OnlineTeacher, TeacherAnswers
-from medsam_core.training.world import World
 from pipelines.base.devices import choose_device
 from pipelines.base.settings import read_settings
 from pipelines.base.workspace import Workspace
@@ -85,7 +85,7 @@ def run_job(job: dict[str, Any], log: Any) -> None:  # noqa: ANN401
             listing = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             log.info(f"step {step + 1} of {plan.total_steps}: {listing}")
 
-    world = World.from_environment(device)
+    processes = ProcessGroup.from_environment(device)
     model = _model(workspace, job)
     reader = release_reader(workspace, job["release"], "train")
     with _cache_in_use(workspace, job):
@@ -101,12 +101,12 @@ def run_job(job: dict[str, Any], log: Any) -> None:  # noqa: ANN401
             amp=workspace.profile.training.mixed_precision and device.type == "cuda",
             on_metrics=on_metrics,
             keep_epochs=job["keep_epochs"],
-            world=world,
+            processes=processes,
             fingerprint=job["fingerprint"],
             clean_images=_clean_images(plan, reader, model) if job["stage"] == "distillation" else None,
             options=LoopOptions(checkpoint_steps=workspace.profile.training.checkpoint_steps),
         )
-    world.close()
+    processes.close()
 
 
 def _cache_in_use(workspace: Workspace, job: dict[str, Any]) -> AbstractContextManager[None]:

@@ -22,9 +22,9 @@ from medsam_core.plan import Plan
 from medsam_core.rendering import render_group
 from medsam_core.training.loading import GroupLoader
 from medsam_core.training.precision import Precision
+from medsam_core.training.process_group import ProcessGroup
 from medsam_core.training.step import Stepper
 from medsam_core.training.teachers import CachedTeacher, OnlineTeacher, TeacherAnswers
-from medsam_core.training.world import World
 from tests.benchmarks._harness import ROUNDS, report
 from tests.integration.test_paper_steps import PAPER, Reader, slice_table
 from tests.teachers import cache_of, golden_vit_b
@@ -70,7 +70,7 @@ def main() -> None:
 
         def step_with(answers: TeacherAnswers) -> Callable[[], Any]:
             student = build_student(StudentConfig(backbone="repvit_m1_1", image_size=SIZE), (0.4,) * 3, (0.2,) * 3, 0)
-            world = World.from_environment(device)
+            processes = ProcessGroup.from_environment(device)
             stepper = Stepper(
                 "distillation",
                 student.to(device),
@@ -79,7 +79,7 @@ def main() -> None:
                 answers,
                 device=device,
                 precision=precision,
-                world=world,
+                processes=processes,
                 channels_last=False,
             )
             loader = GroupLoader(
@@ -89,7 +89,7 @@ def main() -> None:
                 teacher=answers,
                 config=config,
                 geometry=student.geometry,
-                world=world,
+                processes=processes,
                 prefetch=1,
                 threads=1,
             )

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from medsam_core.training.batchnorm import StepStatistics, clean_images, recalibrate_batchnorm
-from medsam_core.training.world import World
+from medsam_core.training.process_group import ProcessGroup
 from tests.unit.training_helpers import (
     GEOMETRY,
     SIZE,
@@ -30,7 +30,7 @@ def test_a_step_takes_the_mean_of_its_groups_updates() -> None:
         for group in groups:
             layer(group)
             statistics.end_group()
-        statistics.end_step(World(), 3)
+        statistics.end_step(ProcessGroup(), 3)
     mean = torch.stack([group.mean(dim=(0, 2, 3)) for group in groups]).mean(dim=0)
     var = torch.stack([group.var(dim=(0, 2, 3)) for group in groups]).mean(dim=0)
     torch.testing.assert_close(layer.running_mean, (1 - 0.9**2) * mean)
@@ -45,7 +45,7 @@ def test_layers_in_evaluation_mode_keep_their_statistics() -> None:
     statistics.begin_step()
     layer(torch.randn(4, 3, 5, 5))
     statistics.end_group()
-    statistics.end_step(World(), 1)
+    statistics.end_step(ProcessGroup(), 1)
     assert layer.num_batches_tracked is not None
     assert layer.num_batches_tracked.item() == 0
 

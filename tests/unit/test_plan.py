@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medsam_core.config import AugmentationConfig, OptimiserConfig, StageConfig
+from medsam_core.counter_rng import CounterRng
 from medsam_core.data import SliceTable
 from medsam_core.plan import PLAN_VERSION, Plan, Stage, build_epoch, plan_inputs, slots_of_epoch
 from medsam_core.sampling import MIX_KINDS, draw_labels
-from medsam_core.streams import Streams
 from tests.unit.slices import table_of_counts
 
 S = 64
@@ -227,7 +227,7 @@ def test_jitter_reaches_both_of_its_ends_on_every_side() -> None:
 def test_distinct_labels_are_drawn_uniformly() -> None:
     table = table_of_counts([[5]])
     rows = np.zeros(20_000, dtype=np.int32)
-    drawn = draw_labels(table, rows, 2, Streams(0, "test"), 0)
+    drawn = draw_labels(table, rows, 2, CounterRng(0, "test"), 0)
     pairs, counts = np.unique(np.sort(drawn, axis=1), axis=0, return_counts=True)
     assert len(pairs) == 10
     # Binomial(20000, 1/10) has a standard deviation of 42: five of them either side.
@@ -236,7 +236,7 @@ def test_distinct_labels_are_drawn_uniformly() -> None:
 
 def test_repeated_labels_come_after_all_distinct_ones_and_reach_each() -> None:
     table = table_of_counts([[2]])
-    drawn = draw_labels(table, np.zeros(500, dtype=np.int32), 5, Streams(0, "test"), 0)
+    drawn = draw_labels(table, np.zeros(500, dtype=np.int32), 5, CounterRng(0, "test"), 0)
     np.testing.assert_array_equal(np.sort(drawn[:, :2], axis=1), np.tile([0, 1], (500, 1)))
     assert set(drawn[:, 2:].reshape(-1)) == {0, 1}
 

@@ -18,8 +18,8 @@ from medsam_core.training.errors import OutputBusyError, TrainingError
 from medsam_core.training.loading import LoadedGroup
 from medsam_core.training.loop import LoopOptions
 from medsam_core.training.precision import Precision
+from medsam_core.training.process_group import ProcessGroup
 from medsam_core.training.step import Stepper
-from medsam_core.training.world import World
 from tests.unit.training_helpers import (
     GEOMETRY,
     STAGES,
@@ -141,7 +141,7 @@ def _one_step(group_size: int, groups_per_step: int) -> tuple[dict[str, float], 
     device = torch.device("cpu")
     stepper = Stepper(
         "finetuning", stand_in(), plan, config, None, device=device, precision=Precision(device, amp=False),
-        world=World(), channels_last=False,
+        processes=ProcessGroup(), channels_last=False,
     )  # fmt: skip
     groups = [_loaded(plan, group) for group in range(groups_per_step)]
     record = stepper.run(0, groups)
@@ -164,10 +164,12 @@ def test_groups_of_a_step_accumulate_to_one_bigger_group() -> None:
 def _rank(rank: int, size: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
-    world = World(rank, size)
+    processes = ProcessGroup(rank, size)
     model = small_student(seed=1 + rank)  # rank 0's weights must reach the others
-    run_stage("finetuning", Path(folder) / "out", model, config=_smooth_config(), teacher=teacher(), world=world)
-    world.close()
+    run_stage(
+        "finetuning", Path(folder) / "out", model, config=_smooth_config(), teacher=teacher(), processes=processes
+    )
+    processes.close()
 
 
 def _smooth_config() -> Any:
@@ -194,4 +196,4 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
 
 def test_more_processes_than_groups_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="at most one for each of the 2 groups"):
-        run_stage("finetuning", tmp_path, world=World(0, 3))
+        run_stage("finetuning", tmp_path, processes=ProcessGroup(0, 3))

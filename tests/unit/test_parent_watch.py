@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from medsam_core.training import lifetime
+from medsam_core.training import parent_watch
 
 CHILD = """
 import sys, time
 from pathlib import Path
-from medsam_core.training.lifetime import require_parent
+from medsam_core.training.parent_watch import require_parent
 require_parent(interval_s=float(sys.argv[2]))
 Path(sys.argv[1]).write_text("ready")
 time.sleep(60)
@@ -38,7 +38,7 @@ def _wait_for(condition: Callable[[], bool], what: str) -> None:
 
 
 def _alive(process: int) -> bool:
-    return lifetime._birth(process) is not None
+    return parent_watch._birth(process) is not None
 
 
 def _start(folder: Path, environment: dict[str, str], interval_s: float) -> tuple[subprocess.Popen[bytes], int]:
@@ -59,7 +59,7 @@ def test_the_kernel_kills_the_trainer_with_its_parent(tmp_path: Path) -> None:
 
 def test_the_trainer_dies_with_an_ancestor_that_its_parent_survives(tmp_path: Path) -> None:
     ancestor = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    parent, child = _start(tmp_path, {lifetime.PARENT_VARIABLE: str(ancestor.pid)}, 0.05)
+    parent, child = _start(tmp_path, {parent_watch.PARENT_VARIABLE: str(ancestor.pid)}, 0.05)
     assert _alive(child)
     ancestor.kill()
     ancestor.wait()
@@ -71,7 +71,7 @@ def test_a_dead_ancestor_is_refused() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     command = [sys.executable, "-c", CHILD, "/dev/null", "1"]
-    environment = {**os.environ, lifetime.PARENT_VARIABLE: str(ended.pid)}
+    environment = {**os.environ, parent_watch.PARENT_VARIABLE: str(ended.pid)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "found that one has died" in done.stderr

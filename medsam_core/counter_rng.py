@@ -19,7 +19,7 @@ _WORDS_PER_BLOCK = 4
 
 
 @dataclass(frozen=True)
-class Streams:
+class CounterRng:
     """All random streams of one seed and purpose.
 
     Attributes:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """One process among `size`; the default is a process on its own."""
 
     rank: int = 0
