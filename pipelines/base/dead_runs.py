@@ -2,34 +2,30 @@
 
 After `kill -9` a run stays STARTED in Dagster's storage and its pool slot stays taken. Each run therefore notes the
 process that executes it, and the next run to start ends those whose process is gone. Trainers die with their parent by
-themselves (`medsam_core.training.parent_watch`).
+themselves (`medsam_core.training.parent_watch`). What another machine or container executes is left to it.
 """
 
 import logging
 import os
+import time
 from pathlib import Path
 
 import dagster as dg
 
 from storage.base.atomic import read_json, write_json
+from storage.base.processes import Process, birth, process_here, process_note, read_process
 
 logger = logging.getLogger(__name__)
+
+QUIET_S = 3600.0
+"""A run whose note names no machine is judged only after it has said nothing for so long."""
 
 _UNFINISHED = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
 
 
-def _born(process: int) -> str | None:
-    """Return the start time of a living process, which tells it from a later one of the same id."""
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
 def alive(process: int) -> bool:
-    """Return whether a process of this id lives; one that has ended and was not waited for does not."""
-    return _born(process) is not None
+    """Return whether a process of this id lives here; one that has ended and was not waited for does not."""
+    return birth(process) is not None
 
 
 def note_executor(folder: Path, run_id: str, *, in_process: bool) -> bool:
@@ -46,15 +42,30 @@ def note_executor(folder: Path, run_id: str, *, in_process: bool) -> bool:
     path = folder / f"{run_id}.process.json"
     if path.exists():
         return False
-    process = os.getpid() if in_process else os.getppid()
-    write_json(path, {"process": process, "born": _born(process)})
+    write_json(path, process_note(process_here(os.getpid() if in_process else os.getppid())))
     return True
+
+
+def _seems_gone(instance: dg.DagsterInstance, run_id: str, process: Process) -> bool:
+    """Return whether a run's process has ended, as far as can be told from here."""
+    gone = process.gone()
+    if gone is None:
+        logger.info(
+            "run %s: process %s cannot be seen from here; left alone (if it has died, end the run on Dagster's page)",
+            run_id,
+            process,
+        )
+    if not gone or process.place is not None:
+        return bool(gone)
+    # Written by the version before, which named no machine: another one's run goes on saying things.
+    last = instance.get_records_for_run(run_id, limit=1, ascending=False).records
+    return not last or time.time() - last[0].timestamp > QUIET_S
 
 
 def end_dead_runs(instance: dg.DagsterInstance, folder: Path, this_run: str) -> list[str]:
     """Mark as failed every unfinished run whose executing process is gone, and free its pool slots.
 
-    Runs without a note, for example of another machine, are left alone.
+    Runs without a note, and those of another machine, container or namespace of process ids, are left alone.
 
     Returns:
         Their ids.
@@ -64,11 +75,10 @@ def end_dead_runs(instance: dg.DagsterInstance, folder: Path, this_run: str) -> 
         note = folder / f"{run.run_id}.process.json"
         if run.run_id == this_run or not note.is_file():
             continue
-        content = read_json(note)
-        born = _born(int(content["process"]))
-        if born is not None and born == content["born"]:
+        process = read_process(read_json(note))
+        if not _seems_gone(instance, run.run_id, process):
             continue
-        message = f"process {content['process']}, which executed this run, is gone"
+        message = f"process {process}, which executed this run, is gone"
         instance.report_run_failed(run, message)
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         logger.warning("run %s ended: %s", run.run_id, message)

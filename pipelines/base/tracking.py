@@ -6,6 +6,7 @@ A run is found by the tag `medsam.fingerprint`, never by its name: a reused resu
 a resumed one goes on after the last step it logged.
 """
 
+import json
 import math
 import os
 import tempfile
@@ -20,12 +21,15 @@ from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pipelines.base.dead_runs import alive
 from pipelines.base.settings import Settings
 from storage.base.locks import waiting_lock
+from storage.base.processes import Process, birth, process_note, read_process, this_process
 
 FINGERPRINT_TAG = "medsam.fingerprint"
 PROCESS_TAG = "medsam.process"
+PLACE_TAG = "medsam.process_note"
+"""Where the process of `PROCESS_TAG` runs and since when; runs of the version before lack it."""
+
 PARENT_TAG = "mlflow.parentRunId"
 CHAMPION = "champion"
 
@@ -99,9 +103,10 @@ class Tracker:
             finished = found.info.status == "FINISHED"
             if not finished:
                 self._client.update_run(found.info.run_id, status="RUNNING")
-                self._client.set_tag(found.info.run_id, PROCESS_TAG, str(os.getpid()))
+                for key, value in _own_tags().items():
+                    self._client.set_tag(found.info.run_id, key, value)
             return TrackedRun(found.info.run_id, self._url(found.info.run_id), finished)
-        all_tags = {FINGERPRINT_TAG: fingerprint, PROCESS_TAG: str(os.getpid()), **(tags or {})}
+        all_tags = {FINGERPRINT_TAG: fingerprint, **_own_tags(), **(tags or {})}
         if parent is not None:
             all_tags[PARENT_TAG] = parent().run_id
         run = self._client.create_run(self._experiment_id, tags=all_tags, run_name=name)
@@ -170,8 +175,8 @@ class Tracker:
             return []
         stale = []
         for run in self._client.search_runs([self._experiment_id], "attributes.status = 'RUNNING'"):
-            process = run.data.tags.get(PROCESS_TAG, "")
-            if process.isdigit() and int(process) != os.getpid() and not alive(int(process)):
+            process = _process_of(run.data.tags)
+            if process is not None and process.gone():
                 self._client.set_terminated(run.info.run_id, "KILLED")
                 stale.append(str(run.info.run_id))
         return stale
@@ -231,6 +236,21 @@ class Tracker:
                 pip_requirements=["repvit-medsam"],
             )
             self._client.log_artifacts(run.run_id, str(folder), "model")
+
+
+def _own_tags() -> dict[str, str]:
+    return {PROCESS_TAG: str(os.getpid()), PLACE_TAG: json.dumps(process_note(this_process()))}
+
+
+def _process_of(tags: Mapping[str, str]) -> Process | None:
+    """Return the process that a run's tags name, if they do."""
+    number = tags.get(PROCESS_TAG, "")
+    if not number.isdecimal():
+        return None
+    noted = read_process(json.loads(tags[PLACE_TAG])) if PLACE_TAG in tags else None
+    if noted is not None and noted.id == int(number):
+        return noted
+    return Process(int(number), birth(int(number)), None if noted is None else noted.place)
 
 
 def registered_model(settings: Settings) -> str:

@@ -5,6 +5,7 @@ What belongs here: excluding and sharing. Not here: what a lock protects.
 
 import fcntl
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,11 +50,16 @@ def _held(path: Path, operation: int, activity: str) -> Iterator[None]:
             fcntl.flock(file, operation)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "unknown"
-            message = f"{activity} by process {holder}; wait for it to end, or stop it, then run again"
+            message = f"{activity} by process {_holder(file.read())}; wait for it to end, or stop it, then run again"
             raise BusyError(message) from None
-        # Whoever is refused is told the last process that got in.
+        # Whoever is refused is told the last process that got in, and where: a shared disk locks across machines.
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(f"{os.getpid()}\n{socket.gethostname()}")
         file.flush()
         yield
+
+
+def _holder(text: str) -> str:
+    """Return who holds a lock, from what its file says: a process, and its host where a second line says it."""
+    process, _, host = text.strip().partition("\n")
+    return f"{process or 'unknown'} on {host}" if host not in ("", socket.gethostname()) else process or "unknown"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -247,7 +248,19 @@ class TestLocks:
                 pass
             process.kill()
         with exclusive_lock(path, what="store"):  # the kernel has freed it
-            assert path.read_text() == str(os.getpid())
+            assert path.read_text() == f"{os.getpid()}\n{socket.gethostname()}"
+
+    def test_a_holder_on_another_machine_is_named_with_it(self, tmp_path: Path) -> None:
+        """A shared disk locks across machines, where a process id alone names a stranger."""
+        path = tmp_path / "lock"
+        with self.hold(path) as process:
+            path.write_text("12\nother-machine")
+            with pytest.raises(BusyError, match="store is in use by process 12 on other-machine;"):
+                exclusive_lock(path, what="store").__enter__()
+            path.write_text("12")
+            with pytest.raises(BusyError, match="in use by process 12;"), exclusive_lock(path, what="store"):
+                pass
+            process.kill()
 
     def test_is_freed_after_an_error(self, tmp_path: Path) -> None:
         path = tmp_path / "lock"

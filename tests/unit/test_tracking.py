@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from pipelines.base.settings import Settings, read_settings
 from pipelines.base.tracking import (
     CHAMPION,
     FINGERPRINT_TAG,
+    PLACE_TAG,
     PROCESS_TAG,
     Point,
     TrackedRun,
@@ -29,6 +31,7 @@ from pipelines.base.tracking import (
     download_model,
     registered_model,
 )
+from storage.base.processes import process_here, process_note, this_process
 from tests.unit.training_helpers import stand_in
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -235,6 +238,27 @@ def test_only_the_run_of_a_dead_process_is_closed(settings: Settings, tracker: T
     taken_up = tracker.open_run("stale", "s")
     assert (taken_up.run_id, taken_up.finished) == (stale.run_id, False)
     assert client_of(settings).get_run(stale.run_id).data.tags[PROCESS_TAG] == str(os.getpid())
+
+
+@pytest.mark.parametrize("other", [{"host": "another-machine"}, {"namespace": "pid:[1]"}])
+def test_the_run_of_another_machine_or_container_is_not_closed(
+    settings: Settings, tracker: Tracker, other: dict[str, str]
+) -> None:
+    """On a shared disk a process id means a process of the machine that wrote it alone."""
+    with subprocess.Popen(["true"]) as dead:
+        dead.wait()
+    note = {**process_note(process_here(dead.pid)), **other}
+    run = tracker.open_run("theirs", "t", tags={PROCESS_TAG: str(dead.pid), PLACE_TAG: json.dumps(note)})
+    assert tracker.close_stale() == []
+    assert client_of(settings).get_run(run.run_id).info.status == "RUNNING"
+
+
+def test_a_run_taken_up_names_its_new_process_and_place(settings: Settings, tracker: Tracker) -> None:
+    note = {"process": 1, "born": "1", "host": "another-machine", "boot": "", "namespace": ""}
+    tracker.open_run("run", "t", tags={PROCESS_TAG: "1", PLACE_TAG: json.dumps(note)})
+    taken_up = tracker.open_run("run", "t")
+    tags = client_of(settings).get_run(taken_up.run_id).data.tags
+    assert json.loads(tags[PLACE_TAG]) == process_note(this_process())
 
 
 def test_runs_of_a_server_are_not_judged_by_this_machines_processes(

@@ -4,13 +4,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from pipelines.base import dead_runs
 from pipelines.base.dead_runs import alive, end_dead_runs, note_executor
 from storage.base.atomic import read_json, write_json
+from storage.base.processes import birth, here
 
 POOL = "trainer"
 
@@ -18,7 +21,7 @@ POOL = "trainer"
 @pytest.fixture(scope="module")
 def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.DagsterInstance]:
     with dg.DagsterInstance.local_temp(str(tmp_path_factory.mktemp("dagster"))) as made:
-        made.event_log_storage.set_concurrency_slots(POOL, 8)
+        made.event_log_storage.set_concurrency_slots(POOL, 64)
         yield made
 
 
@@ -39,8 +42,9 @@ def status(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:
     return run.status
 
 
-def note(folder: Path, run_id: str, process: int, born: str | None) -> None:
-    write_json(folder / f"{run_id}.process.json", {"process": process, "born": born})
+def note(folder: Path, run_id: str, process: int, born: str | None, **place: str) -> None:
+    """Write a note; without a place, as the version before did."""
+    write_json(folder / f"{run_id}.process.json", {"process": process, "born": born, **place})
 
 
 def dead_process() -> tuple[int, str]:
@@ -83,6 +87,74 @@ def test_living_runs_runs_without_a_note_and_this_run_are_left_alone(
     for run_id in (living, elsewhere, this):
         assert status(instance, run_id) is dg.DagsterRunStatus.STARTED
         assert run_id in holders(instance)
+
+
+HERE = asdict(here())
+
+ELSEWHERE = [
+    {**HERE, "host": "another-machine"},
+    {**HERE, "host": "another-machine", "boot": "another boot"},
+    {**HERE, "namespace": "pid:[1]"},
+    {**HERE, "host": "another-container", "namespace": "pid:[1]"},
+]
+
+
+@pytest.mark.parametrize("place", ELSEWHERE)
+@pytest.mark.parametrize("born", ["dead", None])
+def test_what_another_machine_or_container_executes_is_left_alone(
+    instance: dg.DagsterInstance, tmp_path: Path, place: dict[str, str], born: str | None
+) -> None:
+    run_id = started(instance)
+    note(tmp_path, run_id, dead_process()[0], born, **place)
+    assert end_dead_runs(instance, tmp_path, "this") == []
+    assert status(instance, run_id) is dg.DagsterRunStatus.STARTED
+    assert run_id in holders(instance)
+
+
+def test_a_run_of_this_host_before_its_last_start_is_ended(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    run_id = started(instance)
+    note(tmp_path, run_id, os.getpid(), birth(os.getpid()), **{**HERE, "boot": "an earlier one", "namespace": "old"})
+    assert end_dead_runs(instance, tmp_path, "this") == [run_id]
+
+
+def _unshared(*options: str) -> list[str]:
+    command = ["unshare", "--user", "--map-root-user", *options]
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine gives no namespaces to its users")
+    return command
+
+
+@pytest.mark.parametrize("options", [("--pid", "--fork", "--mount-proc"), ("--uts",)])
+def test_a_container_on_the_same_state_does_not_end_a_healthy_run(
+    instance: dg.DagsterInstance, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """The living run is this process's; a container looks, and then the other way round."""
+    command = _unshared(*options)
+    ours, theirs = started(instance), started(instance)
+    assert note_executor(tmp_path, ours, in_process=True)
+    rename = "import socket; socket.sethostname('container')\n" if "--uts" in options else ""
+    script = f"{rename}from pathlib import Path; from pipelines.base.dead_runs import note_executor\n\
+from storage.base.processes import read_process; from storage.base.atomic import read_json\n\
+folder = Path({str(tmp_path)!r}); note_executor(folder, {theirs!r}, in_process=True)\n\
+print(read_process(read_json(folder / '{ours}.process.json')).gone())"
+    done = subprocess.run([*command, sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None"
+    assert end_dead_runs(instance, tmp_path, "this") == []
+    assert {status(instance, run_id) for run_id in (ours, theirs)} == {dg.DagsterRunStatus.STARTED}
+
+
+def test_a_note_without_a_machine_counts_once_its_run_has_gone_quiet(
+    instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Notes of the version before: another machine's healthy run goes on saying things."""
+    run_id = started(instance)
+    note(tmp_path, run_id, *dead_process())
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    instance.report_engine_event("step 12 of 100", run)
+    assert end_dead_runs(instance, tmp_path, "this") == []
+    monkeypatch.setattr(dead_runs, "QUIET_S", 0.0)
+    assert end_dead_runs(instance, tmp_path, "this") == [run_id]
 
 
 def test_a_finished_run_is_left_as_it_ended(instance: dg.DagsterInstance, tmp_path: Path) -> None:
