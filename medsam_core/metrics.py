@@ -1,6 +1,6 @@
 """Overlap of two binary masks: DSC and NSD. What belongs here: formulas on one pair of masks.
 
-Not here: labels, cases or modalities (`scoring`), means and intervals (`reporting`).
+Not here: which of them are reported (`metric_table`), labels, cases or modalities (`scoring`), means (`reporting`).
 
 NSD (normalised surface Dice, Nikolov et al. 2018, arXiv 1809.04430) is the share of both surfaces that lies within a
 tolerance of the other, with DeepMind's discretisation: surface elements sit between voxel centres, weigh what
@@ -9,25 +9,20 @@ tolerance of the other, with DeepMind's discretisation: surface elements sit bet
 All masks are boolean arrays (anything else is read as nonzero) and spacings are in array axis order.
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from medsam_core.surface_areas import contour_lengths, surfel_areas
+from medsam_core.surface_distances import Mask, within
 
-Mask = npt.NDArray[np.bool_]
-Indices = npt.NDArray[np.int64]
+AnyMask = npt.NDArray[np.generic]
+"""A mask of any type: what is not zero is inside."""
 
 TOLERANCE = 2.0
 """The challenge's NSD tolerance: millimetres in a volume, pixels in an image (`compute_metrics.py`)."""
 
-_TRANSFORM_COST = 30
-"""Look-ups of single voxels that take as long as an exact distance transform takes per voxel (measured: 20 to 60)."""
 
-
-def dsc(gt: npt.NDArray[Any], pred: npt.NDArray[Any]) -> float:
+def dsc(gt: AnyMask, pred: AnyMask) -> float:
     """Return the Dice similarity coefficient 2 |A and B| / (|A| + |B|), NaN where both masks are empty.
 
     Raises:
@@ -41,8 +36,8 @@ def dsc(gt: npt.NDArray[Any], pred: npt.NDArray[Any]) -> float:
 
 
 def official_nsd(
-    gt: npt.NDArray[Any],
-    pred: npt.NDArray[Any],
+    gt: AnyMask,
+    pred: AnyMask,
     spacing_zyx: tuple[float, float, float] | None,
     tolerance: float = TOLERANCE,
 ) -> float:
@@ -68,8 +63,8 @@ def official_nsd(
 
 
 def surface_dice(
-    gt: npt.NDArray[Any],
-    pred: npt.NDArray[Any],
+    gt: AnyMask,
+    pred: AnyMask,
     spacing: tuple[float, ...],
     tolerance: float = TOLERANCE,
 ) -> float:
@@ -95,7 +90,11 @@ def surface_dice(
     region = _bounding_box(gt | pred)
     if region is None:
         return float("nan")
-    sizes = surfel_areas(spacing) if len(spacing) == 3 else contour_lengths((spacing[0], spacing[1]))
+    sizes = (
+        surfel_areas((spacing[0], spacing[1], spacing[2]))
+        if len(spacing) == 3
+        else contour_lengths((spacing[0], spacing[1]))
+    )
     codes_gt, codes_pred = _cell_codes(gt[region]), _cell_codes(pred[region])
     surface_gt, surface_pred = _is_surface(codes_gt), _is_surface(codes_pred)
     total = overlap = 0.0
@@ -103,17 +102,17 @@ def surface_dice(
         elements = np.flatnonzero(own)
         weights = sizes[codes.ravel()[elements]]
         total += float(weights.sum())
-        overlap += float(weights[_within(elements, other, spacing, tolerance)].sum())
+        overlap += float(weights[within(elements, other, spacing, tolerance)].sum())
     return overlap / total
 
 
-def _as_masks(gt: npt.NDArray[Any], pred: npt.NDArray[Any]) -> tuple[Mask, Mask]:
+def _as_masks(gt: AnyMask, pred: AnyMask) -> tuple[Mask, Mask]:
     if gt.shape != pred.shape:
         raise ValueError(f"expected two masks of one shape, found {gt.shape} and {pred.shape}")
     return gt.astype(bool, copy=False), pred.astype(bool, copy=False)
 
 
-def _checked_spacing(spacing: tuple[float, ...], ndim: int) -> tuple[Any, ...]:
+def _checked_spacing(spacing: tuple[float, ...], ndim: int) -> tuple[float, ...]:
     """Return the spacing as a tuple of plain floats, of which there are two or three."""
     values = tuple(float(value) for value in spacing)
     if ndim not in {2, 3} or len(values) != ndim or not all(0 < value < np.inf for value in values):
@@ -148,63 +147,3 @@ def _is_surface(codes: npt.NDArray[np.uint8]) -> Mask:
     inside = np.uint8(2 ** (2**codes.ndim) - 1)
     surface: Mask = (codes != 0) & (codes != inside)
     return surface
-
-
-def _within(elements: Indices, other: Mask, spacing: tuple[float, ...], tolerance: float) -> Mask:
-    """Return which elements lie within the tolerance of the other surface.
-
-    Looking at the cells around every element, nearest first, settles most elements in a few steps. Those still open
-    after as many look-ups as a distance transform is worth are settled by one.
-
-    Args:
-        elements: (N,) flat indices into the grid of cells.
-        other: Where the other surface is, over the same grid.
-        spacing: Distance of neighbouring cells along each axis.
-        tolerance: In the same unit, inclusive.
-
-    Returns:
-        (N,) bool.
-    """
-    if not other.any():
-        return np.zeros(len(elements), dtype=bool)
-    near = np.ones(len(elements), dtype=bool)
-    reach = [int(min(tolerance / step + 1, size - 1)) for step, size in zip(spacing, other.shape, strict=True)]
-    far, settled = np.arange(len(elements)), False
-    if np.prod(2.0 * np.array(reach) + 1) <= other.size:
-        offsets = _offsets_within(reach, spacing, tolerance)
-        far, settled = _look_around(elements, other, offsets, budget=_TRANSFORM_COST * other.size)
-    if settled:
-        near[far] = False
-    else:
-        distances = ndimage.distance_transform_edt(~other, sampling=spacing)
-        near[far] = distances.ravel()[elements[far]] <= tolerance
-    return near
-
-
-def _offsets_within(reach: list[int], spacing: tuple[float, ...], tolerance: float) -> Indices:
-    """Return the (M, axes) steps, of up to `reach` cells an axis, no longer than the tolerance, nearest first."""
-    axes = np.meshgrid(*(np.arange(-steps, steps + 1) for steps in reach), indexing="ij")
-    offsets = np.stack([axis.ravel() for axis in axes], axis=1)
-    # In the order of operations of scipy's transform, so that both agree where a distance equals the tolerance.
-    lengths = np.sqrt(np.add.reduce(np.square(offsets * np.array(spacing)).T, axis=0))
-    near = np.flatnonzero(lengths <= tolerance)
-    return offsets[near[np.argsort(lengths[near], kind="stable")]]
-
-
-def _look_around(elements: Indices, other: Mask, offsets: Indices, budget: int) -> tuple[Indices, bool]:
-    """Return the positions of the elements that met the other surface at no offset, and whether all were tried."""
-    margin = np.abs(offsets).max(axis=0)
-    padded = np.pad(other, [(steps, steps) for steps in margin])
-    strides = np.array(padded.strides)
-    places = (np.stack(np.unravel_index(elements, other.shape), axis=1) + margin) @ strides
-    pending = np.arange(len(elements))
-    flat = padded.ravel()
-    for shift in offsets @ strides:
-        if not len(pending):
-            break
-        budget -= len(pending)
-        if budget < 0:
-            return pending, False
-        missed = ~flat[places + shift]
-        pending, places = pending[missed], places[missed]
-    return pending, True

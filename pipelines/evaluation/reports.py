@@ -18,9 +18,10 @@ def write_report(rows: pd.DataFrame, folder: Path, headline: tuple[str, ...] = (
         headline: Splits whose cases the comparison is made of.
 
     Returns:
-        The comparison: a row per modality and their mean, DSC and NSD of each predictor, standard mode.
+        The comparison: a row per modality and their mean, the standard metrics of each predictor.
     """
-    from medsam_core.reporting import comparison_table, modality_table
+    from medsam_core.comparisons import comparison_table
+    from medsam_core.reporting import modality_table
 
     rows.to_csv(folder / "cases.csv", index=False)
     summaries = [modality_table(part).assign(split=split) for split, part in rows.groupby("split")]
@@ -34,26 +35,28 @@ def write_report(rows: pd.DataFrame, folder: Path, headline: tuple[str, ...] = (
 
 
 def compare(rows: pd.DataFrame) -> pd.DataFrame:
-    """Lay out DSC and NSD of predictors side by side: a row per modality, their mean last."""
+    """Lay out the standard metrics of predictors side by side: a row per modality, their mean last."""
+    from medsam_core import metric_table
     from medsam_core.reporting import modality_table, side_by_side
 
     summary = modality_table(rows)
     names = list(dict.fromkeys([*ORDER, *sorted(rows["predictor"].unique())]))
     columns = {"cases": side_by_side(summary, "n_cases").iloc[:, 0].astype(int)}
-    for metric in ("dsc", "nsd"):
-        wide = side_by_side(summary, metric)
-        columns |= {f"{metric.upper()} {name}": wide[name] for name in names if name in wide}
+    for metric in metric_table.standard():
+        wide = side_by_side(summary, metric.name)
+        columns |= {f"{metric.title} {name}": wide[name] for name in names if name in wide}
     return pd.DataFrame(columns).rename_axis("modality").reset_index()
 
 
 def report_metrics(folder: Path) -> dict[str, float]:
     """Return a report's means as MLflow metrics: `<split>.<metric>.<predictor>.<modality>`, NaN left out."""
-    from medsam_core.reporting import ALL_MODALITIES, METRICS
+    from medsam_core import metric_table
+    from medsam_core.reporting import ALL_MODALITIES
 
     metrics = {}
     for row in pd.read_csv(folder / "summary.csv").to_dict("records"):
         modality = "mean" if row["modality"] == ALL_MODALITIES else row["modality"]
-        for metric in METRICS:
+        for metric in metric_table.names():
             if pd.notna(row[metric]):
                 metrics[f"{row['split']}.{metric}.{row['predictor']}.{modality}"] = float(row[metric])
     return metrics

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from medsam_core.case_scores import CaseIdentity, CaseScore
 from medsam_core.prompts import tight_boxes
-from medsam_core.scoring import CaseIdentity, CaseScore, score_case
+from medsam_core.scoring import score_case
 from storage.base.atomic import atomic_file, write_parquet
 from storage.releases.reader import ReleaseReader
 

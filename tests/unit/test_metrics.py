@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsam_core import metrics
+from medsam_core import surface_distances
 from medsam_core.metrics import dsc, official_nsd, surface_dice
 from medsam_core.surface_areas import contour_lengths, surfel_areas
 
@@ -64,7 +64,7 @@ def test_looking_around_and_the_distance_transform_agree(cost: int, monkeypatch:
     pred[:, 10:] = False
     spacing = (2.0, 0.5, 0.4)
     expected = surface_dice(gt, pred, spacing)
-    monkeypatch.setattr(metrics, "_TRANSFORM_COST", cost)
+    monkeypatch.setattr(surface_distances, "_TRANSFORM_COST", cost)
     assert surface_dice(gt, pred, spacing) == expected
     assert 0 < expected < 1
 

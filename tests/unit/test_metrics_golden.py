@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from medsam_core.case_scores import CaseIdentity, CaseScore
 from medsam_core.metrics import dsc, official_nsd
-from medsam_core.scoring import CaseIdentity, CaseScore, score_case
+from medsam_core.scoring import score_case
 
 GOLDEN = json.loads(
     (Path(os.environ.get("MEDSAM_GOLDEN", "tests/golden")) / "metrics_golden.json").read_text(encoding="utf-8")
@@ -66,7 +67,7 @@ def test_masks(row: dict[str, Any]) -> None:
 @pytest.mark.parametrize("row", GOLDEN["labelled"], ids=lambda row: row["name"])
 def test_labelled_cases(row: dict[str, Any]) -> None:
     score = officially(labelled(row, "gt"), labelled(row, "pred"), None)
-    assert_golden((score.dsc_official, score.nsd_official), row)
+    assert_golden((score.values["dsc_official"], score.values["nsd_official"]), row)
 
 
 @pytest.mark.skipif(REAL_DATA is None, reason="set MEDSAM_GOLDEN_DATA to the folder of real npz cases")
@@ -79,4 +80,4 @@ def test_real_cases(row: dict[str, Any]) -> None:
     for label in np.unique(gt[gt > 0]):
         pred[np.roll(gt == label, row["roll"], axis=tuple(range(gt.ndim)))] = label
     score = officially(gt, pred, spacing)
-    assert_golden((score.dsc_official, score.nsd_official), row)
+    assert_golden((score.values["dsc_official"], score.values["nsd_official"]), row)

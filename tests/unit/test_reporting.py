@@ -6,19 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from medsam_core import metric_table
+from medsam_core.case_scores import CaseIdentity, CaseScore, case_columns, label_columns
+from medsam_core.comparisons import comparison_table
 from medsam_core.reporting import (
     ALL_MODALITIES,
-    CASE_COLUMNS,
-    LABEL_COLUMNS,
-    METRICS,
     case_table,
-    comparison_table,
     label_table,
     merge_tables,
     modality_table,
     side_by_side,
 )
-from medsam_core.scoring import CaseIdentity, CaseScore, score_case
+from medsam_core.scoring import score_case
 
 NAN = float("nan")
 
@@ -44,7 +43,7 @@ def cases(predictor: str, values: dict[str, list[float]], per_group: int = 1, **
                 "nsd_official": score,
             }
             rows.append({**row, **changed})
-    return pd.DataFrame(rows, columns=list(CASE_COLUMNS))
+    return pd.DataFrame(rows, columns=list(case_columns()))
 
 
 def row_of(table: pd.DataFrame, modality: str, predictor: str | None = None) -> pd.Series:
@@ -65,17 +64,17 @@ def score(case_id: str, modality: str) -> CaseScore:
 def test_case_and_label_tables_from_scores() -> None:
     scores = [score("b", "US"), score("a", "US"), score("c", "CT")]
     table = case_table("student", scores)
-    assert tuple(table.columns) == CASE_COLUMNS
+    assert tuple(table.columns) == case_columns()
     assert table["case_id"].tolist() == ["c", "a", "b"]
     assert table["dsc"].tolist() == [0.5] * 3
     labels = label_table("student", scores)
-    assert tuple(labels.columns) == LABEL_COLUMNS
+    assert tuple(labels.columns) == label_columns()
     assert labels[["case_id", "label", "dsc"]].to_numpy().tolist()[:2] == [["c", 5, 1.0], ["c", 9, 0.0]]
 
 
 def test_no_scores_make_an_empty_table_that_still_merges_and_summarises() -> None:
     empty = case_table("student", [])
-    assert tuple(empty.columns) == CASE_COLUMNS
+    assert tuple(empty.columns) == case_columns()
     assert modality_table(empty).empty
     assert len(merge_tables([empty, case_table("student", [score("a", "CT")])])) == 1
 
@@ -188,5 +187,5 @@ def test_predictors_side_by_side() -> None:
 
 def test_every_metric_has_its_mean_bounds_and_nan_cases() -> None:
     columns = modality_table(cases("student", {"CT": [0.5]})).columns
-    for metric in METRICS:
+    for metric in metric_table.names():
         assert {metric, f"{metric}_low", f"{metric}_high", f"{metric}_nan_cases"} <= set(columns)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medsam_core.reporting import METRICS
+from medsam_core import metric_table
 from pipelines.base.json_io import JsonIOManager
 from pipelines.base.results import INLINE_PICTURE_BYTES, Link, Picture, TaskResult, ledger_file, materialised
 from pipelines.base.settings import read_settings
@@ -48,7 +48,7 @@ def case_rows() -> pd.DataFrame:
             "n_labels": 1,
             "n_nan_dsc": 0,
             "n_nan_nsd": 0,
-            **{metric: score + rng.random() / 100 for metric in METRICS},
+            **{metric: score + rng.random() / 100 for metric in metric_table.names()},
         }
         for predictor, score in (("student", 0.8), ("ellipse", 0.6))
         for modality in ("CT", "US")
