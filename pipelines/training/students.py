@@ -31,6 +31,9 @@ Log = Callable[[str], None]
 STAGE_VERSION = 1
 """Raised by hand whenever the same inputs train to another model."""
 
+WHOLE_TRAINING = ("metrics.jsonl", "epoch_*.safetensors")
+"""Files of a stage that only the whole training makes again; its weights come from the last checkpoint too."""
+
 FOLLOW_SECONDS = 15.0
 
 
@@ -179,7 +182,7 @@ def run_stage(
         return {"steps": len(points), "final": dict(points[-1][1])}
 
     try:
-        made = workspace.artefacts.make("model", made_from, build)
+        made = workspace.artefacts.make("model", made_from, build, inseparable=WHOLE_TRAINING)
     except Exception:
         tracker.close_run(run, failed=True)
         raise

@@ -1,23 +1,34 @@
 """Expensive results, each in a folder named by the fingerprint of what it was made from.
 
-What belongs here: finding, making once and reusing such folders. Not here: what any of them holds.
+What belongs here: finding, making once and reusing such folders. Not here: what any of them holds, what vouches for
+their files (`storage.base.finished`).
 
 A folder is `<root>/<kind>/<first 16 hex digits of its fingerprint>/`. It holds `made_from.json` from the start, the
-maker's files, and `done.json`, written last: without it the folder is unfinished work that its maker may resume.
+maker's files, `files.json` and `done.json`, written last: without it the folder is unfinished work that its maker may
+resume. A result whose files are no longer those that were made is never used: it is made again, as far as it has to be.
 """
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from storage.base.atomic import read_json, write_json
+from storage.base.blobs import JsonObject
 from storage.base.errors import IntegrityError
 from storage.base.fingerprints import fingerprint, require_same
+from storage.base.finished import (
+    DONE,
+    FILES,
+    MADE_FROM,
+    clear_damaged,
+    is_small,
+    read_finished,
+    write_finished,
+)
 from storage.base.locks import exclusive_lock
 
-DONE = "done.json"
-MADE_FROM = "made_from.json"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,10 +46,10 @@ class Artefact:
     kind: str
     fingerprint: str
     path: Path
-    info: dict[str, Any]
+    info: JsonObject
     reused: bool
 
-    def reference(self) -> dict[str, Any]:
+    def reference(self) -> JsonObject:
         """Return the small plain value that travels between steps: no path, so that the root may move."""
         return {"kind": self.kind, "fingerprint": self.fingerprint, "info": self.info, "reused": self.reused}
 
@@ -53,44 +64,83 @@ class Artefacts:
         """Return where an artefact of this fingerprint lies or would lie."""
         return self.root / kind / digest[:16]
 
-    def find(self, kind: str, made_from: Mapping[str, Any]) -> Artefact | None:
-        """Return the finished artefact made from exactly this, or None.
+    def find(self, kind: str, made_from: Mapping[str, object]) -> Artefact | None:
+        """Return the finished artefact made from exactly this, or None; a damaged one is named in the log.
 
         Raises:
             FingerprintMismatchError: If the folder of that name was made from something else.
         """
+        found, problem = self._look(kind, made_from)
+        if problem:
+            logger.warning("%s; it is not used", problem)
+        return found
+
+    def _look(self, kind: str, made_from: Mapping[str, object]) -> tuple[Artefact | None, str]:
+        """Return the artefact, or what is wrong with it; neither where it is not finished."""
         digest = fingerprint(made_from)
         folder = self.folder(kind, digest)
         if not (folder / DONE).is_file():
-            return None
-        remedy = f"delete {folder} and run again"
-        require_same(f"{kind} in {folder}", made_from, read_json(folder / MADE_FROM), remedy)
-        return Artefact(kind, digest, folder, read_json(folder / DONE), reused=True)
+            return None, ""
+        try:
+            origin = read_json(folder / MADE_FROM)
+        except (FileNotFoundError, IntegrityError) as error:
+            return None, f"{kind} in {folder} is damaged: {MADE_FROM}: {error}"
+        require_same(f"{kind} in {folder}", made_from, origin, f"delete {folder} and run again")
+        try:
+            return self._opened(kind, digest, reused=True), ""
+        except IntegrityError as error:
+            return None, str(error)
 
-    def get(self, reference: Mapping[str, Any]) -> Artefact:
+    def _opened(self, kind: str, digest: str, *, reused: bool) -> Artefact:
+        """Return a finished artefact; IntegrityError if it is damaged."""
+        folder = self.folder(kind, digest)
+        what = f"{kind} in {folder} is damaged"
+        try:
+            finished = read_finished(folder)
+        except IntegrityError as error:
+            raise IntegrityError(f"{what}: {error}") from error
+        problems = finished.damages(folder, is_small)
+        if problems:
+            name, problem = next(iter(problems.items()))
+            more = f", and {len(problems) - 1} files more" if len(problems) > 1 else ""
+            raise IntegrityError(f"{what}: {name}: {problem}{more}")
+        return Artefact(kind, digest, folder, finished.info, reused=reused)
+
+    def get(self, reference: JsonObject) -> Artefact:
         """Return the artefact that a step's value names.
 
         Raises:
-            IntegrityError: If its folder is gone or unfinished.
+            IntegrityError: If its folder is gone, unfinished or damaged.
         """
         kind, digest = reference["kind"], reference["fingerprint"]
         folder = self.folder(kind, digest)
+        remedy = "materialise the asset that makes it again"
         if not (folder / DONE).is_file():
-            raise IntegrityError(
-                f"expected a finished {kind} in {folder}, found none; materialise the asset that makes it again"
-            )
-        return Artefact(kind, digest, folder, read_json(folder / DONE), reused=True)
+            raise IntegrityError(f"expected a finished {kind} in {folder}, found none; {remedy}")
+        try:
+            return self._opened(kind, digest, reused=True)
+        except IntegrityError as error:
+            raise IntegrityError(f"{error}; {remedy}") from error
 
-    def make(self, kind: str, made_from: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]) -> Artefact:
-        """Return the artefact made from exactly this, building it only if it is not there.
+    def make(
+        self,
+        kind: str,
+        made_from: Mapping[str, object],
+        build: Callable[[Path], Mapping[str, object]],
+        inseparable: Sequence[str] = (),
+    ) -> Artefact:
+        """Return the artefact made from exactly this, building it only if it is not there, whole.
 
         Args:
             kind: Name of the folder level that groups artefacts of one sort.
             made_from: Plain value that determines the result completely.
-            build: Called with the folder, which may hold what a killed predecessor left; returns plain facts.
+            build: Called with the folder, which may hold what a killed predecessor left, or what is whole of a damaged
+                result; returns plain facts.
+            inseparable: Patterns of files that `build` makes only together with all others.
 
         Raises:
             BusyError: If another process is building it.
+            FingerprintMismatchError: If the folder of that name was made from something else.
         """
         found = self.find(kind, made_from)
         if found:
@@ -98,10 +148,13 @@ class Artefacts:
         digest = fingerprint(made_from)
         folder = self.folder(kind, digest)
         with exclusive_lock(folder.with_name(f"{folder.name}.lock"), what=f"{kind} {digest[:16]}"):
-            found = self.find(kind, made_from)
+            found, problem = self._look(kind, made_from)
             if found:
                 return found
+            if problem or (folder / FILES).is_file():
+                kept = clear_damaged(folder, inseparable)
+                logger.warning("%s in %s is made again; %d of its files are whole and stay", kind, folder, len(kept))
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / MADE_FROM, dict(made_from))
-            write_json(folder / DONE, dict(build(folder)))
-        return Artefact(kind, digest, folder, read_json(folder / DONE), reused=False)
+            write_finished(folder, build(folder))
+        return self._opened(kind, digest, reused=False)

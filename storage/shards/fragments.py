@@ -4,12 +4,12 @@ What belongs here: these values and their JSON. Not here: when a part counts (`s
 cache adds to them.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Generic, Self, TypeVar
 
 from storage.base.blobs import JsonObject
+from storage.base.file_records import FileRecord
 
 MANIFEST: Final = "manifest.json"
 
@@ -29,19 +29,6 @@ class ShardRecord:
     shard: int
     n_bytes: int
     sha256: str
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """The size and the SHA-256 hex digest of a blob."""
-
-    n_bytes: int
-    sha256: str
-
-    @classmethod
-    def of(cls, data: bytes) -> "FileRecord":
-        """Return the record of these bytes."""
-        return cls(len(data), hashlib.sha256(data).hexdigest())
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from storage.base.blobs import Blobs, seal
+from storage.base.file_records import FileRecord
 from storage.shards.arrays import ArrayLayout
-from storage.shards.fragments import FileRecord, Fragment
+from storage.shards.fragments import Fragment
 from storage.shards.parts import fragment_key
 
 Progress = Callable[[int, int], None]

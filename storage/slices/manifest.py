@@ -9,7 +9,8 @@ from typing import Self
 
 from storage.base.blobs import Blobs, JsonObject
 from storage.base.errors import StorageError
-from storage.shards.fragments import MANIFEST, FileRecord, Fragment, Manifest, fragments_from
+from storage.base.file_records import FileRecord
+from storage.shards.fragments import MANIFEST, Fragment, Manifest, fragments_from
 from storage.shards.parts import PartFiles
 from storage.slices.layout import PartEntry, StoreConfig, opened, rows_key
 

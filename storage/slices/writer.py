@@ -12,7 +12,7 @@ import numpy as np
 
 from storage.base.blobs import Blobs
 from storage.base.errors import StorageError
-from storage.shards.fragments import FileRecord
+from storage.base.file_records import FileRecord
 from storage.shards.writing import ShardWriter
 from storage.slices.index import SliceRow, encode_rows, slice_row
 from storage.slices.layout import (

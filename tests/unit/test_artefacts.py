@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from storage.base.artefacts import DONE, MADE_FROM, Artefacts
+from storage.base.artefacts import Artefacts
 from storage.base.errors import BusyError, FingerprintMismatchError, IntegrityError
 from storage.base.fingerprints import fingerprint
+from storage.base.finished import DONE, MADE_FROM
 from storage.base.locks import exclusive_lock
 
 MADE_OF = {"release": "abc", "settings": {"epochs": 2, "sizes": [1, 2]}}

@@ -1,0 +1,62 @@
+"""Sizes and hashes of files. What belongs here: taking them and comparing with them. Not here: whose files they are."""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.base.fingerprints import file_hash
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """The size and the SHA-256 hex digest of a file or blob."""
+
+    n_bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, data: bytes) -> "FileRecord":
+        """Return the record of these bytes."""
+        return cls(len(data), hashlib.sha256(data).hexdigest())
+
+    @classmethod
+    def of_file(cls, path: Path) -> "FileRecord":
+        """Return the record of a file."""
+        return cls(path.stat().st_size, file_hash(path))
+
+
+def sizes_below(folder: Path, prefix: str = "") -> dict[str, int]:
+    """Return path below the folder -> bytes of every file."""
+    found: dict[str, int] = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = f"{prefix}{entry.name}"
+            if entry.is_dir():
+                found |= sizes_below(Path(entry.path), f"{name}/")
+            else:
+                found[name] = entry.stat().st_size
+    return found
+
+
+def differing_files(
+    folder: Path, records: Mapping[str, FileRecord], hashed: Callable[[str, FileRecord], bool]
+) -> dict[str, str]:
+    """Return path below the folder -> problem of the files that are not as they were recorded.
+
+    Args:
+        folder: The folder.
+        records: Its files by path.
+        hashed: Whether a file's hash is compared, besides its size.
+    """
+    sizes, problems = sizes_below(folder), {}
+    for name, record in records.items():
+        found = sizes.get(name)
+        if found is None:
+            problems[name] = f"expected {record.n_bytes} bytes, found no file"
+        elif found != record.n_bytes:
+            problems[name] = f"expected {record.n_bytes} bytes, found {found}"
+        elif hashed(name, record) and (digest := file_hash(folder / name)) != record.sha256:
+            problems[name] = f"expected sha256 {record.sha256[:16]}, found {digest[:16]}"
+    return problems

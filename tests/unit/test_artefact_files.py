@@ -1,0 +1,185 @@
+"""What vouches for an artefact's files: nothing damaged is used, and what is made again is what was lost."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage.base.artefacts import Artefact, Artefacts
+from storage.base.errors import IntegrityError
+from storage.base.finished import DONE, FILES, MADE_FROM, SMALL_BYTES
+from tests.unit.store_helpers import files_below
+
+MADE_OF = {"plan": "p"}
+LARGE = bytes(range(256)) * (SMALL_BYTES // 256 + 1)
+
+
+class Maker:
+    """Writes files of every kind, each unless it is there, and remembers which it wrote."""
+
+    def __init__(self) -> None:
+        self.wrote: list[str] = []
+
+    def __call__(self, folder: Path) -> dict[str, int]:
+        contents = {
+            "table.csv": b"a,b\n1,2\n",
+            "weights": LARGE,
+            "empty": b"",
+            "segs/one/a.npz": b"mask",
+            "b.log": b"x",
+        }
+        self.wrote = [name for name in contents if not (folder / name).is_file()]
+        for name in self.wrote:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(contents[name])
+        return {"files": len(contents)}
+
+
+def make(root: Path, maker: Maker, *inseparable: str) -> Artefact:
+    return Artefacts(root).make("report", MADE_OF, maker, inseparable)
+
+
+def shortened(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+HARMS = [Path.unlink, shortened, emptied, flipped]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("name", ["table.csv", "weights", "segs/one/a.npz", DONE, FILES])
+def test_what_is_damaged_is_never_used_and_is_made_again_alone(
+    tmp_path: Path, name: str, harm: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Large files, and those in folders, are only measured when reused: a bit of theirs is for `medsam verify`."""
+    maker = Maker()
+    made = make(tmp_path, maker)
+    good = files_below(made.path)
+    assert set(good) == {*maker.wrote, DONE, FILES, MADE_FROM}
+    harm(made.path / name)
+    measured = harm is flipped and name in ("weights", "segs/one/a.npz")
+    if not measured:
+        with pytest.raises(IntegrityError, match="materialise the asset that makes it again"):
+            Artefacts(tmp_path).get(made.reference())
+    with caplog.at_level(logging.WARNING):
+        again = make(tmp_path, maker)
+    if measured:
+        assert (again.reused, caplog.text) == (True, "")
+        return
+    assert (again.reused, again.info) == (False, made.info)
+    assert files_below(made.path) == good
+    if name == FILES:
+        assert len(maker.wrote) == 5, "nothing vouched for the others any more"
+    else:
+        assert maker.wrote == [name] * (name != DONE), "what was whole stays"
+    if (name, harm) != (DONE, Path.unlink):
+        assert Path(name).name in caplog.text
+    assert make(tmp_path, maker).reused
+
+
+def test_whatever_else_is_damaged_goes_too_when_something_is_made_again(tmp_path: Path) -> None:
+    maker = Maker()
+    made = make(tmp_path, maker)
+    good = files_below(made.path)
+    flipped(made.path / "weights")
+    (made.path / "table.csv").unlink()
+    make(tmp_path, maker)
+    assert maker.wrote == ["table.csv", "weights"]
+    assert files_below(made.path) == good
+
+
+@pytest.mark.parametrize(("name", "n_made"), [("weights", 5), ("table.csv", 1)])
+def test_files_that_are_made_only_together_are_made_again_together(tmp_path: Path, name: str, n_made: int) -> None:
+    maker = Maker()
+    made = make(tmp_path, maker, "weigh*")
+    emptied(made.path / name)
+    make(tmp_path, maker, "weigh*")
+    assert len(maker.wrote) == n_made
+
+
+def test_200_flipped_bytes_in_small_files_are_each_found(tmp_path: Path) -> None:
+    made = make(tmp_path, Maker())
+    good = files_below(made.path)
+    names = [name for name in good if 0 < len(good[name]) <= SMALL_BYTES and "/" not in name and name != MADE_FROM]
+    assert len(names) == 4
+    rng = np.random.default_rng(5)
+    for number in range(200):
+        name = names[number % len(names)]
+        data = bytearray(good[name])
+        data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+        (made.path / name).write_bytes(data)
+        with pytest.raises(IntegrityError, match="damaged"):
+            Artefacts(tmp_path).get(made.reference())
+        (made.path / name).write_bytes(good[name])
+    assert Artefacts(tmp_path).get(made.reference()).reused
+
+
+@pytest.mark.parametrize("text", [None, "{torn", ""])
+def test_an_artefact_without_a_readable_origin_is_made_again(tmp_path: Path, text: str | None) -> None:
+    maker = Maker()
+    path = make(tmp_path, maker).path / MADE_FROM
+    path.unlink() if text is None else path.write_text(text)
+    assert not make(tmp_path, maker).reused
+    assert maker.wrote == []
+    assert json.loads(path.read_text()) == MADE_OF
+
+
+def test_a_maker_killed_while_mending_leaves_unfinished_work(tmp_path: Path) -> None:
+    maker = Maker()
+    made = make(tmp_path, maker)
+    good = files_below(made.path)
+    emptied(made.path / "table.csv")
+
+    def killed(folder: Path) -> dict[str, int]:
+        assert not (folder / "table.csv").exists()
+        assert not (folder / DONE).exists()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Artefacts(tmp_path).make("report", MADE_OF, killed)
+    assert Artefacts(tmp_path).find("report", MADE_OF) is None
+    make(tmp_path, maker)
+    assert maker.wrote == ["table.csv"]
+    assert files_below(made.path) == good
+
+
+def test_files_that_come_and_go_are_not_vouched_for(tmp_path: Path) -> None:
+    maker = Maker()
+
+    def build(folder: Path) -> dict[str, int]:
+        (folder / "trainer.lock").write_text("17")
+        (folder / "x.1.partial").write_text("left")
+        return maker(folder)
+
+    artefacts = Artefacts(tmp_path)
+    made = artefacts.make("model", MADE_OF, build)
+    (made.path / "trainer.lock").write_text("another process")
+    (made.path / "x.1.partial").unlink()
+    (made.path / "notes.txt").write_text("somebody's")
+    assert artefacts.make("model", MADE_OF, build).reused
+
+
+def test_an_artefact_of_an_earlier_version_is_reused_as_it_is(tmp_path: Path) -> None:
+    """Its `done.json` is the maker's facts alone."""
+    maker = Maker()
+    made = make(tmp_path, maker)
+    (made.path / FILES).unlink()
+    for facts in ({"score": 0.5}, {}, {"info": {}, "files": 3}):
+        (made.path / DONE).write_text(json.dumps(facts))
+        found = make(tmp_path, maker)
+        assert (found.reused, found.info) == (True, facts)
+        assert Artefacts(tmp_path).get(made.reference()).info == facts
+    assert not (made.path / FILES).exists(), "nobody vouches for what was not looked at"
