@@ -18,7 +18,8 @@ from storage.answers.cache_plan import ArraySpec, CacheSpec, plan_cache_parts
 from storage.answers.cache_writer import publish, write_part
 from storage.answers.teacher_cache import TeacherCache
 from storage.base.blobs import LocalBlobs
-from storage.sources.npz_source import SourceConfig, read_case
+from storage.sources.npz_source import read_case
+from storage.sources.source import SourceConfig
 from tests.golden_weights import golden_state
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from medsam_core.config import Config, Positive, StageConfig, StudentConfig, TeacherConfig
 from storage.base.modalities import MODALITIES
+from storage.sources.kinds import source_kinds
 
 PROFILE_FOLDER = Path(__file__).parents[1] / "profiles"
 
@@ -25,11 +26,17 @@ class ProfileError(ValueError):
     """A profile cannot be read; the message lists every problem at once."""
 
 
+def _known_kind(kind: str) -> str:
+    if kind not in source_kinds():
+        raise ValueError(f"expected one of {', '.join(source_kinds())}")
+    return kind
+
+
 class SourceSettings(Config):
     """Where samples come from and how their files are to be read."""
 
-    kind: Literal["synthetic", "folder"] = "folder"
-    """`synthetic`: the project makes its own; `folder`: the npz files below `MEDSAM_DATA`."""
+    kind: Annotated[str, AfterValidator(_known_kind)] = "folder"
+    """`synthetic`: the project makes its own; `folder`: the npz files below `MEDSAM_DATA`; else a registered kind."""
     spacing_order: Literal["zyx", "xyz"] = "zyx"
     """Order of `spacing` in the files; the challenge's converter writes xyz, so it is stated, never guessed."""
     max_case_bytes: Positive = 8 * 2**30

@@ -12,13 +12,15 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipelines.base.settings import InputError, Settings
-from pipelines.ingest.tasks import source_config
+from pipelines.ingest.tasks import source_at
 from pipelines.training.seen_cases import read_seen
 from storage.base.atomic import read_json, write_json
 from storage.base.errors import BadSampleError
 from storage.base.fingerprints import file_hash, fingerprint, require_same
-from storage.sources import raw_manifest
-from storage.sources.npz_source import NpzCase, SourceConfig, read_case
+from storage.sources.case import Case
+from storage.sources.manifest_table import rejected
+from storage.sources.raw_manifest import scan
+from storage.sources.source import Source, Use
 
 if TYPE_CHECKING:
     from medsam_core.models.segmenter import Segmenter
@@ -59,8 +61,8 @@ def _load(file: Path) -> "Segmenter":
 def _accepted(data: Path, settings: Settings, groups_csv: Path | None, log: Log) -> pd.DataFrame:
     if not data.is_dir():
         raise NotADirectoryError(f"expected a folder of npz files, found no folder {data}")
-    table = raw_manifest.scan(data, source_config(settings.profile), groups_csv, None, None)
-    for row in raw_manifest.rejected(table).to_dict("records"):
+    table = scan(source_at(data, settings.profile), groups_csv).table
+    for row in rejected(table).to_dict("records"):
         log(f"rejected {row['case_id']}: {row['reason_code']}: {row['reason']}")
     return table[table["status"] == "accepted"]
 
@@ -103,13 +105,12 @@ def predict_folder(settings: Settings, model: str, source: Path, output: Path, l
     return failures
 
 
-def _case_to_predict(file: Path, settings: Settings) -> tuple[NpzCase, npt.NDArray[np.int64]]:
+def _case_to_predict(file: Path, settings: Settings) -> tuple[Case, npt.NDArray[np.int64]]:
     """Read a case and its boxes, half-open in x and y and cut to the image."""
     from medsam_core.contract import checked_boxes
     from medsam_core.prompts import inclusive_to_half_open
-    from storage.base.modalities import modality_of
 
-    case = read_case(file, file.stem, modality_of(file.stem) or "", source_config(settings.profile))
+    case = source_at(file.parent, settings.profile).read(file.stem, Use.BOXES)
     if case.boxes is None:
         raise BadSampleError("boxes_shape", f"{file.name}: expected `boxes`, found none; add one row per object")
     shape = case.imgs.shape if case.is_3d else case.imgs.shape[:2]
@@ -119,16 +120,13 @@ def _case_to_predict(file: Path, settings: Settings) -> tuple[NpzCase, npt.NDArr
         raise BadSampleError("boxes_shape", f"{file.name}: {error}") from error
 
 
-def cases_of_folder(
-    data: Path, table: pd.DataFrame, config: SourceConfig, seen: dict[str, str]
-) -> Iterator["EvaluationCase"]:
-    """Yield the accepted cases of a folder that have ground truth, in the order of their ids."""
+def cases_of_folder(source: Source, table: pd.DataFrame, seen: dict[str, str]) -> Iterator["EvaluationCase"]:
+    """Yield the accepted cases of a source that have ground truth, in the order of their ids."""
     from medsam_core.case_scores import CaseIdentity
     from pipelines.evaluation.scoring import EvaluationCase
 
     for row in table.sort_values(["modality", "case_id"]).to_dict("records"):
-        path = data / f"{row['case_id']}.npz"
-        case = read_case(path, path.stem, str(row["modality"]), config)
+        case = source.read(str(row["case_id"]))
         if case.gts is None:
             continue
         yield EvaluationCase(
@@ -191,9 +189,8 @@ def evaluate_folder(
     table = _accepted(data, settings, groups_csv, log)
     _claim(output, file, table, settings)
     predictors = {"student": predictor(_load(file)), **box_predictors()}
-    rows, _ = predict_and_score(
-        cases_of_folder(data, table, source_config(settings.profile), seen), predictors, output, log
-    )
+    cases = cases_of_folder(source_at(data, settings.profile), table, seen)
+    rows, _ = predict_and_score(cases, predictors, output, log)
     if rows.empty:
         raise FileNotFoundError(f"--data: expected npz files with gts below {data}, found none")
     marked = rows.loc[~rows["split"].isin(HEADLINE), "case_id"].nunique()

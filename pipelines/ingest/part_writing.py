@@ -7,37 +7,17 @@ which parts a step gets (`pipelines.ingest.tasks`).
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from medsam_core.training.parent_watch import require_parent
 from storage.base.blobs import Blobs
 from storage.slices.layout import PartPlan, PlannedCase
 from storage.slices.manifest import SliceFragment
-from storage.slices.writer import write_part
-from storage.sources.npz_source import CASE_COPIES, NpzCase, SourceConfig, read_case
+from storage.slices.writer import LoadCase, write_part
+from storage.sources.source import CASE_COPIES
 
 POOL_BYTES: Final = 128 * 2**20
 """Array bytes below which one process is done sooner than others have started."""
-
-
-@dataclass(frozen=True)
-class NpzFolder:
-    """Loads the cases of one modality from a folder; may be pickled."""
-
-    folder: Path
-    modality: str
-    config: SourceConfig
-
-    def __call__(self, case_id: str) -> NpzCase:
-        """Return a case.
-
-        Raises:
-            BadSampleError: If its file has become unusable.
-        """
-        path = self.folder / f"{case_id}.npz"
-        return read_case(path, path.stem, self.modality, self.config)
 
 
 def case_bytes(case: PlannedCase) -> int:
@@ -62,7 +42,7 @@ def process_count(parts: Sequence[PartPlan], workers: int, memory_bytes: int) ->
     return max(1, min(workers, len(parts), room))
 
 
-def write_parts(root: Blobs, parts: Sequence[PartPlan], load: NpzFolder, processes: int) -> Iterator[SliceFragment]:
+def write_parts(root: Blobs, parts: Sequence[PartPlan], load: LoadCase, processes: int) -> Iterator[SliceFragment]:
     """Write parts and yield each one's fragment as it is committed.
 
     After an error no further part is begun; those at work are finished, and count.
@@ -70,7 +50,7 @@ def write_parts(root: Blobs, parts: Sequence[PartPlan], load: NpzFolder, process
     Args:
         root: Place of all stores.
         parts: Parts of the recorded plan.
-        load: Loads a case.
+        load: Loads a case, such as a source's `read`; may be pickled.
         processes: How many write; 1 means this one.
 
     Raises:

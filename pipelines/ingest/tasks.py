@@ -14,7 +14,7 @@ from pipelines.base import pictures
 from pipelines.base.profile import Profile
 from pipelines.base.results import Picture, TaskResult
 from pipelines.base.workspace import Workspace
-from pipelines.ingest.part_writing import NpzFolder, process_count, write_parts
+from pipelines.ingest.part_writing import process_count, write_parts
 from storage.base.atomic import read_json, write_parquet
 from storage.base.modalities import MODALITIES
 from storage.releases.columns import SliceColumns
@@ -22,18 +22,21 @@ from storage.releases.reader import ReleaseReader
 from storage.slices import index as slice_index
 from storage.slices import layout, publishing, store_plan
 from storage.slices import writer as slice_writer
-from storage.sources import raw_manifest
-from storage.sources.npz_source import SourceConfig
+from storage.sources.kinds import open_source
+from storage.sources.manifest_table import counts_by_modality, manifest_fingerprint, rejected
+from storage.sources.raw_manifest import ReadLimits, scan
+from storage.sources.source import Source, SourceConfig
 
 Log = Callable[[str], None]
 
 _ONE_OF_EACH = "one_of_each.png"
 
 
-def source_config(profile: Profile) -> SourceConfig:
-    """Return how a profile's files are to be read."""
-    source = profile.source
-    return SourceConfig(spacing_order=source.spacing_order, max_case_bytes=source.max_case_bytes)
+def source_at(root: Path, profile: Profile) -> Source:
+    """Return a place as a source that is read as a profile says."""
+    settings = profile.source
+    config = SourceConfig(spacing_order=settings.spacing_order, max_case_bytes=settings.max_case_bytes)
+    return open_source(settings.kind, root, config)
 
 
 def make_sample(workspace: Workspace, log: Log) -> int:
@@ -70,32 +73,30 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult:
         if done == total or done % 1000 == 0:
             log(f"scanned {done} of {total} files")
 
-    table = raw_manifest.scan(
-        data,
-        source_config(workspace.profile),
+    table = scan(
+        source_at(data, workspace.profile),
         workspace.settings.groups_csv,
         previous,
-        progress,
-        workers=workspace.settings.workers,
-        memory_bytes=workspace.settings.memory_bytes,
+        limits=ReadLimits(workspace.settings.workers, workspace.settings.memory_bytes),
         withdrawn=read_json(workspace.withdrawn_file) if workspace.withdrawn_file.is_file() else (),
+        progress=progress,
         checkpoint=lambda partial: write_parquet(workspace.scan_file, partial),
-    )
+    ).table
     write_parquet(workspace.scan_file, table)
-    logical = raw_manifest.manifest_fingerprint(table)
+    logical = manifest_fingerprint(table)
 
     def build(folder: Path) -> dict[str, Any]:
         write_parquet(folder / "manifest.parquet", table)
-        raw_manifest.rejected(table).to_csv(folder / "rejected.csv", index=False)
+        rejected(table).to_csv(folder / "rejected.csv", index=False)
         accepted = int((table["status"] == "accepted").sum())
         return {"found": len(table), "accepted": accepted, "rejected": len(table) - accepted}
 
     made = workspace.artefacts.make("manifest", {"files": logical}, build)
-    refused = raw_manifest.rejected(table)
+    refused = rejected(table)
     log(f"{made.info['found']} files: {made.info['accepted']} accepted, {made.info['rejected']} rejected")
     notes = {
         **made.info,
-        "by modality": raw_manifest.counts_by_modality(table),
+        "by modality": counts_by_modality(table),
         "rejections": refused.head(200) if len(refused) else "none",
         "all rejections": made.path / "rejected.csv",
     }
@@ -133,10 +134,10 @@ def plan_store(workspace: Workspace, modality: str, manifest: dict[str, Any]) ->
 
 def write_store_parts(workspace: Workspace, modality: str, part_ids: Sequence[str], log: Log) -> dict[str, Any]:
     """Write some parts of one modality's store; each is published whole or not at all."""
-    load = NpzFolder(workspace.settings.data, modality, source_config(workspace.profile))
+    source = source_at(workspace.settings.data, workspace.profile)
     parts = layout.load_plan(workspace.stores, modality, set(part_ids))
     processes = process_count(parts, workspace.settings.workers, workspace.settings.memory_bytes)
-    for done, fragment in enumerate(write_parts(workspace.stores, parts, load, processes), start=1):
+    for done, fragment in enumerate(write_parts(workspace.stores, parts, source.read, processes), start=1):
         counts = f"{fragment.n_cases} cases, {fragment.n_slices} slices"
         log(f"{modality} {fragment.part_id}: {counts}; {done} of {len(parts)} parts of this step")
     return {"made": list(part_ids)}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Room:
+class MemoryBudget:
     """Bytes that threads hold together; who wants more than is left waits, unless nobody holds any."""
 
     def __init__(self, n_bytes: int) -> None:
@@ -19,7 +19,7 @@ class Room:
 
     @contextmanager
     def taken(self, n_bytes: int) -> Iterator[None]:
-        """Hold bytes for the block, once there is room for them."""
+        """Hold bytes for the block, once enough is left."""
         with self._changed:
             self._changed.wait_for(lambda: self._held == 0 or self._held + n_bytes <= self._limit)
             self._held += n_bytes

@@ -21,7 +21,7 @@ from storage.shards.parts import fragment_key
 from storage.slices.label_statistics import label_statistics
 from storage.slices.layout import GT_ARRAYS, rows_key
 from storage.slices.manifest import load_manifest
-from storage.sources.npz_source import NpzCase
+from storage.sources.case import Case
 
 PART_SCHEMA: Final = pa.schema(
     [
@@ -62,7 +62,7 @@ INDEX_COLUMNS: Final = [*_NAMES[:3], "dataset", "group", *_NAMES[3:]]
 """Columns of the slice index, in order."""
 
 
-def slice_row(case: NpzCase, z: int, img_offset: int, gt_offset: int) -> SliceRow:
+def slice_row(case: Case, z: int, img_offset: int, gt_offset: int) -> SliceRow:
     """Return the part row of one slice, less what names its case and part.
 
     Args:

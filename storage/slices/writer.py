@@ -26,9 +26,9 @@ from storage.slices.layout import (
     rows_key,
 )
 from storage.slices.manifest import SliceFragment, slice_parts
-from storage.sources.npz_source import NpzCase
+from storage.sources.case import Case
 
-LoadCase = Callable[[str], NpzCase]
+LoadCase = Callable[[str], Case]
 PartT = TypeVar("PartT", bound=PartEntry)
 
 
@@ -102,7 +102,7 @@ def _written(group: Blobs, plan: PartPlan, config: StoreConfig, load_case: LoadC
     )
 
 
-def _checked(case: NpzCase, planned: PlannedCase) -> NpzCase:
+def _checked(case: Case, planned: PlannedCase) -> Case:
     if case.content_hash != planned.content_hash:
         raise StorageError(
             f"{planned.case_id}: expected content {planned.content_hash[:16]}, found {case.content_hash[:16]}; "
@@ -111,9 +111,7 @@ def _checked(case: NpzCase, planned: PlannedCase) -> NpzCase:
     return case
 
 
-def _write_case(
-    case: NpzCase, planned: PlannedCase, part: PartEntry, writers: dict[str, ShardWriter]
-) -> list[SliceRow]:
+def _write_case(case: Case, planned: PlannedCase, part: PartEntry, writers: dict[str, ShardWriter]) -> list[SliceRow]:
     gt_array = "" if case.gts is None else GT_ARRAYS[case.gts.dtype.name]
     named = {"modality": part.modality, "case_id": planned.case_id, "part_id": part.part_id}
     rows = []

@@ -13,18 +13,18 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NoReturn
+from typing import BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
 from isal import isal_zlib
 
-from storage.base.errors import BadSampleError
+from storage.sources.source import reject
 
 _PIECE_BYTES: Final = 1 << 20
 """Most bytes of a file, and of what they inflate to, that are held beside the array they belong to."""
@@ -45,13 +45,17 @@ _MAX_HEADER_BYTES: Final = 1 << 16
 """A header is read no further than this, whatever length it states; numpy refuses those of more than 10,000 bytes."""
 
 
+DAMAGES: Final = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, OverflowError, UnicodeDecodeError)
+"""What reading a damaged archive raises; `open_archive` turns it into a reason code."""
+
+
 @dataclass(frozen=True, eq=False)
 class Header:
     """What an npy member promises."""
 
     shape: tuple[int, ...]
     fortran_order: bool
-    dtype: np.dtype[Any]
+    dtype: np.dtype[np.generic]
     offset: int
     """Bytes of the member before its payload."""
     member: "_Member"
@@ -61,15 +65,6 @@ class Header:
     def n_bytes(self) -> int:
         """Bytes of the payload."""
         return math.prod(self.shape) * self.dtype.itemsize
-
-
-def reject(code: str, message: str) -> NoReturn:
-    """Give up on a file.
-
-    Raises:
-        BadSampleError: Always; without the cause, whose traceback would name this machine's paths.
-    """
-    raise BadSampleError(code, message) from None
 
 
 class _Member:
@@ -154,7 +149,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
     try:
         with path.open("rb") as file, _opened(file) as archive:
             yield Archive(file.fileno(), archive.NameToInfo)
-    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, OverflowError, UnicodeDecodeError) as error:
+    except DAMAGES as error:
         reject("truncated", f"expected an undamaged archive, found: {error}; fetch the file again")
     except (OSError, NotImplementedError, RuntimeError) as error:
         found = getattr(error, "strerror", None) or str(error)
@@ -173,36 +168,48 @@ def _opened(file: BinaryIO) -> zipfile.ZipFile:
         raise
 
 
-def read_headers(archive: Archive, names: Iterable[str], max_bytes: int) -> dict[str, Header]:
-    """Return the checked header of each named array that the archive holds, in the order of `names`.
+def read_header(archive: Archive, name: str) -> Header | None:
+    """Return the checked header of an array; None if the archive does not hold it.
 
     Args:
         archive: The open archive.
-        names: Array names, without `.npy`.
-        max_bytes: Most payload bytes that these arrays may promise together.
+        name: The array's name, without `.npy`.
 
     Raises:
-        BadSampleError: `not_npz`, `unreadable`, `pickled`, `too_large` or `truncated`.
+        BadSampleError: `not_npz`, `unreadable` or `pickled`.
     """
     if not any(member.endswith(".npy") for member in archive.members):
         found = sorted(archive.members)[:9]
         reject("not_npz", f"expected npy members, found {found}; convert or remove the file")
-    headers = {name: _read_header(archive, name) for name in names if f"{name}.npy" in archive.members}
-    promised = sum(header.n_bytes for header in headers.values())
+    return _read_header(archive, name) if f"{name}.npy" in archive.members else None
+
+
+def require_sizes(headers: Sequence[Header], max_bytes: int) -> None:
+    """Compare what headers promise with a limit, and with what their members hold.
+
+    Args:
+        headers: The headers.
+        max_bytes: Most payload bytes that these arrays may promise together.
+
+    Raises:
+        BadSampleError: `too_large` or `truncated`.
+    """
+    promised = sum(header.n_bytes for header in headers)
     if promised > max_bytes:
         reject(
             "too_large",
             f"expected at most {max_bytes} array bytes, found headers that promise {promised}; "
             "raise the source's max_case_bytes or split the case",
         )
-    for name, header in headers.items():
-        held = header.member.info.file_size - header.offset
+    for header in headers:
+        info = header.member.info
+        held = info.file_size - header.offset
         if held != header.n_bytes:
+            name = info.filename.removesuffix(".npy")
             reject(
                 "truncated",
                 f"{name}: expected {header.n_bytes} bytes for shape {header.shape}, found {held}; fetch the file again",
             )
-    return headers
 
 
 def _read_header(archive: Archive, name: str) -> Header:
@@ -237,7 +244,7 @@ def _read_header(archive: Archive, name: str) -> Header:
 
 
 @lru_cache(maxsize=1024)
-def _parsed(version: tuple[int, int], data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _parsed(version: tuple[int, int], data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
     """Return shape, order and type that a header states; data sets repeat a few headers over and over.
 
     Args:
@@ -248,7 +255,7 @@ def _parsed(version: tuple[int, int], data: bytes) -> tuple[tuple[int, ...], boo
     return shape, fortran_order, dtype
 
 
-def read_array(name: str, header: Header) -> npt.NDArray[Any]:
+def read_array(name: str, header: Header) -> npt.NDArray[np.generic]:
     """Inflate what follows a header into a C-ordered array in the machine's byte order; its CRC-32 is verified.
 
     A member that holds more than its header promises is stopped there. To be called once, within `open_archive`.

@@ -1,66 +1,136 @@
 """Finding the npz files below a folder, millions of them, as columns.
 
-What belongs here: walking folders and reading sizes and clocks. Not here: opening a file, or what its name means.
+What belongs here: walking folders, reading sizes and clocks, saying what is not taken and why. Not here: opening a
+file, or what its name means.
 """
 
 import os
 from array import array
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from itertools import product
 from pathlib import Path
 from typing import Final
 
 import pandas as pd
 
 from storage.base.errors import StorageError
+from storage.sources.source import Listing
 
 ENDING: Final = ".npz"
+ENDINGS: Final = tuple("." + "".join(letters) for letters in product("nN", "pP", "zZ"))
+"""Every spelling of the ending, the usual one first; where files differ in it alone, the first of these is taken."""
+
+_EXAMPLES: Final = 100
+"""Paths that are named for each reason of skipping."""
 
 
-def list_files(root: Path) -> pd.DataFrame:
-    """List every npz file below a folder: case_id, n_bytes, mtime_ns, ctime_ns, sorted by case id.
+class _Found:
+    """What a walk has found so far."""
+
+    def __init__(self) -> None:
+        self.case_ids: list[str] = []
+        self.numbers = array("q")
+        self.oddly_ended: dict[str, tuple[str, os.stat_result]] = {}
+        """Case id -> ending and stat."""
+        self.counts: Counter[str] = Counter()
+        self.examples: defaultdict[str, list[str]] = defaultdict(list)
+
+    def take(self, case_id: str, stat: os.stat_result) -> None:
+        self.case_ids.append(case_id)
+        self.numbers.extend((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+
+    def take_oddly_ended(self, case_id: str, ending: str, stat: os.stat_result) -> None:
+        kept = self.oddly_ended.setdefault(case_id, (ending, stat))
+        if kept[0] != ending:
+            first, second = sorted((kept, (ending, stat)), key=lambda item: ENDINGS.index(item[0]))
+            self.oddly_ended[case_id] = first
+            self.skip(case_id + second[0], _TWIN)
+
+    def skip(self, path: str, reason: str) -> None:
+        self.counts[reason] += 1
+        if len(self.examples[reason]) < _EXAMPLES:
+            self.examples[reason].append(path)
+
+
+_TWIN: Final = "its name differs from a file that is taken in the ending's case alone"
+_HIDDEN: Final = "hidden file, as systems and editors leave them"
+_SPECIAL: Final = "no ordinary file"
+
+
+def list_files(root: Path) -> Listing:
+    """List every npz file below a folder; its ending may be in upper case, hidden files are skipped.
+
+    A folder below it that cannot be listed is skipped and named, and so is a file that cannot be looked at.
 
     Raises:
-        StorageError: If a folder cannot be listed.
+        StorageError: If the folder itself cannot be listed.
     """
-    case_ids: list[str] = []
-    numbers = array("q")
-    try:
-        for relative, found in _walk(str(root)):
-            case_ids.append(relative)
-            numbers.extend((found.st_size, found.st_mtime_ns, found.st_ctime_ns))
-    except OSError as error:
-        found_instead = f"{error.strerror}; correct the path or its access rights"
-        raise StorageError(f"{error.filename}: expected a readable folder, found: {found_instead}") from error
-    columns = {name: numbers[start::3] for start, name in enumerate(("n_bytes", "mtime_ns", "ctime_ns"))}
-    table = pd.DataFrame({"case_id": pd.Series(case_ids, dtype="str"), **columns})
-    return table.sort_values("case_id", ignore_index=True)
-
-
-def _walk(root: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield (case id, stat) of each file, in no particular order; a folder reached twice is listed once."""
-    pending = [("", root)]
-    visited: set[tuple[int, int]] = set()
+    found = _Found()
+    pending, visited = [("", str(root))], set[tuple[int, int]]()
     while pending:
         prefix, folder = pending.pop()
-        identity = os.stat(folder)  # noqa: PTH116 - a str, as scandir gives it: no Path per folder
-        if (identity.st_dev, identity.st_ino) in visited:
-            continue
-        visited.add((identity.st_dev, identity.st_ino))
-        with os.scandir(folder) as entries:
-            for entry in entries:
+        try:
+            pending += _list_folder(prefix, folder, visited, found)
+        except OSError as error:
+            if not prefix:
+                remedy = "correct the path or its access rights"
+                raise StorageError(f"{folder}: expected a readable folder, found: {error.strerror}; {remedy}") from None
+            found.skip(prefix, f"folder that cannot be listed: {error.strerror}")
+    ordinary = set(found.case_ids) if found.oddly_ended else set()
+    for case_id, (ending, stat) in found.oddly_ended.items():
+        if case_id in ordinary:
+            found.skip(case_id + ending, _TWIN)
+        else:
+            found.take(case_id, stat)
+    return _listing(found)
+
+
+def _listing(found: _Found) -> Listing:
+    columns = {name: found.numbers[start::3] for start, name in enumerate(("n_bytes", "mtime_ns", "ctime_ns"))}
+    files = pd.DataFrame({"case_id": pd.Series(found.case_ids, dtype="str"), **columns})
+    rows = [(reason, count, ", ".join(sorted(found.examples[reason]))) for reason, count in found.counts.items()]
+    skipped = pd.DataFrame(rows, columns=["reason", "count", "examples"]).sort_values("reason", ignore_index=True)
+    return Listing(files.sort_values("case_id", ignore_index=True), skipped)
+
+
+def _list_folder(prefix: str, folder: str, visited: set[tuple[int, int]], found: _Found) -> list[tuple[str, str]]:
+    """Take the files of one folder, in no particular order; return its folders. One reached twice is listed once."""
+    identity = os.stat(folder)  # noqa: PTH116 - a str, as scandir gives it: no Path per folder
+    if (identity.st_dev, identity.st_ino) in visited:
+        return []
+    visited.add((identity.st_dev, identity.st_ino))
+    folders = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
                 if entry.is_dir():
-                    pending.append((f"{prefix}{entry.name}/", entry.path))
-                elif entry.name.endswith(ENDING) and (found := _stat(entry)):
-                    # a name that is not UTF-8 is escaped: parquet cannot hold it, and the file is then unreadable
-                    name = f"{prefix}{entry.name.removesuffix(ENDING)}"
-                    yield name.encode("utf-8", "backslashreplace").decode(), found
+                    folders.append((f"{_escaped(prefix + entry.name)}/", entry.path))
+                else:
+                    _take_file(prefix, entry, found)
+            except OSError as error:
+                found.skip(_escaped(prefix + entry.name), f"cannot be looked at: {error.strerror}")
+    return folders
 
 
-def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """Return a file's or broken link's stat; None for pipes and devices, and for a file that has just gone."""
-    try:
-        if entry.is_file():
-            return entry.stat()
-        return entry.stat(follow_symlinks=False) if entry.is_symlink() else None
-    except FileNotFoundError:
-        return None
+def _take_file(prefix: str, entry: os.DirEntry[str], found: _Found) -> None:
+    path = _escaped(prefix + entry.name)
+    stem, ending = os.path.splitext(path)  # noqa: PTH122 - a str, as scandir gives it: no Path per file
+    if ending.lower() != ENDING:
+        # Numbers behind a dot are no endings, and each would be a reason of its own.
+        found.skip(path, f"no npz file: *{ending}" if ending[1:].isalpha() else "no npz file")
+    elif entry.name.startswith("."):
+        found.skip(path, _HIDDEN)
+    elif not entry.is_file() and not entry.is_symlink():
+        found.skip(path, _SPECIAL)
+    else:
+        # A link without its file is listed: it is then unreadable, and rejected.
+        stat = entry.stat(follow_symlinks=entry.is_file())
+        if ending == ENDING:
+            found.take(stem, stat)
+        else:
+            found.take_oddly_ended(stem, ending, stat)
+
+
+def _escaped(name: str) -> str:
+    """Return a name that parquet can hold; a file whose name is not UTF-8 is then unreadable, and rejected."""
+    return name.encode("utf-8", "backslashreplace").decode()

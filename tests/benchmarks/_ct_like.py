@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from storage.base.fingerprints import array_hash
-from storage.sources.npz_source import NpzCase
+from storage.sources.case import Case
 
 SIZE = 512
 
@@ -38,7 +38,7 @@ def ct_like_slice(seed: int, size: int = SIZE) -> tuple[npt.NDArray[np.uint8], n
     return np.clip(image, 0, 255).astype(np.uint8), labels
 
 
-def ct_like_cases(count: int, distinct: int = 64) -> dict[str, NpzCase]:
+def ct_like_cases(count: int, distinct: int = 64) -> dict[str, Case]:
     """Return 2D cases; beyond `distinct` ones, mirror images and shifts of those, which compress alike."""
     drawn = [ct_like_slice(seed) for seed in range(min(count, distinct))]
     cases = {}
@@ -46,11 +46,11 @@ def ct_like_cases(count: int, distinct: int = 64) -> dict[str, NpzCase]:
         turned = [np.roll(array, 7 * (number // distinct), axis=1) for array in drawn[number % distinct]]
         image, labels = (np.ascontiguousarray(array) for array in turned)
         digest = array_hash({"imgs": image, "gts": labels})
-        cases[f"2DBox_CT_{number:05d}"] = NpzCase(image, False, labels, None, None, digest)
+        cases[f"2DBox_CT_{number:05d}"] = Case(image, False, labels, None, None, digest)
     return cases
 
 
-def write_npz(folder: Path, cases: dict[str, NpzCase]) -> Sequence[Path]:
+def write_npz(folder: Path, cases: dict[str, Case]) -> Sequence[Path]:
     """Write one npz for each case as numpy compresses it (zlib level 6), as the challenge's files are."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

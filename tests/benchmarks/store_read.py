@@ -20,7 +20,9 @@ from storage.releases.reader import ReleaseReader
 from storage.shards.codec import COMPRESSIONS, Compression, decode_chunk
 from storage.slices.index import build_index
 from storage.slices.layout import StoreConfig
-from storage.sources.npz_source import NpzCase, SourceConfig, read_case
+from storage.sources.case import Case
+from storage.sources.npz_source import read_case
+from storage.sources.source import SourceConfig
 from tests.benchmarks._ct_like import ct_like_cases, write_npz
 from tests.benchmarks._harness import interleaved, report
 from tests.unit.store_helpers import build_in, manifest_of
@@ -118,7 +120,7 @@ def _real(folder: Path, data: Path) -> None:
     """Read CT, the modality with most slices of real volumes."""
     files = sorted(data.rglob("*CT*.npz"))
     cases = {path.stem: read_case(path, path.stem, "CT", SourceConfig()) for path in files}
-    labelled: dict[str, NpzCase] = {name: case for name, case in cases.items() if case.gts is not None}
+    labelled: dict[str, Case] = {name: case for name, case in cases.items() if case.gts is not None}
     paths = {path.stem: path for path in files}
     for codec in COMPRESSIONS:
         place = LocalBlobs(folder / f"real_{codec}")

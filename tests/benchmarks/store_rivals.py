@@ -22,7 +22,9 @@ from storage.releases.columns import SliceColumns
 from storage.releases.reader import ReleaseReader
 from storage.slices.index import build_index
 from storage.slices.layout import StoreConfig
-from storage.sources.npz_source import NpzCase, SourceConfig, read_case
+from storage.sources.case import Case
+from storage.sources.npz_source import read_case
+from storage.sources.source import SourceConfig
 from tests.benchmarks._ct_like import SIZE, ct_like_cases, write_npz
 from tests.benchmarks._harness import interleaved, report
 from tests.unit.store_helpers import build_in, manifest_of
@@ -31,16 +33,16 @@ SLICES = 256
 READS = 64
 
 Read = Callable[[int], object]
-Cases = Sequence[NpzCase]
+Cases = Sequence[Case]
 
 
-def _labels(case: NpzCase) -> npt.NDArray[Any]:
+def _labels(case: Case) -> npt.NDArray[Any]:
     if case.gts is None:
         raise ValueError("expected labelled slices, found one without; draw them again")
     return case.gts
 
 
-def _npz(folder: Path, cases: Mapping[str, NpzCase]) -> Read:
+def _npz(folder: Path, cases: Mapping[str, Case]) -> Read:
     paths = write_npz(folder, dict(cases))
 
     def read(row: int) -> object:
@@ -50,12 +52,12 @@ def _npz(folder: Path, cases: Mapping[str, NpzCase]) -> Read:
     return read
 
 
-def _npz_isal(folder: Path, cases: Mapping[str, NpzCase]) -> Read:
+def _npz_isal(folder: Path, cases: Mapping[str, Case]) -> Read:
     paths = write_npz(folder, dict(cases))
     return lambda row: read_case(paths[row], paths[row].stem, "CT", SourceConfig())
 
 
-def _hdf5(folder: Path, cases: Mapping[str, NpzCase]) -> Read:
+def _hdf5(folder: Path, cases: Mapping[str, Case]) -> Read:
     h5py: Any = importlib.import_module("h5py")
     folder.mkdir()
     file = h5py.File(folder / "slices.h5", "w")
@@ -68,7 +70,7 @@ def _hdf5(folder: Path, cases: Mapping[str, NpzCase]) -> Read:
     return lambda row: (images[row], labels[row])
 
 
-def _lmdb(folder: Path, cases: Mapping[str, NpzCase]) -> Read:
+def _lmdb(folder: Path, cases: Mapping[str, Case]) -> Read:
     lmdb: Any = importlib.import_module("lmdb")
     environment = lmdb.open(str(folder), map_size=2**30)
     with environment.begin(write=True) as transaction:
@@ -85,7 +87,7 @@ def _lmdb(folder: Path, cases: Mapping[str, NpzCase]) -> Read:
     return read
 
 
-def _tensorstore(folder: Path, cases: Mapping[str, NpzCase]) -> Read:
+def _tensorstore(folder: Path, cases: Mapping[str, Case]) -> Read:
     tensorstore: Any = importlib.import_module("tensorstore")
     place = LocalBlobs(folder)
     build_in(place, cases, config=StoreConfig())
@@ -112,7 +114,7 @@ def _tensorstore(folder: Path, cases: Mapping[str, NpzCase]) -> Read:
     return read
 
 
-def _zarr_default(folder: Path, cases: Mapping[str, NpzCase]) -> Read:
+def _zarr_default(folder: Path, cases: Mapping[str, Case]) -> Read:
     group = zarr.create_group(folder)
     shape = (len(cases), SIZE, SIZE)
     stacks = (np.stack([case.imgs for case in cases.values()]), np.stack([_labels(case) for case in cases.values()]))
@@ -122,7 +124,7 @@ def _zarr_default(folder: Path, cases: Mapping[str, NpzCase]) -> Read:
     return lambda row: [array[row] for array in arrays]
 
 
-def _webdataset(folder: Path, cases: Mapping[str, NpzCase]) -> Read:
+def _webdataset(folder: Path, cases: Mapping[str, Case]) -> Read:
     """Read in the order of the tar file, for it has no other; the row asked for is not the one that comes."""
     webdataset: Any = importlib.import_module("webdataset")
     folder.mkdir()
@@ -134,7 +136,7 @@ def _webdataset(folder: Path, cases: Mapping[str, NpzCase]) -> Read:
     return lambda _row: next(stream)
 
 
-RIVALS: dict[str, Callable[[Path, Mapping[str, NpzCase]], Read]] = {
+RIVALS: dict[str, Callable[[Path, Mapping[str, Case]], Read]] = {
     "npz": _npz,
     "npz and isal, checked": _npz_isal,
     "h5py, gzip": _hdf5,

@@ -23,7 +23,9 @@ from storage.slices.layout import StoreConfig
 from storage.slices.publishing import publish
 from storage.slices.store_plan import plan_parts
 from storage.slices.writer import missing_parts, write_part
-from storage.sources.npz_source import NpzCase, SourceConfig, read_case
+from storage.sources.case import Case
+from storage.sources.npz_source import read_case
+from storage.sources.source import SourceConfig
 from tests.benchmarks._ct_like import ct_like_cases, ct_like_slice, write_npz
 from tests.benchmarks._harness import interleaved, report
 from tests.unit.store_helpers import manifest_of
@@ -41,7 +43,7 @@ def _ours(folder: Path, paths: Sequence[Path], config: StoreConfig, modality: st
     rows = manifest_of({path.stem: read_case(path, path.stem, modality, SourceConfig()) for path in paths})
     by_case = {path.stem: path for path in paths}
 
-    def load(case_id: str) -> NpzCase:
+    def load(case_id: str) -> Case:
         return read_case(by_case[case_id], case_id, modality, SourceConfig())
 
     def work() -> LocalBlobs:
@@ -128,7 +130,8 @@ import json, sys
 from pathlib import Path
 from pipelines.base.profile import StoreSettings
 from storage.base.blobs import LocalBlobs
-from storage.sources.npz_source import SourceConfig, read_case
+from storage.sources.npz_folder import NpzFolder
+from storage.sources.source import SourceConfig
 from storage.sources.raw_manifest import scan
 from storage.slices.layout import StoreConfig
 from storage.slices.store_plan import plan_parts
@@ -140,11 +143,12 @@ def peak():
     return int(status.partition("VmHWM:")[2].split()[0])
 source, stores = Path(sys.argv[1]), LocalBlobs(Path(sys.argv[2]))
 before = peak()
-rows = scan(source, SourceConfig())
+source = NpzFolder(source, SourceConfig())
+rows = scan(source).table
 scanned = peak()
 plan = plan_parts(stores, "CT", rows[rows.status == "accepted"], StoreConfig())
 for part in plan:
-    write_part(stores, part, lambda name: read_case(source / f"{name}.npz", name, "CT", SourceConfig()))
+    write_part(stores, part, source.read)
 publish(stores, "CT", plan)
 print(json.dumps({"before": before, "scan": scanned, "peak": peak(), "cases": len(rows), "parts": len(plan)}))
 """

@@ -26,7 +26,8 @@ INGEST = """
 import sys
 from pathlib import Path
 from storage.base.blobs import LocalBlobs
-from storage.sources.npz_source import SourceConfig, read_case
+from storage.sources.npz_folder import NpzFolder
+from storage.sources.source import SourceConfig
 from storage.sources.raw_manifest import scan
 from storage.slices.layout import StoreConfig
 from storage.slices.publishing import publish
@@ -35,9 +36,10 @@ from storage.slices.store_plan import plan_parts
 source, stores = Path(sys.argv[1]), LocalBlobs(Path(sys.argv[2]))
 config = StoreConfig(chunk_bytes=4096, chunks_per_shard=8, part_shards=2)
 print("begun", flush=True)
-plan = plan_parts(stores, "CT", scan(source, SourceConfig()), config)
+source = NpzFolder(source, SourceConfig())
+plan = plan_parts(stores, "CT", scan(source).table, config)
 for part in missing_parts(stores, "CT", plan):
-    write_part(stores, part, lambda name: read_case(source / f"{name}.npz", name, "CT", SourceConfig()))
+    write_part(stores, part, source.read)
 publish(stores, "CT", plan)
 """
 

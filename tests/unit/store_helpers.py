@@ -15,7 +15,7 @@ from storage.slices.manifest import StoreManifest
 from storage.slices.publishing import publish
 from storage.slices.store_plan import plan_parts
 from storage.slices.writer import missing_parts, write_part
-from storage.sources.npz_source import NpzCase
+from storage.sources.case import Case
 
 CONFIG = StoreConfig(chunk_bytes=64, chunks_per_shard=4, part_shards=3)
 """Chunks of 64 bytes and shards of 256, so that ordinary test slices cross both."""
@@ -23,15 +23,15 @@ CONFIG = StoreConfig(chunk_bytes=64, chunks_per_shard=4, part_shards=3)
 
 def make_case(
     imgs: npt.NDArray[np.uint8], gts: npt.NDArray[Any] | None, *, is_3d: bool = False, spacing: float | None = None
-) -> NpzCase:
+) -> Case:
     """Return a case as the npz source would."""
     arrays = {"imgs": imgs} if gts is None else {"imgs": imgs, "gts": gts}
-    return NpzCase(imgs, is_3d, gts, None, (spacing,) * 3 if spacing else None, array_hash(arrays))
+    return Case(imgs, is_3d, gts, None, (spacing,) * 3 if spacing else None, array_hash(arrays))
 
 
 def random_case(
     seed: int, shape: tuple[int, ...], *, is_3d: bool = False, dtype: str | None = "uint8", largest: int = 3
-) -> NpzCase:
+) -> Case:
     """Return a case of noise with labels 0 to `largest`; no labels without a dtype."""
     rng = np.random.default_rng(seed)
     imgs = rng.integers(0, 256, shape, dtype=np.uint8)
@@ -40,7 +40,7 @@ def random_case(
     return make_case(imgs, gts, is_3d=is_3d, spacing=0.5 if is_3d else None)
 
 
-def varied_cases() -> dict[str, NpzCase]:
+def varied_cases() -> dict[str, Case]:
     """Return cases of every shape the store must hold; see CONFIG for what is larger than a chunk and a shard."""
     return {
         "d/colour": random_case(1, (7, 9, 3)),
@@ -55,7 +55,7 @@ def varied_cases() -> dict[str, NpzCase]:
     }
 
 
-def manifest_of(cases: Mapping[str, NpzCase], modality: str = "CT") -> pd.DataFrame:
+def manifest_of(cases: Mapping[str, Case], modality: str = "CT") -> pd.DataFrame:
     """Return the manifest rows of accepted cases."""
     rows = [
         {
@@ -79,14 +79,14 @@ def manifest_of(cases: Mapping[str, NpzCase], modality: str = "CT") -> pd.DataFr
 
 
 def build_store(
-    root: Path, cases: Mapping[str, NpzCase], modality: str = "CT", config: StoreConfig = CONFIG
+    root: Path, cases: Mapping[str, Case], modality: str = "CT", config: StoreConfig = CONFIG
 ) -> StoreManifest:
     """Plan, write what is missing and publish in a folder; returns the manifest."""
     return build_in(LocalBlobs(root), cases, modality, config)
 
 
 def build_in(
-    place: Blobs, cases: Mapping[str, NpzCase], modality: str = "CT", config: StoreConfig = CONFIG
+    place: Blobs, cases: Mapping[str, Case], modality: str = "CT", config: StoreConfig = CONFIG
 ) -> StoreManifest:
     """Plan, write what is missing and publish; returns the manifest."""
     plan = plan_parts(place, modality, manifest_of(cases, modality), config)

@@ -14,7 +14,8 @@ from medsam_core.models.checkpoints import load_model, save_model
 from medsam_core.models.segmenter import build_student
 from medsam_core.prompts import half_open_to_inclusive
 from pipelines.cli import main
-from storage.sources.npz_source import SourceConfig, read_case
+from storage.sources.npz_source import read_case
+from storage.sources.source import SourceConfig
 
 Array = npt.NDArray[Any]
 

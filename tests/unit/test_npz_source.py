@@ -14,7 +14,9 @@ import pytest
 
 from storage.base.errors import BadSampleError
 from storage.sources import npz_source
-from storage.sources.npz_source import REASONS, NpzCase, SourceConfig, read_case
+from storage.sources.case import Case
+from storage.sources.npz_source import REASONS, case_memory, read_case
+from storage.sources.source import SourceConfig, Use
 
 IMAGE = np.arange(20, dtype=np.uint8).reshape(4, 5)
 VOLUME = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
@@ -32,13 +34,13 @@ def write(tmp_path: Path) -> Write:
     return _write
 
 
-def read(path: Path, modality: str = "US", **settings: Any) -> NpzCase:
-    return read_case(path, path.stem, modality, SourceConfig(**settings))
+def read(path: Path, modality: str = "US", use: Use = Use.LABELS, **settings: Any) -> Case:
+    return read_case(path, path.stem, modality, SourceConfig(**settings), use)
 
 
-def code_of(path: Path, modality: str = "US", **settings: Any) -> str:
+def code_of(path: Path, modality: str = "US", use: Use = Use.LABELS, **settings: Any) -> str:
     with pytest.raises(BadSampleError) as caught:
-        read(path, modality, **settings)
+        read(path, modality, use, **settings)
     assert caught.value.code in REASONS
     assert "expected" in str(caught.value)
     assert "found" in str(caught.value)
@@ -209,9 +211,13 @@ class TestRejectedArrays:
     def test_imgs_dtype(self, write: Write, dtype: str) -> None:
         assert code_of(write(imgs=IMAGE.astype(dtype))) == "imgs_dtype"
 
-    @pytest.mark.parametrize("name", ["imgs", "gts", "boxes"])
-    def test_pickled(self, write: Write, name: str) -> None:
-        assert code_of(write(**{"imgs": IMAGE, name: np.array([[None]], dtype=object)})) == "pickled"
+    @pytest.mark.parametrize(
+        ("name", "use"),
+        [("imgs", Use.LABELS), ("imgs", Use.BOXES), ("gts", Use.LABELS), ("spacing", Use.LABELS), ("boxes", Use.BOXES)],
+    )
+    def test_pickled(self, write: Write, name: str, use: Use) -> None:
+        path = write("CT_1", **{"imgs": VOLUME, name: np.array([[None]], dtype=object)})
+        assert code_of(path, "CT", use) == "pickled"
 
     def test_pickle_is_never_run(self, tmp_path: Path) -> None:
         bomb = b"cos\nsystem\n(S'touch %s'\ntR." % str(tmp_path / "ran").encode()
@@ -242,7 +248,6 @@ class TestRejectedArrays:
         [
             np.zeros((1, 6), int),
             np.zeros(4, int),
-            np.zeros((0,), int),
             np.array([[0.5, 0, 1, 1]]),
             np.array([[np.nan, 0, 1, 1]]),
             np.array([[0, 0, np.inf, 1]]),
@@ -251,13 +256,127 @@ class TestRejectedArrays:
         ],
     )
     def test_boxes(self, write: Write, boxes: npt.NDArray[Any]) -> None:
-        assert code_of(write(imgs=IMAGE, boxes=boxes)) == "boxes_shape"
+        assert code_of(write(imgs=IMAGE, boxes=boxes), use=Use.BOXES) == "boxes_shape"
+
+    @pytest.mark.parametrize(
+        ("name", "modality", "imgs", "box"),
+        [
+            ("US_1", "US", IMAGE, [60, 3, 70, 3]),
+            ("US_1", "US", IMAGE, [5, 0, 5, 0]),
+            ("US_1", "US", IMAGE, [-9, 0, -1, 3]),
+            ("CT_1", "CT", VOLUME, [0, 0, 3, 4, 3, 3]),
+        ],
+    )
+    def test_a_box_without_a_pixel_is_told_as_the_file_has_it(
+        self, write: Write, name: str, modality: str, imgs: npt.NDArray[np.uint8], box: list[int]
+    ) -> None:
+        path = write(name, imgs=imgs, boxes=np.array([[0] * len(box), box]))
+        with pytest.raises(BadSampleError, match="at least one pixel") as caught:
+            read(path, modality, Use.BOXES)
+        assert f"found {box} in row 1 (1 such in all)" in str(caught.value)
+        assert "exclusive" not in str(caught.value)
+
+    def test_a_box_at_the_last_pixel_is_inside(self, write: Write) -> None:
+        boxes = np.array([[4, 3, 4, 3], [-2, -2, 0, 0]])
+        case = read(write(imgs=IMAGE, boxes=boxes), use=Use.BOXES)
+        np.testing.assert_array_equal(case.boxes, boxes)
 
     @pytest.mark.parametrize(
         "spacing", [[1.0, 1.0], [1.0, 0.0, 1.0], [1.0, -1.0, 1.0], [np.nan, 1, 1], [np.inf, 1, 1], ["1", "1", "1"]]
     )
     def test_spacing(self, write: Write, spacing: list[Any]) -> None:
         assert code_of(write("CT_1", imgs=VOLUME, spacing=np.array(spacing)), "CT") == "spacing"
+
+
+UNSOUND_BOXES: dict[str, Any] = {
+    "dicts of the 2025 challenge": np.array([{"z_min": 1}], dtype=object),
+    "one flat box": np.zeros(4, int),
+    "columns of the other kind": np.zeros((1, 7), int),
+    "turned round": np.array([[2, 0, 1, 1]]),
+    "a fraction": np.array([[0.5, 0, 1, 1]]),
+    "not a number": np.array([[np.nan, 0, 1, 1]]),
+    "text": np.array([["a", "b", "c", "d"]]),
+    "a structure": np.zeros(3, dtype=[("x", int)]),
+    "more than the limit": np.zeros((300, 4), int),
+}
+
+
+class TestUnusedArrays:
+    """An array that is not used is never a reason to reject a file."""
+
+    @pytest.mark.parametrize("boxes", UNSOUND_BOXES.values(), ids=UNSOUND_BOXES)
+    @pytest.mark.parametrize(("name", "modality", "imgs"), [("US_1", "US", IMAGE), ("CT_1", "CT", VOLUME)])
+    def test_boxes_where_labels_are_used(
+        self, write: Write, name: str, modality: str, imgs: npt.NDArray[np.uint8], boxes: npt.NDArray[Any]
+    ) -> None:
+        without = read(write(name, imgs=imgs, gts=imgs), modality, max_case_bytes=4000)
+        path = write(name, imgs=imgs, gts=imgs, boxes=boxes, text_prompts=np.array({"1": "liver"}, dtype=object))
+        case = read(path, modality, max_case_bytes=4000)
+        assert case.boxes is None
+        assert case.content_hash == without.content_hash
+        np.testing.assert_array_equal(case.gts, imgs)
+        assert case_memory(path, 10**9, SourceConfig(max_case_bytes=4000), 0) >= 2 * imgs.nbytes
+
+    @pytest.mark.parametrize(
+        "member",
+        [
+            b"",
+            b"no header",
+            npy_header((1, 4), "<i8"),
+            npy_header((10**9, 4), "<i8"),
+            npy_header((1, 4), "|u1") + b"abc",
+        ],
+        ids=["empty", "no header", "no payload", "promises 32 GB", "short"],
+    )
+    def test_damaged_boxes_where_labels_are_used(self, tmp_path: Path, member: bytes) -> None:
+        good = {"imgs.npy": npy_header((4, 5)) + IMAGE.tobytes()}
+        without = read(write_members(tmp_path / "US_1.npz", good)).content_hash
+        path = write_members(tmp_path / "US_2.npz", {**good, "boxes.npy": member})
+        assert read(path).content_hash == without
+        assert code_of(path, use=Use.BOXES) in ("not_npz", "truncated", "too_large")
+
+    def test_a_flipped_byte_of_boxes_where_labels_are_used(self, write: Write) -> None:
+        path = write(imgs=IMAGE, boxes=np.full((1, 4), 77), compressed=False)
+        data = path.read_bytes()
+        payload = np.full((1, 4), 77).tobytes()
+        assert data.count(payload) == 1
+        path.write_bytes(data.replace(payload, np.full((1, 4), 78).tobytes()))
+        assert read(path).boxes is None
+        assert code_of(path, use=Use.BOXES) == "truncated"
+
+    @pytest.mark.parametrize(
+        "more",
+        [
+            {"gts": np.array([[None]], dtype=object)},
+            {"gts": VOLUME.astype(np.float32)},
+            {"gts": VOLUME[:2]},
+            {"gts": np.full(VOLUME.shape, -1)},
+            {"spacing": np.array([None])},
+            {"spacing": np.array([0.0, 1.0, 1.0])},
+            {"spacing": np.ones(2)},
+            {"other": np.array([None])},
+        ],
+    )
+    def test_labels_and_spacing_where_boxes_are_used(self, write: Write, more: dict[str, Any]) -> None:
+        boxes = np.array([[0, 0, 0, 2, 2, 1]])
+        case = read(write("CT_1", imgs=VOLUME, boxes=boxes, **more), "CT", Use.BOXES)
+        np.testing.assert_array_equal(case.boxes, boxes)
+        assert (case.gts, case.spacing_zyx, case.content_hash) == (None, None, "")
+
+    def test_spacing_of_an_image(self, write: Write) -> None:
+        case = read(write(imgs=IMAGE, gts=IMAGE, spacing=np.array([None])))
+        assert case.content_hash == read(write(imgs=IMAGE, gts=IMAGE)).content_hash
+
+    @pytest.mark.parametrize("boxes", [np.array([]), np.zeros((0, 4)), np.zeros((0, 6), int), np.zeros((1, 0))])
+    @pytest.mark.parametrize(("name", "modality", "imgs"), [("US_1", "US", IMAGE), ("CT_1", "CT", VOLUME)])
+    def test_an_empty_list_of_boxes_is_no_box(
+        self, write: Write, name: str, modality: str, imgs: npt.NDArray[np.uint8], boxes: npt.NDArray[Any]
+    ) -> None:
+        path = write(name, imgs=imgs, boxes=boxes)
+        found = read(path, modality, Use.BOXES).boxes
+        assert found is not None
+        assert found.shape == (0, 6 if modality == "CT" else 4)
+        assert read(path, modality).boxes is not None
 
 
 class TestDamagedFiles:
@@ -427,6 +546,26 @@ class TestContentHash:
         ]
         hashes = [read(write(f"CT_{n}", **variant), "CT").content_hash for n, variant in enumerate(variants)]
         assert len(set(hashes)) == len(variants)
+
+    @pytest.mark.parametrize(
+        ("name", "arrays", "digest"),
+        [
+            ("US_1", {"gts": IMAGE > 9}, "76d39cf21343adee"),
+            ("US_1", {"gts": IMAGE > 9, "boxes": np.array([[0.0, 1, 2, 3]])}, "4641f05c8849a497"),
+            ("US_1", {"boxes": np.zeros((0, 4), int)}, "1f73a96c4847ad1c"),
+            (
+                "CT_1",
+                {"gts": VOLUME * 5, "boxes": np.zeros((2, 6), int), "spacing": np.array([3.0, 1.0, 0.5])},
+                "deac730fb8d66a0c",
+            ),
+        ],
+    )
+    def test_is_what_stores_and_releases_were_made_from(
+        self, write: Write, name: str, arrays: dict[str, Any], digest: str
+    ) -> None:
+        """Another value makes every store, release and model anew."""
+        imgs = VOLUME if name.startswith("CT") else IMAGE
+        assert read(write(name, imgs=imgs, **arrays), name[:2]).content_hash.startswith(digest)
 
     def test_depends_on_the_order_of_spacing(self, write: Write) -> None:
         path = write("CT_1", imgs=VOLUME, spacing=np.array([3.0, 1.0, 1.0]))

@@ -7,15 +7,16 @@ import pandas as pd
 import pytest
 
 from pipelines.ingest import part_writing
-from pipelines.ingest.part_writing import NpzFolder, case_bytes, process_count, write_parts
+from pipelines.ingest.part_writing import case_bytes, process_count, write_parts
 from storage.base.blobs import LocalBlobs
 from storage.base.errors import BadSampleError
 from storage.slices.layout import PartPlan, PlannedCase, StoreConfig
 from storage.slices.publishing import publish
 from storage.slices.store_plan import plan_parts
 from storage.slices.writer import missing_parts
-from storage.sources.npz_source import SourceConfig
+from storage.sources.npz_folder import NpzFolder
 from storage.sources.raw_manifest import scan
+from storage.sources.source import SourceConfig
 from tests.unit.store_helpers import files_below
 
 CONFIG = StoreConfig(chunk_bytes=256, chunks_per_shard=4, part_shards=1)
@@ -28,7 +29,7 @@ def make_source(folder: Path, count: int = 6) -> pd.DataFrame:
     for number in range(count):
         image = rng.integers(0, 256, (20, 30), dtype=np.uint8)
         np.savez_compressed(folder / f"2DBox_CT_{number}.npz", imgs=image, gts=(image > 200).astype(np.uint8))
-    return scan(folder, SourceConfig())
+    return scan(NpzFolder(folder, SourceConfig())).table
 
 
 def planned(depth: int, height: int, width: int, channels: int = 1, gt_dtype: str = "uint8") -> PlannedCase:
@@ -57,7 +58,7 @@ def test_small_parts_are_written_here_and_large_ones_as_memory_allows() -> None:
 
 def test_processes_write_what_one_process_writes(tmp_path: Path) -> None:
     manifest = make_source(tmp_path / "npz")
-    load = NpzFolder(tmp_path / "npz", "CT", SourceConfig())
+    load = NpzFolder(tmp_path / "npz", SourceConfig()).read
     for name, processes in (("one", 1), ("three", 3)):
         root = LocalBlobs(tmp_path / name)
         plan = plan_parts(root, "CT", manifest, CONFIG)
@@ -75,7 +76,7 @@ def test_a_file_that_went_bad_stops_the_step_and_loses_no_part(tmp_path: Path, p
     plan = plan_parts(root, "CT", manifest, CONFIG)
     good = (tmp_path / "npz" / "2DBox_CT_4.npz").read_bytes()
     (tmp_path / "npz" / "2DBox_CT_4.npz").write_bytes(good[:-40])
-    load = NpzFolder(tmp_path / "npz", "CT", SourceConfig())
+    load = NpzFolder(tmp_path / "npz", SourceConfig()).read
     done = []
     with pytest.raises(BadSampleError, match="undamaged archive"):
         done += [fragment.part_id for fragment in write_parts(root, plan, load, processes)]

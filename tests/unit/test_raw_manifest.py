@@ -12,9 +12,12 @@ import pytest
 
 from storage.base.atomic import write_parquet
 from storage.base.errors import StorageError
-from storage.sources import npz_source, raw_manifest
-from storage.sources.npz_source import SourceConfig
-from storage.sources.raw_manifest import COLUMNS, counts_by_modality, manifest_fingerprint, rejected, scan
+from storage.sources import npz_folder, npz_source, raw_manifest
+from storage.sources.manifest_table import COLUMNS, counts_by_modality, manifest_fingerprint, rejected
+from storage.sources.npz_folder import NpzFolder
+from storage.sources.raw_manifest import ReadLimits
+from storage.sources.raw_manifest import scan as scan_source
+from storage.sources.source import SourceConfig
 
 CONFIG = SourceConfig()
 IMAGE = np.arange(20, dtype=np.uint8).reshape(4, 5)
@@ -42,6 +45,21 @@ def root(tmp_path: Path) -> Path:
     return folder
 
 
+def scan(
+    root: Path,
+    config: SourceConfig,
+    groups_csv: Path | None = None,
+    previous: pd.DataFrame | None = None,
+    *,
+    workers: int = 1,
+    memory_bytes: int = 4 * 2**30,
+    **more: Any,
+) -> pd.DataFrame:
+    """Return the table of a folder."""
+    limits = ReadLimits(workers, memory_bytes)
+    return scan_source(NpzFolder(root, config), groups_csv, previous, limits=limits, **more).table
+
+
 def rows_of(table: pd.DataFrame) -> dict[str, Any]:
     return {str(row.case_id): row for row in table.itertuples()}
 
@@ -51,11 +69,11 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     original = npz_source.read_case
 
-    def recorder(path: Path, name: str, modality: str, config: SourceConfig) -> Any:
+    def recorder(path: Path, name: str, *arguments: Any) -> Any:
         names.append(name)
-        return original(path, name, modality, config)
+        return original(path, name, *arguments)
 
-    monkeypatch.setattr(raw_manifest, "read_case", recorder)
+    monkeypatch.setattr(npz_folder, "read_case", recorder)
     return names
 
 
@@ -295,7 +313,7 @@ class TestMemory:
         for number in range(12):
             np.savez(tmp_path / f"2DBox_US_{number}.npz", imgs=np.zeros((300, 300), np.uint8))
         reading, seen, lock, together = [0], [0], threading.Lock(), threading.Barrier(most)
-        read_case = raw_manifest.read_case
+        read_case = npz_folder.read_case
 
         def counted(*arguments: Any) -> Any:
             with lock:
@@ -307,7 +325,7 @@ class TestMemory:
                 reading[0] -= 1
             return case
 
-        monkeypatch.setattr(raw_manifest, "read_case", counted)
+        monkeypatch.setattr(npz_folder, "read_case", counted)
         limit = int(cases_at_once * 2 * 300 * 300)
         table = scan(tmp_path, CONFIG, workers=4, memory_bytes=limit)
         assert (table["status"] == "accepted").sum() == 12

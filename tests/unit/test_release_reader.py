@@ -15,7 +15,7 @@ from storage.base.errors import IntegrityError, StorageError
 from storage.releases.columns import SliceColumns
 from storage.releases.reader import ReleaseReader
 from storage.slices.index import build_index
-from storage.sources.npz_source import NpzCase
+from storage.sources.case import Case
 from tests.unit.store_helpers import build_store, manifest_of, random_case, varied_cases
 from tests.unit.test_slice_store import changed_cases
 
@@ -28,12 +28,12 @@ def example(tag: str) -> str:
     return found.split("\n", 1)[1].split("```")[0]
 
 
-def table_of(root: Path, cases: dict[str, NpzCase]) -> pd.DataFrame:
+def table_of(root: Path, cases: dict[str, Case]) -> pd.DataFrame:
     build_store(root, cases)
     return build_index(LocalBlobs(root), ["CT"], manifest_of(cases))
 
 
-def assert_reads(reader: ReleaseReader, table: pd.DataFrame, cases: dict[str, NpzCase]) -> None:
+def assert_reads(reader: ReleaseReader, table: pd.DataFrame, cases: dict[str, Case]) -> None:
     assert len(reader) == len(table)
     for row, (case_id, z) in enumerate(zip(table["case_id"], table["z"], strict=True)):
         image, mask = reader.read(row)

@@ -18,7 +18,7 @@ from storage.slices.publishing import publish
 from storage.slices.reader import SliceStore
 from storage.slices.store_plan import plan_parts
 from storage.slices.writer import missing_parts, write_part
-from storage.sources.npz_source import NpzCase
+from storage.sources.case import Case
 from tests.unit.s3_server import BUCKET, s3_server
 from tests.unit.store_helpers import CONFIG, build_in, files_below, manifest_of, random_case, varied_cases
 
@@ -38,7 +38,7 @@ def blobs_of(place: Blobs) -> dict[str, bytes]:
     return {key: place.read(key) for key in place.sizes()}
 
 
-def assert_reads(place: Blobs, cases: dict[str, NpzCase]) -> None:
+def assert_reads(place: Blobs, cases: dict[str, Case]) -> None:
     table = build_index(place, ["CT"], manifest_of(cases))
     reader = ReleaseReader(place, SliceColumns.of(table))
     assert len(reader) == sum(case.depth for case in cases.values())
@@ -75,7 +75,7 @@ def test_a_writer_that_dies_leaves_nothing_that_counts(bucket: Blobs, tmp_path: 
     plan = plan_parts(bucket, "CT", manifest_of(cases), CONFIG)
     last = plan[0].cases[-1].case_id
 
-    def dying(case_id: str) -> NpzCase:
+    def dying(case_id: str) -> Case:
         if case_id == last:
             raise KeyboardInterrupt
         return cases[case_id]
@@ -124,14 +124,14 @@ def test_another_writers_equal_part_is_taken_and_a_different_one_is_told(bucket:
     (part,) = plan_parts(bucket, "CT", manifest_of(cases), CONFIG)
     group = bucket.below("CT")
 
-    def raced(case_id: str) -> NpzCase:
+    def raced(case_id: str) -> Case:
         write_part(bucket, part, cases.__getitem__)
         return cases[case_id]
 
     assert write_part(bucket, part, raced).n_cases == 1
     group.delete(fragment_key(part.part_id))
 
-    def differently(case_id: str) -> NpzCase:
+    def differently(case_id: str) -> Case:
         group.put(fragment_key(part.part_id), b"{}")
         return cases[case_id]
 

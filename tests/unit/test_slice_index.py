@@ -15,7 +15,7 @@ from storage.base.blobs import LocalBlobs
 from storage.base.errors import IntegrityError, StorageError
 from storage.slices.index import INDEX_COLUMNS, PART_SCHEMA, build_index, modality_index, published_rows
 from storage.slices.label_statistics import label_statistics
-from storage.sources.npz_source import NpzCase
+from storage.sources.case import Case
 from tests.unit.store_helpers import build_store, make_case, manifest_of, random_case, varied_cases
 
 ANY_MAP = st.sampled_from(["uint8", "uint16"]).flatmap(
@@ -60,7 +60,7 @@ def test_label_statistics_without_labels(mask: npt.NDArray[np.uint8] | None) -> 
     assert boxes.shape == (0, 4)
 
 
-def two_stores(root: Path) -> tuple[dict[str, dict[str, NpzCase]], pd.DataFrame]:
+def two_stores(root: Path) -> tuple[dict[str, dict[str, Case]], pd.DataFrame]:
     cases = {
         "US": {"u/b": random_case(20, (6, 6)), "u/a": random_case(21, (6, 7, 3))},
         "CT": varied_cases(),

@@ -21,7 +21,7 @@ from storage.slices.reader import SliceStore, store_fingerprint
 from storage.slices.store_plan import plan_parts
 from storage.slices.verification import verify
 from storage.slices.writer import missing_parts, write_part
-from storage.sources.npz_source import NpzCase
+from storage.sources.case import Case
 from tests.unit.store_helpers import (
     CONFIG,
     build_store,
@@ -43,7 +43,7 @@ def read_all(store: SliceStore, root: Path, modality: str = "CT") -> dict[tuple[
     return found
 
 
-def assert_holds(root: Path, cases: dict[str, NpzCase]) -> None:
+def assert_holds(root: Path, cases: dict[str, Case]) -> None:
     found = read_all(SliceStore(LocalBlobs(root)), root)
     assert set(found) == {(case_id, z) for case_id, case in cases.items() for z in range(case.depth)}
     for (case_id, z), (image, mask) in found.items():
@@ -226,7 +226,7 @@ def test_a_writer_that_dies_in_the_middle_leaves_a_missing_part(tmp_path: Path) 
     plan = plan_parts(LocalBlobs(tmp_path / "cut"), "CT", manifest_of(cases), CONFIG)
     last = plan[0].cases[-1].case_id
 
-    def dying(case_id: str) -> NpzCase:
+    def dying(case_id: str) -> Case:
         if case_id == last:
             raise KeyboardInterrupt
         return cases[case_id]
@@ -243,7 +243,7 @@ def test_a_writer_that_dies_in_the_middle_leaves_a_missing_part(tmp_path: Path) 
 def test_a_whole_part_is_not_written_again(tmp_path: Path) -> None:
     build_store(tmp_path, varied_cases())
 
-    def never(case_id: str) -> NpzCase:
+    def never(case_id: str) -> Case:
         raise AssertionError(case_id)
 
     for part in load_plan(LocalBlobs(tmp_path), "CT"):
@@ -303,7 +303,7 @@ def test_an_unpublished_store_is_refused(tmp_path: Path) -> None:
         SliceStore(LocalBlobs(tmp_path)).read("CT", 0, (4, 4), "", -1)
 
 
-def changed_cases() -> tuple[dict[str, NpzCase], dict[str, NpzCase]]:
+def changed_cases() -> tuple[dict[str, Case], dict[str, Case]]:
     before = {f"{number:02d}": random_case(number, (16, 10)) for number in range(16)}
     after = {**before, "05": random_case(99, (12, 12)), "20": random_case(20, (9, 9), dtype="uint16")}
     del after["15"]

@@ -19,6 +19,7 @@ from medsam_core.synthetic import MODALITIES, VOLUMETRIC, Case, make_case, sampl
 from medsam_core.synthetic.shapes import FAMILIES, crop_to_content, draw_shape, ellipse_score
 from storage.base import modalities
 from storage.sources import npz_source
+from storage.sources.source import SourceConfig
 
 SEED, CASES, VOLUMES = 7, 9, 2
 COLOUR = {"Dermoscopy", "Endoscopy", "Fundus", "Microscopy"}
@@ -233,7 +234,7 @@ def test_files_are_accepted_by_the_source_and_listed_with_their_patients(folder:
         modality, dataset, name = row["file"].split("/")
         assert dataset == row["dataset"]
         assert modalities.modality_of(name.removesuffix(".npz")) == modality
-        case = npz_source.read_case(folder / row["file"], name, modality, npz_source.SourceConfig())
+        case = npz_source.read_case(folder / row["file"], name, modality, SourceConfig())
         assert case.is_3d == name.startswith("3DBox_")
     patients = Counter(row["group"] for row in rows)
     assert max(patients.values()) == 3
