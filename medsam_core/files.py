@@ -4,6 +4,7 @@
 """
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,14 @@ from typing import BinaryIO
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that appears at `path` once the block ends without an error, whole and on the device.
 
-    A writer killed on the way leaves `path` as it was and at most `<path>.<process id>.partial` beside it.
+    A writer killed on the way leaves `path` as it was and at most `<path>.<process id>-<random>.partial` beside it,
+    where of a long name only the beginning is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    ending = f".{os.getpid()}-{secrets.token_hex(4)}.partial"
+    # File systems allow 255 bytes, and the name alone may have as many; half a letter is left out.
+    name = os.fsencode(path.name)[: 255 - len(ending)].decode("utf-8", "ignore")
+    temporary = path.with_name(f"{name}{ending}")
     try:
         with temporary.open("wb") as file:
             yield file

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from medsam_core.config import Architecture, StudentConfig, TeacherConfig
 from medsam_core.files import atomic_file
 from medsam_core.models.encoders.base import load_encoder
+from medsam_core.models.file_kinds import FileKind, file_kind
 from medsam_core.models.segmenter import Segmenter, build_teacher
 
 ARCHITECTURE = "architecture"
@@ -129,23 +130,71 @@ def save_model(
 def _read_header(path: Path, header: Mapping[str, str] | None) -> dict[str, str]:
     if header is None or _HEADER not in header:
         raise CheckpointError(
-            f"{path}: expected a model written by save_model, found a safetensors file without its header; "
-            "published SAM and MedSAM weights are read from their .pth file"
+            f"{path}: expected a model written by save_model, found a safetensors file of another program; give the "
+            "model.safetensors that this project made. Published SAM and MedSAM weights are read from their .pth file"
         )
-    metadata: dict[str, str] = json.loads(header[_HEADER])
+    try:
+        metadata: dict[str, str] = json.loads(header[_HEADER])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: expected JSON in its header, found damage ({error}); copy it again") from error
     return metadata
 
 
+def _kind(path: Path, wanted: str) -> FileKind:
+    """Tell what a file is by its first bytes.
+
+    Raises:
+        CheckpointError: If it is not there or cannot be read.
+    """
+    try:
+        return file_kind(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: expected {wanted}, found none; give its path, or make it first") from None
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: expected {wanted} that can be read, found: {error.strerror}; correct its access rights"
+        ) from None
+
+
+def _torch_content(path: Path) -> object:
+    """Return what `torch.save` wrote; opened here, for torch takes a path's ending at its word."""
+    with path.open("rb") as file:
+        content: object = torch.load(file, map_location="cpu", weights_only=True)
+    return content
+
+
+def _torch_entries(path: Path) -> str:
+    """Return what a torch checkpoint holds beside weights, fit for a message; nothing where that cannot be told."""
+    try:
+        content = _torch_content(path)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError):
+        return ""
+    if isinstance(content, dict) and not _is_state(content):
+        return f" of a training run ({', '.join(str(key) for key in list(content)[:6])})"
+    return ""
+
+
+def _require_safetensors(path: Path) -> None:
+    kind = _kind(path, "a model file")
+    if not kind.is_safetensors:
+        entries = _torch_entries(path) if kind.is_torch else ""
+        raise CheckpointError(
+            f"{path}: expected a safetensors file written by save_model, found {kind.name}{entries}; {kind.remedy}"
+        )
+
+
 def _read_safetensors(path: Path, *, tensors: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
+    _require_safetensors(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = _read_header(path, file.metadata())
             keys = file.keys() if tensors else []
             return metadata, {key: file.get_tensor(key) for key in keys}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: expected a model file, found none; run the step that makes it") from None
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: expected a safetensors file, found damage ({error}); make it again") from error
+        raise CheckpointError(
+            f"{path}: expected a whole safetensors file, found damage ({error}): it was cut short or altered; copy it "
+            "again from where it is whole, or make it again"
+        ) from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -200,14 +249,15 @@ def read_sam_state(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: If the file is missing, holds anything but plain tensors and values, or is no state dict.
     """
+    kind, wanted = _kind(path, "a SAM or MedSAM checkpoint"), "a torch checkpoint of tensors and plain values"
+    if not kind.is_torch:
+        raise CheckpointError(f"{path}: expected {wanted}, found {kind.name}; {kind.remedy}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: expected a SAM or MedSAM checkpoint, found none; give its path") from None
+        content = _torch_content(path)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{path}: expected a torch checkpoint of tensors and plain values, found something else ({error}); "
-            "download it again, or save its state dict alone"
+            f"{path}: expected {wanted}, found something else in it ({error}); download it again, or save its state "
+            "dict alone"
         ) from error
     state = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not _is_state(state):
@@ -235,9 +285,11 @@ def load_published(path: Path, config: TeacherConfig) -> Segmenter:
     """
     spec = config.encoder
     if spec.published_side is None:
+        kind = _kind(path, "a model file")
+        remedy = "give such a file, or configure the encoder of this checkpoint" if kind.is_torch else kind.remedy
         raise CheckpointError(
-            f"{path}: expected a safetensors file written by save_model, found {path.suffix or 'no suffix'}: no "
-            f"checkpoints are published for {spec.name}; give such a file, or configure the encoder of this checkpoint"
+            f"{path}: expected a safetensors file written by save_model (no checkpoints are published for "
+            f"{spec.name}), found {kind.name}; {remedy}"
         )
     segmenter = build_teacher(config.model_copy(update={"image_size": spec.published_side}))
     load_strictly(segmenter, load_encoder(spec).from_published(read_sam_state(path)), str(path))

@@ -13,7 +13,7 @@ import pandas as pd
 
 from pipelines.base.settings import InputError, Settings
 from pipelines.ingest.tasks import source_at
-from pipelines.training.seen_cases import read_seen
+from pipelines.training.training_cases import read_training_cases
 from storage.base.atomic import read_json, write_json
 from storage.base.errors import BadSampleError
 from storage.base.fingerprints import file_hash, fingerprint, require_same
@@ -185,7 +185,7 @@ def evaluate_folder(
 
     output.mkdir(parents=True, exist_ok=True)
     file = model_file(model, settings, output / ".model")
-    seen = read_seen(file)
+    seen = read_training_cases(file)
     table = _accepted(data, settings, groups_csv, log)
     _claim(output, file, table, settings)
     predictors = {"student": predictor(_load(file)), **box_predictors()}

@@ -17,8 +17,8 @@ from pipelines.base.workspace import Workspace
 from pipelines.evaluation.predictors import box_predictors, device_of, predictor
 from pipelines.evaluation.reports import report_metrics, write_report
 from pipelines.ingest.releases import release_reader, split_fingerprint
-from pipelines.training.seen_cases import SEEN_FILE
 from pipelines.training.students import parent_run
+from pipelines.training.training_cases import training_cases_file
 from storage.base.artefacts import Artefact
 
 if TYPE_CHECKING:
@@ -215,7 +215,8 @@ def report(workspace: Workspace, variant: Variant, inputs: ReportInputs, log: Lo
     if variant.name == PROPOSED.name:
         student = workspace.artefacts.get(inputs.student).path
         score = made.info["validation_dsc"]["student"]
-        version, is_champion = tracker.register(run, student / "model.safetensors", score, beside=[student / SEEN_FILE])
+        beside = filter(None, [training_cases_file(student)])
+        version, is_champion = tracker.register(run, student / "model.safetensors", score, beside=beside)
         notes["registered version"] = f"{version}{' (champion)' if is_champion else ''}"
     log(f"{variant.name}: test DSC {made.info['test_dsc']}")
     return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)

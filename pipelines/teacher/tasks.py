@@ -42,23 +42,32 @@ def weights_file(workspace: Workspace, log: Log) -> Path:
     if settings.teacher is None or not Path(settings.teacher).is_file():
         raise FileNotFoundError(
             f"MEDSAM_TEACHER: profile {workspace.profile.name!r} needs the weights of {spec.name} "
-            f"({spec.weights or 'a file written by save_model'}), found "
-            f"{settings.teacher or 'nothing set'}; set it to the file or its URL and run again"
+            f"({spec.weights or 'a file written by save_model'}), found {_what_is_at(settings.teacher)}; "
+            "set it to the file or its URL and run again"
         )
     require_sha256(Path(settings.teacher), settings.teacher, settings.teacher_sha256)
     return Path(settings.teacher)
 
 
+def _what_is_at(teacher: str | None) -> str:
+    if teacher is None:
+        return "nothing set"
+    return f"{'a folder' if Path(teacher).is_dir() else 'no file'} {teacher}"
+
+
 def load_weights(source: Path, config: TeacherConfig) -> "Segmenter":
     """Load a published checkpoint or one of the project's own, brought to the profile's image size.
+
+    Which of them a file is, its first bytes tell, not its name.
 
     Raises:
         CheckpointError: If the file cannot be read, or does not fit its architecture.
         InputError: If its model has another geometry than the profile's teacher.
     """
     from medsam_core.models.checkpoints import load_model, load_published
+    from medsam_core.models.file_kinds import file_kind
 
-    if source.suffix != ".safetensors":
+    if not file_kind(source).is_safetensors:
         return load_published(source, config)
     teacher = load_model(source)
     teacher = teacher if teacher.image_size == config.image_size else teacher.resized(config.image_size)

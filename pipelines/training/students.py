@@ -19,7 +19,7 @@ from pipelines.base.results import Link, Picture, TaskResult
 from pipelines.base.tracking import Point, TrackedRun, Tracker
 from pipelines.base.variants import Variant
 from pipelines.base.workspace import Workspace
-from pipelines.training.seen_cases import write_seen
+from pipelines.training.training_cases import write_training_cases
 from storage.base.artefacts import Artefact
 from storage.base.atomic import write_json
 from storage.base.fingerprints import fingerprint, require_same
@@ -178,7 +178,7 @@ def run_stage(
             launch(job_file, workspace.profile.training.processes)
         points = list(read_points(folder / "metrics.jsonl"))
         pictures.curves(points, _loss_names(points), folder / "curves.png")
-        write_seen(folder, load_release(workspace.artefacts.get(release).path))
+        write_training_cases(folder, load_release(workspace.artefacts.get(release).path))
         return {"steps": len(points), "final": dict(points[-1][1])}
 
     try:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 PARTIAL_SUFFIX = ".partial"
 
+_NAME_BYTES = 255
+"""Longest name of a file on the file systems of Linux, macOS and Windows."""
+
 
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
@@ -25,6 +28,14 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _aside(path: Path) -> Path:
+    """Return a name beside `path` that no other writer has; of a long name only the beginning is in it."""
+    ending = os.fsencode(f".{os.getpid()}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+    name = os.fsencode(path.name)[: _NAME_BYTES - len(ending)]
+    # A letter of several bytes that the cut goes through is left out: some file systems take UTF-8 alone.
+    return path.with_name(name.decode("utf-8", "ignore") + os.fsdecode(ending))
 
 
 @contextmanager
@@ -35,7 +46,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     killed writer leaves at most that file behind, and `remove_partials` clears it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+    temporary = _aside(path)
     try:
         with temporary.open("wb") as file:
             yield file
@@ -50,7 +61,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 def create_bytes(path: Path, data: bytes) -> bool:
     """Publish bytes under `path` atomically unless a file is there; return whether they were published."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+    temporary = _aside(path)
     try:
         with temporary.open("wb") as file:
             file.write(data)

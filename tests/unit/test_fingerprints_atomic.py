@@ -15,8 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medsam_core.files import atomic_file as model_file
 from storage.base.atomic import (
     atomic_file,
+    create_bytes,
     read_json,
     remove_partials,
     write_bytes,
@@ -287,3 +289,32 @@ class TestLocks:
             assert not entered.wait(0.2)
         waiter.join(timeout=20)
         assert entered.is_set()
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "2DBox_US_" + "1.2.840." * 28 + ".npz", "超" * 85, "x" + "é" * 127])
+def test_a_file_of_the_longest_legal_name_is_published(name: str, tmp_path: Path) -> None:
+    assert len(os.fsencode(name)) <= 255
+    write_bytes(tmp_path / name, b"one")
+    assert not create_bytes(tmp_path / name, b"two")
+    with model_file(tmp_path / name) as file:
+        (partial,) = (path.name for path in tmp_path.iterdir() if path.name != name)
+        assert partial.endswith(".partial")
+        file.write(b"three")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"three")]
+
+
+def test_a_file_whose_name_is_in_another_encoding_is_published(tmp_path: Path) -> None:
+    name = os.fsdecode("超声".encode("gbk") + b"x" * 240)
+    write_bytes(tmp_path / name, b"one")
+    with model_file(tmp_path / name) as file:
+        file.write(b"two")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"two")]
+
+
+def test_two_files_of_one_beginning_are_written_side_by_side(tmp_path: Path) -> None:
+    paths = [tmp_path / ("a" * 254 + ending) for ending in "xy"]
+    for writer in (atomic_file, model_file):
+        with writer(paths[0]) as first, writer(paths[1]) as second:
+            first.write(b"x")
+            second.write(b"y")
+        assert [path.read_bytes() for path in paths] == [b"x", b"y"]

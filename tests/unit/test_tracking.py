@@ -313,9 +313,9 @@ def registering(settings: Settings, folder: Path) -> Register:
         own = folder / fingerprint
         own.mkdir(parents=True, exist_ok=True)
         (own / "model.safetensors").write_text(fingerprint)
-        (own / "seen_cases.json").write_text(f'{{"{fingerprint}": "train"}}')
+        (own / "training_cases.json").write_text(f'{{"{fingerprint}": "train"}}')
         run = tracker.open_run(fingerprint, fingerprint)
-        return tracker.register(run, own / "model.safetensors", score, beside=[own / "seen_cases.json"])
+        return tracker.register(run, own / "model.safetensors", score, beside=[own / "training_cases.json"])
 
     return register
 
@@ -327,7 +327,7 @@ def test_the_alias_moves_only_to_a_higher_validation_score(registry: Settings, t
 
     def champion() -> str:
         file = download_model(champion_uri(registry), registry.tracking_uri, tmp_path / f"download{next(_NUMBER)}")
-        assert (file.parent / "seen_cases.json").read_text() == f'{{"{file.read_text()}": "train"}}'
+        assert (file.parent / "training_cases.json").read_text() == f'{{"{file.read_text()}": "train"}}'
         return file.read_text()
 
     assert register("first", 0.5) == ("1", True)
