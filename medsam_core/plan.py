@@ -9,7 +9,7 @@ Legend: P epochs of the plan, n slots of an epoch, B slots of a group, K labels 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,7 @@ from medsam_core.config import StageConfig
 from medsam_core.counter_rng import CounterRng
 from medsam_core.data import SliceTable
 from medsam_core.sampling import balanced_rows, draw_boxes, draw_labels, draw_mixing, draw_views
-
-Stage = Literal["distillation", "finetuning"]
+from medsam_core.stages import Stage
 
 PLAN_VERSION = 1
 """Raised by hand whenever the same inputs give another plan."""
@@ -76,8 +75,8 @@ def build_epoch(
 ) -> EpochPlan:
     """Build one epoch of a plan: a pure function of its arguments, independent of the epochs before it.
 
-    Fine-tuning draws `prompts_per_slot` labels with jittered boxes, and a crop grows until it holds the boxes drawn, so
-    that no prompt points outside the frame. Distillation draws no labels.
+    Where the stage prompts, it draws labels with jittered boxes, and a crop grows until it holds the boxes drawn, so
+    that no prompt points outside the frame.
 
     Args:
         table: Slices of the training split.
@@ -91,18 +90,19 @@ def build_epoch(
         ValueError: If no slice holds a label, or the configuration cannot be rendered.
     """
     _check(config, stage, image_size)
-    rng = CounterRng(seed, stage)
+    rng = CounterRng(seed, stage.name)
     count = slots_of_epoch(table, config)
     first = epoch * count
     rows = balanced_rows(table, rng, first, count)
     views = draw_views(table, rows, config.augmentation, rng, first)
-    slots = np.zeros(count, dtype=slot_dtype(_prompts(config, stage)))
+    n_prompts = stage.n_prompts(config)
+    slots = np.zeros(count, dtype=slot_dtype(n_prompts))
     slots["row"], slots["crop"] = rows, views.crop
     slots["flip_x"], slots["flip_y"], slots["quarter_turns"] = views.flip_x, views.flip_y, views.quarter_turns
-    if stage == "finetuning":
-        labels = draw_labels(table, rows, config.prompts_per_slot, rng, first)
+    if n_prompts:
+        labels = draw_labels(table, rows, n_prompts, rng, first)
         slots["labels"] = table.label_id[labels]
-        slots["boxes"] = draw_boxes(table, rows, labels, config.box_jitter_px, rng, first)
+        slots["boxes"] = draw_boxes(table, rows, labels, stage.box_jitter_px(config), rng, first)
         slots["crop"] = _cover(views.crop, slots["boxes"])
     return EpochPlan(slots, _build_groups(config, image_size, rng, first, count))
 
@@ -115,15 +115,15 @@ def plan_inputs(config: StageConfig, stage: Stage, image_size: int, seed: int) -
     """
     return {
         "plan_version": PLAN_VERSION,
-        "stage": stage,
+        "stage": stage.name,
         "image_size": image_size,
         "seed": seed,
         "plan_epochs": config.plan_epochs,
         "group_size": config.group_size,
         "groups_per_step": config.groups_per_step,
         "epoch_slots": config.epoch_slots,
-        "prompts_per_slot": _prompts(config, stage),
-        "box_jitter_px": config.box_jitter_px if stage == "finetuning" else 0,
+        "prompts_per_slot": stage.n_prompts(config),
+        "box_jitter_px": stage.box_jitter_px(config),
         "augmentation": config.augmentation.model_dump(mode="json"),
     }
 
@@ -161,7 +161,7 @@ class Plan:
         slots, groups = arrays["slots"], arrays["groups"]
         patches = config.augmentation.mixpatch_grid**2
         expected = (
-            slot_dtype(_prompts(config, stage)),
+            slot_dtype(stage.n_prompts(config)),
             group_dtype(config.group_size, patches),
             (config.plan_epochs, slots.shape[-1] // config.group_size),
         )
@@ -245,16 +245,11 @@ class Plan:
         return frame.rename_axis("modality").reset_index()
 
 
-def _prompts(config: StageConfig, stage: Stage) -> int:
-    """Return K: distillation has no prompts."""
-    return config.prompts_per_slot if stage == "finetuning" else 0
-
-
 def _check(config: StageConfig, stage: Stage, image_size: int) -> None:
     mixing, grid = config.augmentation.mixing, config.augmentation.mixpatch_grid
-    if stage == "finetuning" and set(mixing) != {"none"}:
+    if not stage.mixes and set(mixing) != {"none"}:
         raise ValueError(
-            f"mixing: expected ('none',) in fine-tuning, found {mixing}; "
+            f"mixing: expected ('none',) in {stage.name}, found {mixing}; "
             "a mixed image has no ground truth, so mix in distillation only"
         )
     if "mixpatch" in mixing and image_size % grid:

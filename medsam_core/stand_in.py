@@ -18,8 +18,10 @@ from medsam_core.models.checkpoints import load_model, save_model
 from medsam_core.models.segmenter import build_teacher
 from medsam_core.plan import Plan
 from medsam_core.prompts import tight_boxes
+from medsam_core.stages import FINETUNING
 from medsam_core.synthetic import MODALITIES, sample_cases
 from medsam_core.training.loop import LoopOptions, train
+from medsam_core.training.run import TrainingRun
 
 ARCHITECTURE = TeacherConfig(kind="stand_in", image_size=128, embed_dim=192, depth=6, num_heads=6)
 """7.5 million parameters, so that float16 weights stay below 16 MB."""
@@ -118,16 +120,14 @@ def make_stand_in(
     """
     slices, modality = synthetic_slices(DATA_SEED, cases, volumes)
     log(f"{len(slices)} synthetic slices")
-    plan = Plan.build(table_of(slices, modality), recipe, "finetuning", ARCHITECTURE.image_size, seed=0)
+    plan = Plan.build(table_of(slices, modality), recipe, FINETUNING, ARCHITECTURE.image_size, seed=0)
 
     def on_metrics(step: int, values: dict[str, float]) -> None:
         if step % 50 == 0:
             log(f"step {step} of {plan.total_steps}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
 
     teacher = build_teacher(ARCHITECTURE, seed=0)
-    options = LoopOptions(checkpoint_steps=100)
-    result = train(
-        "finetuning", teacher, plan, MemoryReader(slices), None, recipe, work, on_metrics=on_metrics, options=options
-    )
+    run = TrainingRun(plan=plan, config=recipe, reader=MemoryReader(slices), teacher=None, out=work)
+    result = train(teacher, run, on_metrics=on_metrics, options=LoopOptions(checkpoint_steps=100))
     metadata = {"role": "teacher", "made_by": "medsam make-teacher", "steps": str(result.steps)}
     save_model(output, load_model(result.weights), metadata, dtype=torch.float16)

@@ -9,15 +9,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from medsam_core.config import StageConfig
-from medsam_core.data import SliceReader
 from medsam_core.geometry import Geometry
-from medsam_core.plan import Plan, Stage
 from medsam_core.rendering import GroupBatch, render_group
 from medsam_core.training.prefetch import prefetched
 from medsam_core.training.process_group import ProcessGroup
-from medsam_core.training.stages import ask_teacher
-from medsam_core.training.teachers import TeacherAnswers
+from medsam_core.training.run import TrainingRun
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,27 +33,19 @@ class LoadedGroup:
     answers: Tensor | None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class GroupLoader:
     """Loads the groups that fall to this process, in plan order, from any step on.
 
     Attributes:
-        stage: Which of the two stages.
-        plan: Names the slots.
-        reader: Reads slices.
-        teacher: Asked here where its answers are read rather than computed.
-        config: The stage's configuration.
+        run: Names plan and reader, and the teacher, who is asked here where answers are read rather than computed.
         geometry: Of the model in training.
-        processes: The processes that share a step.
+        processes: Those that share a step.
         prefetch: Groups loaded ahead.
         threads: Threads that load them.
     """
 
-    stage: Stage
-    plan: Plan
-    reader: SliceReader
-    teacher: TeacherAnswers | None
-    config: StageConfig
+    run: TrainingRun
     geometry: Geometry
     processes: ProcessGroup
     prefetch: int
@@ -65,16 +53,17 @@ class GroupLoader:
 
     def groups_from(self, step: int) -> Generator[LoadedGroup, None, None]:
         """Yield this process's groups of `step` and every later one: rank r takes groups r, r + size, ..."""
-        mine = range(self.processes.rank, self.config.groups_per_step, self.processes.size)
-        keys = itertools.product(range(step, self.plan.total_steps), mine)
+        mine = range(self.processes.rank, self.run.config.groups_per_step, self.processes.size)
+        keys = itertools.product(range(step, self.run.plan.total_steps), mine)
         return prefetched(self._load, keys, ahead=self.prefetch, threads=self.threads)
 
     def _load(self, key: tuple[int, int]) -> LoadedGroup:
         step, position = key
-        _, plan_epoch, first_group = self.plan.locate(step)
-        slots, group, first_slot = self.plan.group_slots(plan_epoch, first_group + position)
-        batch = render_group(slots, group, self.reader, self.geometry)
+        plan, teacher = self.run.plan, self.run.teacher
+        _, plan_epoch, first_group = plan.locate(step)
+        slots, group, first_slot = plan.group_slots(plan_epoch, first_group + position)
+        batch = render_group(slots, group, self.run.reader, self.geometry)
         answers = None
-        if self.teacher is not None and self.teacher.reads_ahead:
-            answers = ask_teacher(self.stage, self.config, self.teacher, first_slot, batch)
+        if teacher is not None and teacher.reads_ahead:
+            answers = self.run.stage.ask(self.run.config, teacher, first_slot, batch)
         return LoadedGroup(position, first_slot, batch, answers)

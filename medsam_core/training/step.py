@@ -1,6 +1,6 @@
 """One optimiser step. What belongs here: gradients over the groups of a step, across processes, and the update.
 
-Not here: the order of steps, loading, files (`medsam_core.training.loop`), or what a stage learns (`.stages`).
+Not here: the order of steps and files (`medsam_core.training.loop`), or what a stage learns (`medsam_core.stages`).
 
 The networks draw nothing at random in training: all chance is in the plan, so a step is a function of weights,
 optimiser state and step number. A step's gradient is the mean over its groups, whoever took them.
@@ -17,55 +17,44 @@ from torch import Tensor
 
 from medsam_core.config import StageConfig
 from medsam_core.models.segmenter import Segmenter
-from medsam_core.plan import Plan, Stage
 from medsam_core.rendering import GroupBatch
 from medsam_core.training.batchnorm import StepStatistics
 from medsam_core.training.errors import DivergedError, TrainingError
 from medsam_core.training.loading import LoadedGroup
 from medsam_core.training.precision import Precision
 from medsam_core.training.process_group import ProcessGroup
-from medsam_core.training.stages import ask_teacher, group_loss, prepare, term_names
-from medsam_core.training.teachers import TeacherAnswers
+from medsam_core.training.run import TrainingRun
 
 
 class Stepper:
     """Takes steps: holds the trained parameters, their optimiser and the loss scale.
 
     Args:
-        stage: Which of the two stages.
-        segmenter: The model in training, on `device`; prepared for the stage here.
-        plan: Names the slots of every step.
-        config: Optimiser, groups and loss.
-        teacher: Answers for the teacher, or None.
-        device: Where the model lives.
+        segmenter: The model in training, on its device; prepared for the stage here.
+        run: Names stage, plan, configuration and teacher.
         precision: Number format of the networks.
-        processes: The processes that share a step.
-        channels_last: Bring images and model into that memory layout.
+        processes: Those that share a step.
+        layout: Memory layout of images and model.
     """
 
     def __init__(
         self,
-        stage: Stage,
         segmenter: Segmenter,
-        plan: Plan,
-        config: StageConfig,
-        teacher: TeacherAnswers | None,
-        *,
-        device: torch.device,
+        run: TrainingRun,
         precision: Precision,
         processes: ProcessGroup,
-        channels_last: bool,
+        layout: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self.segmenter = segmenter
         self.precision = precision
-        self.trained = prepare(segmenter, stage)
-        self.optimizer = _build_optimizer(list(self.trained.values()), config)
-        self._stage, self._plan, self._config, self._teacher = stage, plan, config, teacher
-        self._device, self._processes = device, processes
-        self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        self._terms = term_names(stage, config)
+        self.trained = run.stage.prepare(segmenter)
+        self.optimizer = _build_optimizer(list(self.trained.values()), run.config)
+        self._training, self._processes, self._layout = run, processes, layout
+        self._stage, self._plan, self._config = run.stage, run.plan, run.config
+        self._device = next(segmenter.parameters()).device
+        self._terms = run.stage.terms(run.config)
         self._statistics = StepStatistics(segmenter)
-        segmenter.to(memory_format=self._layout)  # type: ignore[call-overload]  # missing from torch's stubs
+        segmenter.to(memory_format=layout)  # type: ignore[call-overload]  # missing from torch's stubs
 
     def run(self, step: int, groups: Iterable[LoadedGroup]) -> dict[str, float]:
         """Take one step.
@@ -112,10 +101,10 @@ class Stepper:
         with self.precision.autocast():
             answers = group.answers
             if answers is None:
-                answers = ask_teacher(self._stage, self._config, self._teacher, group.first_slot, batch)
+                answers = self._stage.ask(self._config, self._training.teacher, group.first_slot, batch)
             elif answers.device != self._device:
                 answers = answers.to(self._device, non_blocking=True)
-            losses = group_loss(self._stage, self.segmenter, batch, answers)
+            losses = self._stage.losses(self.segmenter, batch, answers)
         self.precision.scaler.scale(losses[0] / self._config.groups_per_step).backward()  # type: ignore[no-untyped-call]
         row = torch.stack([*(loss.detach() for loss in losses), losses[0].new_tensor(batch.n_small)])
         return row.double()
@@ -131,8 +120,8 @@ class Stepper:
         missing = [name for name, parameter in self.trained.items() if parameter.grad is None]
         if missing:
             raise TrainingError(
-                f"{self._stage}: expected a gradient for every trained tensor, found none for {len(missing)} "
-                f"({', '.join(missing[:3])}, ...); leave out of `stages.prepare` what the loss does not reach"
+                f"{self._stage.name}: expected a gradient for every trained tensor, found none for {len(missing)} "
+                f"({', '.join(missing[:3])}, ...); leave out of the stage's `trains` what the loss does not reach"
             )
         return [parameter.grad for parameter in self.trained.values() if parameter.grad is not None]
 

@@ -1,12 +1,12 @@
-"""Who answers for the teacher. What belongs here: a stage's questions, answered live or from a cache in plan order.
+"""Who answers for the teacher. What belongs here: a stage's question, answered live or from a cache in plan order.
 
-Not here: how answers are stored, or the teacher's architecture.
+Not here: the questions (`medsam_core.questions`), how answers are stored, or the teacher's architecture.
 
-Legend: B slots of a group, K boxes of a slot, E embedding channels, h w the embedding grid, H W the logits' grid.
+Legend: B slots of a group.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,23 +14,20 @@ import torch
 from torch import Tensor
 
 from medsam_core.models.segmenter import Segmenter
+from medsam_core.questions import Question
 from medsam_core.rendering import GroupBatch
 
 
 class TeacherAnswers(Protocol):
-    """What a stage asks of the teacher about a group of slots."""
+    """Answers a stage's question about a group of slots."""
 
     @property
     def reads_ahead(self) -> bool:
         """Whether answers are read rather than computed, so that the loading thread asks for them early."""
         ...
 
-    def embeddings(self, first_slot: int, batch: GroupBatch) -> Tensor:
-        """Return (B, E, h, w): the embeddings of the group whose first slot is `first_slot` in plan order."""
-        ...
-
-    def probabilities(self, first_slot: int, batch: GroupBatch) -> Tensor:
-        """Return (B, K, H, W): the sigmoid of the low-resolution logits, for the batch's boxes."""
+    def answer(self, question: Question, first_slot: int, batch: GroupBatch) -> Tensor:
+        """Return the answers, (B, ...) float32, about the group whose first slot is `first_slot` in plan order."""
         ...
 
 
@@ -47,16 +44,10 @@ class OnlineTeacher:
         self._segmenter = segmenter.eval().requires_grad_(requires_grad=False)
 
     @torch.no_grad()
-    def embeddings(self, first_slot: int, batch: GroupBatch) -> Tensor:  # noqa: ARG002
-        """Return (B, E, h, w) float32; `first_slot` is not needed."""
-        return self._segmenter.encode(batch.images).float()
-
-    @torch.no_grad()
-    def probabilities(self, first_slot: int, batch: GroupBatch) -> Tensor:  # noqa: ARG002
-        """Return (B, K, H, W) float32; `first_slot` is not needed."""
-        logits, _ = self._segmenter(batch.images, batch.boxes)
-        probabilities: Tensor = logits.float().sigmoid()
-        return probabilities
+    def answer(self, question: Question, first_slot: int, batch: GroupBatch) -> Tensor:
+        """Return the answers on the batch's device; `first_slot` is not needed."""
+        del first_slot
+        return question.ask(self._segmenter, batch.images, batch.boxes)
 
 
 class CachedTeacher:
@@ -64,31 +55,14 @@ class CachedTeacher:
 
     Args:
         read: Called with an array's name, a first and a stop slot; returns (stop - first, ...) float32.
-        embeddings: Name of the array of embeddings.
-        probabilities: Name of the array of probabilities.
     """
 
     reads_ahead = True
 
-    def __init__(
-        self,
-        read: Callable[[str, int, int], npt.NDArray[Any]],
-        *,
-        embeddings: str = "embeddings",
-        probabilities: str = "probabilities",
-    ) -> None:
+    def __init__(self, read: Callable[[str, int, int], npt.NDArray[np.float32]]) -> None:
         self._read = read
-        self._embeddings = embeddings
-        self._probabilities = probabilities
 
-    def embeddings(self, first_slot: int, batch: GroupBatch) -> Tensor:
-        """Return (B, E, h, w) float32, on the CPU."""
-        return self._answers(self._embeddings, first_slot, batch)
-
-    def probabilities(self, first_slot: int, batch: GroupBatch) -> Tensor:
-        """Return (B, K, H, W) float32, on the CPU."""
-        return self._answers(self._probabilities, first_slot, batch)
-
-    def _answers(self, name: str, first_slot: int, batch: GroupBatch) -> Tensor:
-        answers = self._read(name, first_slot, first_slot + len(batch.images))
+    def answer(self, question: Question, first_slot: int, batch: GroupBatch) -> Tensor:
+        """Return the answers on the CPU."""
+        answers = self._read(question.array, first_slot, first_slot + len(batch.images))
         return torch.from_numpy(np.ascontiguousarray(answers, dtype=np.float32))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medsam_core.config import StageConfig
+from medsam_core.stages import Stage
 from pipelines.base.profile import Profile
 
 
@@ -48,6 +49,10 @@ class Variant:
         """Return the fine-tuning stage of this variant."""
         epochs = profile.ablation_epochs if self.is_ablation else profile.finetuning.epochs
         return profile.finetuning.model_copy(update={"epochs": epochs, "mask_distillation": self.mask_distillation})
+
+    def stage_config(self, profile: Profile, stage: Stage) -> StageConfig:
+        """Return a stage of this variant."""
+        return {"distillation": self.distillation, "finetuning": self.finetuning}[stage.name](profile)
 
 
 PROPOSED = Variant("proposed", "The paper's model: aggressive distillation, then fine-tuning.", is_ablation=False)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medsam_core.plan import Plan, Stage
+from medsam_core.plan import Plan
 from pipelines.base.workspace import Workspace
 from storage.answers import cache_plan, cache_writer, teacher_cache
 from storage.answers.cache_plan import CacheSpec
@@ -112,9 +112,7 @@ def _stored(spec: CacheSpec, values: Floats) -> tuple[float, float]:
         return size / len(values), (time.perf_counter() - started) / len(values)
 
 
-def require_room(
-    workspace: Workspace, stage: Stage, plan: Plan, cost: CacheCost, missing_slots: int, place: str
-) -> None:
+def require_room(workspace: Workspace, plan: Plan, cost: CacheCost, missing_slots: int, place: str) -> None:
     """Refuse a cache that is larger than the profile allows, or whose missing slots the disk cannot take.
 
     Raises:
@@ -133,23 +131,23 @@ def require_room(
         problems.append(f"the disk of {place} has {_size(free)} free and {_size(missing)} are missing")
         elsewhere.append("MEDSAM_HOME on a larger disk")
     if problems:
-        fitting = "; ".join([*_smaller(workspace, stage, plan, cost, room), *elsewhere, "cache.mode online"])
+        fitting = "; ".join([*_smaller(workspace, plan, cost, room), *elsewhere, "cache.mode online"])
         raise BudgetError(
-            f"teacher cache for {stage}: {plan.n_plan_slots} slots of {_size(cost.bytes_per_slot)} need "
+            f"teacher cache for {plan.stage.name}: {plan.n_plan_slots} slots of {_size(cost.bytes_per_slot)} need "
             f"{_size(total)}, but {' and '.join(problems)}; what would fit: {fitting}"
         )
 
 
-def _smaller(workspace: Workspace, stage: Stage, plan: Plan, cost: CacheCost, room: float) -> list[str]:
+def _smaller(workspace: Workspace, plan: Plan, cost: CacheCost, room: float) -> list[str]:
     """Return the settings by which a cache would take no more than `room` bytes."""
-    slots = int(room // cost.bytes_per_slot)
+    stage, slots = plan.stage, int(room // cost.bytes_per_slot)
     epochs, unit = slots // plan.slots_per_epoch, plan.config.group_size * plan.config.groups_per_step
     found = []
     if epochs:
-        found.append(f"{stage}.cached_epochs {epochs} (now {plan.config.plan_epochs})")
+        found.append(f"{stage.name}.cached_epochs {epochs} (now {plan.config.plan_epochs})")
     elif slots >= unit:
-        found.append(f"{stage}.cached_epochs 1 with {stage}.epoch_slots {slots // unit * unit}")
-    if stage == "distillation" and workspace.profile.cache.encoding == "float16":
+        found.append(f"{stage.name}.cached_epochs 1 with {stage.name}.epoch_slots {slots // unit * unit}")
+    if stage.question.values == "features" and workspace.profile.cache.encoding == "float16":
         found.append("cache.encoding int8_per_channel, which takes less than half the room")
     return found
 

@@ -8,13 +8,14 @@ the slices they show. So a changed slice costs the parts that show it, not the c
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from medsam_core.geometry import Geometry
-from medsam_core.plan import Plan, Stage, plan_inputs
+from medsam_core.plan import Plan, plan_inputs
+from medsam_core.questions import AnswerKind, Question
+from medsam_core.stages import ASKING
 from pipelines.base.results import TaskResult
 from pipelines.base.variants import Variant
 from pipelines.base.workspace import Workspace
@@ -31,7 +32,6 @@ from storage.releases.reader import ReleaseReader
 if TYPE_CHECKING:
     from medsam_core.rendering import GroupBatch
 
-Answers = Literal["embeddings", "logits"]
 Value = dict[str, Any]
 Inputs = tuple[Value, Value, Value]
 """Values of the teacher, the plan and the release."""
@@ -39,33 +39,28 @@ Inputs = tuple[Value, Value, Value]
 ANSWER_VERSION = 1
 """Raised by hand whenever the same slot gets another answer: preprocessing, rendering or the teacher's code changed."""
 
-ALLOWED_ERROR: dict[Answers, float] = {"embeddings": 1e-3, "logits": 1e-2}
-"""How far a slot computed again may be from the stored one: the encoding's error, and the noise of mixed precision or
-of another machine; the answer to another image is off by hundreds of times as much."""
-
 
 class CacheWork:
     """A cache as planned: its place, its parts, and what computes them."""
 
-    def __init__(self, workspace: Workspace, variant: Variant, answers: Answers, inputs: Inputs) -> None:
+    def __init__(self, workspace: Workspace, variant: Variant, answers: AnswerKind, inputs: Inputs) -> None:
         self.workspace = workspace
         self.answers = answers
         self.teacher, plan, self.release = inputs
-        self.stage: Stage = "distillation" if answers == "embeddings" else "finetuning"
-        profile = workspace.profile
-        config = variant.distillation(profile) if answers == "embeddings" else variant.finetuning(profile)
-        self.plan: Plan = load_plan(workspace, plan, config, self.stage)
+        stage, profile = ASKING[answers], workspace.profile
+        self.question: Question = stage.question
+        config = variant.stage_config(profile, stage)
+        self.plan: Plan = load_plan(workspace, plan, config, stage)
         self._plan_folder = workspace.artefacts.get(plan).path
-        size = profile.student.image_size
         made_from = {
             "answers": answers,
             "version": ANSWER_VERSION,
             "teacher": self.teacher["fingerprint"],
-            "plan": plan_inputs(config, self.stage, size, profile.seeds.plan),
+            "plan": plan_inputs(config, stage, profile.student.image_size, profile.seeds.plan),
             "n_slots": self.plan.n_plan_slots,
         }
         self.spec = CacheSpec(
-            arrays=self._arrays(profile.teacher.geometry, config.prompts_per_slot),
+            arrays={self.question.array: self._array_spec(stage.n_prompts(config))},
             n_slots=self.plan.n_plan_slots,
             slots_per_chunk=profile.cache.slots_per_chunk,
             slots_per_shard=profile.cache.slots_per_shard,
@@ -75,11 +70,11 @@ class CacheWork:
         self.digest = fingerprint(self.spec.header())
         self.root = workspace.cache_root(answers, self.digest)
 
-    def _arrays(self, geometry: Geometry, prompts: int) -> dict[str, ArraySpec]:
-        if self.answers == "embeddings":
-            return {"embeddings": ArraySpec(geometry.embedding_shape, self.workspace.profile.cache.encoding)}
-        side = geometry.logit_side
-        return {"probabilities": ArraySpec((prompts, side, side), "probability_uint8")}
+    def _array_spec(self, n_prompts: int) -> ArraySpec:
+        profile = self.workspace.profile
+        encodings = {"features": profile.cache.encoding, "probabilities": "probability_uint8"}
+        shape = self.question.shape(profile.teacher.geometry, n_prompts)
+        return ArraySpec(shape, encodings[self.question.values])
 
     @property
     def name(self) -> str:
@@ -149,11 +144,9 @@ class Answerer:
         import torch
 
         with torch.inference_mode(), self._precision.autocast():
-            embeddings = self._model.encode(batch.images.to(self._device))
-            if self._work.answers == "embeddings":
-                return embeddings.float().cpu().numpy()
-            logits, _ = self._model.decode(embeddings, batch.boxes.to(self._device))
-            return logits.float().sigmoid().cpu().numpy()
+            images, boxes = batch.images.to(self._device), batch.boxes.to(self._device)
+            answers: Floats = self._work.question.ask(self._model, images, boxes).cpu().numpy()
+            return answers
 
     def slots(self, start: int, stop: int) -> Floats:
         """Return the answers of slots of the plan; always by whole groups, so that they depend on nothing else."""
@@ -166,7 +159,7 @@ class Answerer:
 
 
 def plan_cache(
-    workspace: Workspace, variant: Variant, answers: Answers, inputs: Inputs, log: Callable[[str], None]
+    workspace: Workspace, variant: Variant, answers: AnswerKind, inputs: Inputs, log: Callable[[str], None]
 ) -> list[list[str]]:
     """Return the ids of the parts that are missing, batched into steps; none where the teacher answers online.
 
@@ -187,7 +180,7 @@ def plan_cache(
         cost = cache_budget.measure(workspace, work.spec, work.digest, group, lambda: Answerer(work, reader).slots)
         log(f"{answers}: {cost.bytes_per_slot:.0f} bytes and {cost.seconds_per_slot:.3g} s a slot")
         slots = sum(part.stop - part.start for part in missing)
-        cache_budget.require_room(workspace, work.stage, work.plan, cost, slots, work.root.url)
+        cache_budget.require_room(workspace, work.plan, cost, slots, work.root.url)
         cache_care.pin_planned(workspace, answers, variant.name, work.digest)
     ids = [part.part_id for part in missing]
     size = workspace.profile.cache.parts_per_step
@@ -197,7 +190,7 @@ def plan_cache(
 def write_cache_parts(
     workspace: Workspace,
     variant: Variant,
-    answers: Answers,
+    answers: AnswerKind,
     inputs: Inputs,
     part_ids: Sequence[str],
     log: Callable[[str], None],
@@ -218,14 +211,14 @@ def write_cache_parts(
                     log(f"{answers} {part.part_id}: made by another run meanwhile")
                     continue
                 own = answerer.slots(part.start, part.stop)
-                cache_writer.write_part(work.root, work.spec, part, {next(iter(work.spec.arrays)): own})
+                cache_writer.write_part(work.root, work.spec, part, {work.question.array: own})
             made.append(part.part_id)
             log(f"{answers} {part.part_id}: slots {part.start} to {part.stop} of {work.spec.n_slots}")
     return {"made": made}
 
 
 def publish_cache(
-    workspace: Workspace, variant: Variant, answers: Answers, inputs: Inputs, written: Sequence[Value]
+    workspace: Workspace, variant: Variant, answers: AnswerKind, inputs: Inputs, written: Sequence[Value]
 ) -> TaskResult:
     """Publish a cache as what training reads, and note that this asset uses it."""
     mode = workspace.profile.cache.mode
@@ -257,21 +250,21 @@ def publish_cache(
 
 
 def _online(
-    workspace: Workspace, variant: Variant, answers: Answers, inputs: Inputs, notes: dict[str, Any]
+    workspace: Workspace, variant: Variant, answers: AnswerKind, inputs: Inputs, notes: dict[str, Any]
 ) -> TaskResult:
     digest = fingerprint(["online", inputs[0]["fingerprint"]])
     cache_care.pin(workspace, answers, variant.name, None)
     return TaskResult(_value("online", answers, inputs, "", digest), digest, 0, 0, notes)
 
 
-def _value(mode: str, answers: Answers, inputs: Inputs, cache: str, digest: str) -> Value:
+def _value(mode: str, answers: AnswerKind, inputs: Inputs, cache: str, digest: str) -> Value:
     """Return what travels to training, with what the answers belong to: a plan covers the training split."""
     teacher, plan, _ = (value["fingerprint"] for value in inputs)
     return {"mode": mode, "answers": answers, "cache": cache, "fingerprint": digest, "teacher": teacher, "plan": plan}
 
 
 def check_answers(
-    workspace: Workspace, variant: Variant, answers: Answers, inputs: Inputs, count: int, seed: int | None = None
+    workspace: Workspace, variant: Variant, answers: AnswerKind, inputs: Inputs, count: int, seed: int | None = None
 ) -> pd.DataFrame:
     """Compute the answers of some slots again and compare them with the published cache.
 
@@ -284,8 +277,7 @@ def check_answers(
         seed: Of the draw; None: another draw each time.
 
     Returns:
-        slot, error, allowed; no row where the teacher is asked online. For embeddings the error is the mean square over
-        the variance within channels, for probabilities the mean absolute difference.
+        slot, error, allowed; no row where the teacher is asked online. The error is the question's.
 
     Raises:
         StorageError: If the cache is not published.
@@ -301,15 +293,9 @@ def check_answers(
         cache = teacher_cache.TeacherCache(work.root, work.spec.made_from, fingerprint=expected)
         answerer = Answerer(work, reader)
         chosen = np.random.default_rng(seed).choice(len(cache), min(count, len(cache)), replace=False)
-        name = next(iter(work.spec.arrays))
+        name, question = work.question.array, work.question
         rows = []
         for slot in sorted(chosen.tolist()):
             again, stored = answerer.slots(slot, slot + 1)[0], cache.read(name, slot, slot + 1)[0]
-            rows.append((slot, _error(answers, again, stored), ALLOWED_ERROR[answers]))
+            rows.append((slot, question.error(again, stored), question.allowed_error))
     return pd.DataFrame(rows, columns=columns)
-
-
-def _error(answers: Answers, again: Floats, stored: Floats) -> float:
-    if answers == "embeddings":
-        return float(np.square(again - stored).mean() / again.reshape(len(again), -1).var(axis=1).mean())
-    return float(np.abs(again - stored).mean())

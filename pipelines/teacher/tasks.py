@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsam_core.config import TeacherConfig
+from medsam_core.stages import FINETUNING
 from pipelines.base.launch import Launch
 from pipelines.base.results import TaskResult
 from pipelines.base.settings import InputError
@@ -110,16 +111,16 @@ def _train_stand_in(workspace: Workspace, release: Value, loaded: Value, launch:
     if pretraining is None:
         raise ValueError("expected a profile with teacher_pretraining, found none")
     config = pretraining.model_copy(update={"mask_distillation": False})
-    plan = plans.make_plan(workspace, release, config, "finetuning")
+    plan = plans.make_plan(workspace, release, config, FINETUNING)
     made_from = {
-        "stage": "finetuning",
+        "stage": FINETUNING.name,
         "version": students.STAGE_VERSION,
         "starts_from": loaded["fingerprint"],
         "plan": plan.fingerprint,
         "learning": students.learning(config),
     }
     job: dict[str, Any] = {
-        "stage": "finetuning",
+        "stage": FINETUNING.name,
         "config": config.model_dump(mode="json"),
         "release": release,
         "plan": plan.value,

@@ -4,6 +4,7 @@ from typing import Any
 
 import dagster as dg
 
+from medsam_core.stages import DISTILLATION, FINETUNING
 from pipelines.base.asset_keys import distillation_asset
 from pipelines.base.launch import launch_trainer
 from pipelines.base.resources import WorkspaceResource
@@ -30,7 +31,7 @@ def _distillation_plan(variant: Variant) -> dg.AssetsDefinition:
     )
     def plan(context: dg.AssetExecutionContext, workspace: WorkspaceResource, release: Value) -> dg.Output[Value]:
         space = workspace.open()
-        result = plans.make_plan(space, release, variant.distillation(space.profile), "distillation")
+        result = plans.make_plan(space, release, variant.distillation(space.profile), DISTILLATION)
         return materialised(context.op_execution_context, space, "/".join(key), result)
 
     return plan
@@ -42,7 +43,7 @@ def finetuning_plan(
 ) -> dg.Output[Value]:
     """Which slice, label, flip and jittered box every slot of every fine-tuning step gets; variants read its start."""
     space = workspace.open()
-    result = plans.make_plan(space, dataset_release, PROPOSED.finetuning(space.profile), "finetuning")
+    result = plans.make_plan(space, dataset_release, PROPOSED.finetuning(space.profile), FINETUNING)
     return materialised(context.op_execution_context, space, "finetuning_plan", result)
 
 

@@ -10,7 +10,8 @@ import pandas as pd
 from medsam_core.config import StageConfig
 from medsam_core.data import SliceReader
 from medsam_core.geometry import Geometry
-from medsam_core.plan import Plan, Stage, plan_inputs
+from medsam_core.plan import Plan, plan_inputs
+from medsam_core.stages import Stage
 from pipelines.base.adapters import slice_table
 from pipelines.base.results import Picture, TaskResult
 from pipelines.base.workspace import Workspace
@@ -65,7 +66,7 @@ def _draw_batches(plan: Plan, reader: SliceReader, geometry: Geometry, folder: P
         group = int(np.flatnonzero(kinds == code)[0])
         slots, record, _ = plan.group_slots(0, group)
         batch = render_group(slots, record, reader, geometry)
-        pictures.batch_sheet(batch, folder / f"batch_{plan.stage}_{MIX_KINDS[int(code)]}.png")
+        pictures.batch_sheet(batch, folder / f"batch_{plan.stage.name}_{MIX_KINDS[int(code)]}.png")
 
 
 def load_plan(workspace: Workspace, reference: dict[str, Any], config: StageConfig, stage: Stage) -> Plan:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medsam_core.config import StageConfig
-from medsam_core.plan import Stage
+from medsam_core.stages import DISTILLATION, FINETUNING, Stage
 from pipelines.base import pictures
 from pipelines.base.launch import Launch
 from pipelines.base.results import Link, Picture, TaskResult
@@ -63,7 +63,7 @@ def distil(workspace: Workspace, variant: Variant, inputs: StageInputs, launch: 
     profile = workspace.profile
     config = variant.distillation(profile)
     made_from = {
-        "stage": "distillation",
+        "stage": DISTILLATION.name,
         "version": STAGE_VERSION,
         "student": profile.student.model_dump(mode="json"),
         "init_seed": profile.seeds.init,
@@ -73,7 +73,7 @@ def distil(workspace: Workspace, variant: Variant, inputs: StageInputs, launch: 
         "answers": _answers(inputs),
         "learning": learning(config),
     }
-    job = _job(workspace, "distillation", config, inputs, starts_from=None, keep_epochs=[])
+    job = _job(workspace, DISTILLATION, config, inputs, starts_from=None, keep_epochs=[])
     return run_stage(workspace, f"{variant.name}/distillation", made_from, job, inputs.release, launch, log)
 
 
@@ -90,7 +90,7 @@ def finetune(
     config = variant.finetuning(profile)
     keep = [profile.ablation_epochs]
     made_from = {
-        "stage": "finetuning",
+        "stage": FINETUNING.name,
         "version": STAGE_VERSION,
         "distilled": distilled["fingerprint"],
         "decoder": inputs.teacher["fingerprint"],
@@ -99,7 +99,7 @@ def finetune(
         "learning": learning(config),
         "keep_epochs": keep,
     }
-    job = _job(workspace, "finetuning", config, inputs, starts_from=distilled, keep_epochs=keep)
+    job = _job(workspace, FINETUNING, config, inputs, starts_from=distilled, keep_epochs=keep)
     return run_stage(workspace, f"{variant.name}/finetuning", made_from, job, inputs.release, launch, log)
 
 
@@ -128,7 +128,7 @@ def _job(
 ) -> dict[str, Any]:
     """Return the plain description that the trainer process reads."""
     return {
-        "stage": stage,
+        "stage": stage.name,
         "config": config.model_dump(mode="json"),
         "release": inputs.release,
         "statistics": inputs.statistics,

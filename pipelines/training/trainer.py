@@ -20,10 +20,12 @@ from medsam_core.data import SliceReader
 from medsam_core.models.checkpoints import load_model
 from medsam_core.models.segmenter import Segmenter, build_student, init_decoder_from
 from medsam_core.plan import Plan
+from medsam_core.stages import STAGES
 from medsam_core.training.batchnorm import clean_images
 from medsam_core.training.loop import LoopOptions, train
 from medsam_core.training.parent_watch import require_parent
 from medsam_core.training.process_group import ProcessGroup
+from medsam_core.training.run import TrainingRun
 from medsam_core.training.teachers import CachedTeacher, OnlineTeacher, TeacherAnswers
 from pipelines.base.devices import choose_device
 from pipelines.base.settings import read_settings
@@ -50,7 +52,7 @@ def _model(workspace: Workspace, job: dict[str, Any]) -> Segmenter:
     else:
         pixels = job["statistics"]["info"]
         model = build_student(workspace.profile.student, pixels["mean"], pixels["std"], workspace.profile.seeds.init)
-    if job["stage"] == "finetuning" and job["teacher"] is not None:
+    if STAGES[job["stage"]].trains_decoder and job["teacher"] is not None:
         init_decoder_from(model, load_model(artefacts.get(job["teacher"]).path / "model.safetensors"))
     return model
 
@@ -77,7 +79,7 @@ def run_job(job: dict[str, Any], log: Any) -> None:  # noqa: ANN401
     workspace = Workspace(read_settings({**os.environ, **job["settings"]}))
     config = StageConfig.model_validate(job["config"])
     device = choose_device(workspace.profile)
-    plan = load_plan(workspace, job["plan"], config, job["stage"])
+    plan = load_plan(workspace, job["plan"], config, STAGES[job["stage"]])
     every = max(1, plan.total_steps // 20)
 
     def on_metrics(step: int, values: dict[str, float]) -> None:
@@ -89,21 +91,23 @@ def run_job(job: dict[str, Any], log: Any) -> None:  # noqa: ANN401
     model = _model(workspace, job)
     reader = release_reader(workspace, job["release"], "train")
     with _cache_in_use(workspace, job):
+        run = TrainingRun(
+            plan=plan,
+            config=config,
+            reader=reader,
+            teacher=_teacher(workspace, job, device),
+            out=Path(job["out"]),
+            keep_epochs=job["keep_epochs"],
+            fingerprint=job["fingerprint"],
+            clean_images=None if plan.stage.trains_decoder else _clean_images(plan, reader, model),
+        )
         train(
-            job["stage"],
             model,
-            plan,
-            reader,
-            _teacher(workspace, job, device),
-            config,
-            Path(job["out"]),
+            run,
             device=device,
             amp=workspace.profile.training.mixed_precision and device.type == "cuda",
             on_metrics=on_metrics,
-            keep_epochs=job["keep_epochs"],
             processes=processes,
-            fingerprint=job["fingerprint"],
-            clean_images=_clean_images(plan, reader, model) if job["stage"] == "distillation" else None,
             options=LoopOptions(checkpoint_steps=workspace.profile.training.checkpoint_steps),
         )
     processes.close()

@@ -20,9 +20,11 @@ from medsam_core.config import StageConfig, StudentConfig
 from medsam_core.models.segmenter import build_student
 from medsam_core.plan import Plan
 from medsam_core.rendering import render_group
+from medsam_core.stages import DISTILLATION
 from medsam_core.training.loading import GroupLoader
 from medsam_core.training.precision import Precision
 from medsam_core.training.process_group import ProcessGroup
+from medsam_core.training.run import TrainingRun
 from medsam_core.training.step import Stepper
 from medsam_core.training.teachers import CachedTeacher, OnlineTeacher, TeacherAnswers
 from tests.benchmarks._harness import ROUNDS, report
@@ -54,7 +56,7 @@ def main() -> None:
     config: StageConfig = PAPER.distillation.model_copy(
         update={"group_size": group, "groups_per_step": 1, "epochs": 1, "epoch_slots": group, "cached_epochs": 1}
     )
-    plan = Plan.build(slice_table(), config, "distillation", SIZE, seed=0)
+    plan = Plan.build(slice_table(), config, DISTILLATION, SIZE, seed=0)
     reader, teacher = Reader(), golden_vit_b().to(device)
     precision = Precision(device, amp=device.type == "cuda")
 
@@ -71,28 +73,9 @@ def main() -> None:
         def step_with(answers: TeacherAnswers) -> Callable[[], Any]:
             student = build_student(StudentConfig(backbone="repvit_m1_1", image_size=SIZE), (0.4,) * 3, (0.2,) * 3, 0)
             processes = ProcessGroup.from_environment(device)
-            stepper = Stepper(
-                "distillation",
-                student.to(device),
-                plan,
-                config,
-                answers,
-                device=device,
-                precision=precision,
-                processes=processes,
-                channels_last=False,
-            )
-            loader = GroupLoader(
-                stage="distillation",
-                plan=plan,
-                reader=reader,
-                teacher=answers,
-                config=config,
-                geometry=student.geometry,
-                processes=processes,
-                prefetch=1,
-                threads=1,
-            )
+            run = TrainingRun(plan=plan, config=config, reader=reader, teacher=answers, out=Path(folder))
+            stepper = Stepper(student.to(device), run, precision, processes)
+            loader = GroupLoader(run, student.geometry, processes, prefetch=1, threads=1)
             return lambda: stepper.run(0, loader.groups_from(0))
 
         ours, rival = step_with(CachedTeacher(cache.read)), step_with(OnlineTeacher(teacher))

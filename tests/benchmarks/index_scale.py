@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medsam_core.config import PAPER_DISTILLATION, PAPER_FINETUNING
-from medsam_core.plan import Plan, Stage
+from medsam_core.plan import Plan
+from medsam_core.stages import STAGES, StageName
 from pipelines.base.adapters import slice_table
 from storage.base.atomic import write_json
 from storage.base.fingerprints import file_hash
@@ -81,13 +82,13 @@ def _write_release(folder: Path) -> None:
     )
 
 
-def _plan(folder: Path, stage: Stage) -> tuple[float, int, int]:
+def _plan(folder: Path, stage: StageName) -> tuple[float, int, int]:
     """Return CPU seconds, peak memory above that before in bytes, and slots of an epoch's plan."""
     table = slice_table(open_split(folder, "train"))
     config = PAPER_DISTILLATION if stage == "distillation" else PAPER_FINETUNING
     before = _status("VmRSS:")
     start = time.process_time()
-    plan = Plan.build(table, config.model_copy(update={"epochs": 1}), stage, IMAGE_SIZE, 0)
+    plan = Plan.build(table, config.model_copy(update={"epochs": 1}), STAGES[stage], IMAGE_SIZE, 0)
     seconds = time.process_time() - start
     return seconds, _status("VmHWM:") - before, plan.n_plan_slots
 
@@ -124,7 +125,7 @@ def main() -> None:
         seconds, ratio = interleaved(ours, lambda: pd.read_parquet(folder / "train.parquet"))
         report("index_scale", "open", seconds, "CPU seconds", rival="pandas.read_parquet", ratio=ratio)
         context = get_context("spawn")
-        for stage in ("distillation", "finetuning"):
+        for stage in STAGES:
             with ProcessPoolExecutor(1, mp_context=context) as pool:
                 seconds, memory, slots = pool.submit(_plan, folder, stage).result()
             report("index_scale", f"plan_{stage}", seconds, f"CPU seconds for {slots} slots")

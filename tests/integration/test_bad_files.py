@@ -15,9 +15,10 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 
-from medsam_core.config import StageConfig
-from medsam_core.plan import Plan, Stage
+from medsam_core.plan import Plan
+from medsam_core.stages import STAGES
 from pipelines.base.adapters import slice_table
+from pipelines.base.variants import PROPOSED
 from pipelines.evaluation.predictors import box_predictors
 from pipelines.evaluation.reports import write_report
 from pipelines.evaluation.scoring import cases_of_release, predict_and_score
@@ -154,11 +155,8 @@ def test_a_case_without_foreground_is_never_drawn(ingested: Deployment) -> None:
     space = ingested.workspace
     reader = release_reader(space, ingested.value("dataset_release"), "train")
     train = reader.table
-    stages: dict[Stage, StageConfig] = {
-        "distillation": space.profile.distillation,
-        "finetuning": space.profile.finetuning,
-    }
-    for stage, config in stages.items():
+    for stage in STAGES.values():
+        config = PROPOSED.stage_config(space.profile, stage)
         plan = Plan.build(slice_table(reader.columns), config, stage, space.profile.student.image_size, seed=0)
         drawn = train.loc[np.unique(plan.slots["row"])]
         assert set(drawn["case_id"]) == set(train["case_id"]) - {"Fundus/SetB/Fundus_nothing_on_it"}

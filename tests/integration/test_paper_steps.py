@@ -16,12 +16,15 @@ from torch import Tensor
 from medsam_core.config import StageConfig
 from medsam_core.data import SliceTable
 from medsam_core.models.segmenter import Segmenter, build_student, init_decoder_from
-from medsam_core.plan import Plan, Stage
+from medsam_core.plan import Plan
+from medsam_core.questions import Question
 from medsam_core.rendering import GroupBatch
+from medsam_core.stages import FINETUNING, STAGES, Stage
 from medsam_core.training.loop import train
-from medsam_core.training.stages import prepare
+from medsam_core.training.run import TrainingRun
 from medsam_core.training.teachers import OnlineTeacher
 from pipelines.base.profile import load_profile
+from pipelines.base.variants import PROPOSED
 from tests.teachers import golden_vit_b
 
 pytestmark = pytest.mark.slow
@@ -64,16 +67,10 @@ class RememberingTeacher(OnlineTeacher):
         super().__init__(segmenter)
         self._known: dict[tuple[str, int], Tensor] = {}
 
-    def embeddings(self, first_slot: int, batch: GroupBatch) -> Tensor:
-        key = ("embeddings", first_slot)
+    def answer(self, question: Question, first_slot: int, batch: GroupBatch) -> Tensor:
+        key = (question.kind, first_slot)
         if key not in self._known:
-            self._known[key] = super().embeddings(first_slot, batch)
-        return self._known[key]
-
-    def probabilities(self, first_slot: int, batch: GroupBatch) -> Tensor:
-        key = ("probabilities", first_slot)
-        if key not in self._known:
-            self._known[key] = super().probabilities(first_slot, batch)
+            self._known[key] = super().answer(question, first_slot, batch)
         return self._known[key]
 
 
@@ -89,33 +86,25 @@ def _short(config: StageConfig) -> StageConfig:
     )
 
 
-@pytest.mark.parametrize("stage", ["distillation", "finetuning"])
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 def test_two_steps_of_the_papers_stage(stage: Stage, teacher: Segmenter, tmp_path: Path) -> None:
-    config = _short(PAPER.distillation if stage == "distillation" else PAPER.finetuning)
+    config = _short(PROPOSED.stage_config(PAPER, stage))
     student = build_student(PAPER.student, mean=(0.4,) * 3, std=(0.2,) * 3, seed=0)
-    if stage == "finetuning":
+    if stage is FINETUNING:
         init_decoder_from(student, teacher)
     before = {name: value.clone() for name, value in student.state_dict().items()}
     plan = Plan.build(slice_table(), config, stage, PAPER.student.image_size, seed=0)
 
     records: list[dict[str, float]] = []
-    train(
-        stage,
-        student,
-        plan,
-        Reader(),
-        RememberingTeacher(teacher),
-        config,
-        tmp_path,
-        on_metrics=lambda _step, record: records.append(record),
-    )
+    run = TrainingRun(plan=plan, config=config, reader=Reader(), teacher=RememberingTeacher(teacher), out=tmp_path)
+    train(student, run, on_metrics=lambda _step, record: records.append(record))
 
     assert len(records) == 2
     assert all(np.isfinite([record["loss"], record["grad_norm"]]).all() for record in records)
     gradients = {name: p.grad for name, p in student.named_parameters() if p.requires_grad}
-    trained = prepare(student, stage)
+    trained = stage.prepare(student)
     assert gradients.keys() == trained.keys()
-    assert any(name.startswith("mask_decoder.") for name in trained) == (stage == "finetuning")
+    assert any(name.startswith("mask_decoder.") for name in trained) == (stage is FINETUNING)
     still = [name for name, parameter in trained.items() if torch.equal(parameter, before[name])]
     assert not still
     flat = [name for name, gradient in gradients.items() if gradient is None or not gradient.any()]

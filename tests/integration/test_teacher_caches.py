@@ -8,12 +8,14 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
+from medsam_core.questions import AnswerKind
+from medsam_core.stages import DISTILLATION
 from pipelines.base.variants import PROPOSED
 from pipelines.teacher import cache_budget, cache_care, caches
 from pipelines.teacher import tasks as teacher
@@ -28,8 +30,7 @@ from tests.integration.conftest import Finished
 from tests.integration.deployment import DAGSTER, TINY, Deployment
 from tests.unit.store_helpers import files_below
 
-Answers = Literal["embeddings", "logits"]
-BOTH: tuple[Answers, ...] = ("embeddings", "logits")
+BOTH: tuple[AnswerKind, ...] = ("embeddings", "logits")
 PLANS = {"embeddings": "distillation_plan", "logits": "finetuning_plan"}
 
 
@@ -42,11 +43,11 @@ def never(*_arguments: Any, **_named: Any) -> Any:
     raise AssertionError("nothing is to be trained")
 
 
-def inputs_of(deployment: Deployment, answers: Answers) -> caches.Inputs:
+def inputs_of(deployment: Deployment, answers: AnswerKind) -> caches.Inputs:
     return tuple(deployment.value(name) for name in ("teacher_checkpoint", PLANS[answers], "dataset_release"))  # type: ignore[return-value]
 
 
-def work_of(deployment: Deployment, answers: Answers, inputs: caches.Inputs | None = None) -> CacheWork:
+def work_of(deployment: Deployment, answers: AnswerKind, inputs: caches.Inputs | None = None) -> CacheWork:
     return CacheWork(deployment.workspace, PROPOSED, answers, inputs or inputs_of(deployment, answers))
 
 
@@ -54,7 +55,7 @@ def opened(work: CacheWork) -> TeacherCache:
     return TeacherCache(work.root, work.spec.made_from)
 
 
-def make(deployment: Deployment, answers: Answers, inputs: caches.Inputs | None = None) -> Any:
+def make(deployment: Deployment, answers: AnswerKind, inputs: caches.Inputs | None = None) -> Any:
     """Do what the asset does, in one process."""
     given = inputs or inputs_of(deployment, answers)
     space = deployment.workspace
@@ -78,7 +79,7 @@ def own(finished: Finished, tmp_path: Path) -> Deployment:
 
 
 @pytest.mark.parametrize("answers", BOTH)
-def test_slots_computed_again_are_what_the_cache_holds(finished: Finished, answers: Answers) -> None:
+def test_slots_computed_again_are_what_the_cache_holds(finished: Finished, answers: AnswerKind) -> None:
     deployment = finished.deployment
     found = caches.check_answers(deployment.workspace, PROPOSED, answers, inputs_of(deployment, answers), 5, seed=1)
     assert len(found) == 5
@@ -86,7 +87,7 @@ def test_slots_computed_again_are_what_the_cache_holds(finished: Finished, answe
 
 
 @pytest.mark.parametrize("answers", BOTH)
-def test_the_check_finds_answers_to_other_images(own: Deployment, answers: Answers) -> None:
+def test_the_check_finds_answers_to_other_images(own: Deployment, answers: AnswerKind) -> None:
     """Each group's answers are put at the next group's place, in a cache whose files are all sound."""
     work = work_of(own, answers)
     name = next(iter(work.spec.arrays))
@@ -103,7 +104,7 @@ def test_the_check_finds_answers_to_other_images(own: Deployment, answers: Answe
 
 @pytest.mark.parametrize("answers", BOTH)
 def test_a_slots_answer_does_not_depend_on_how_the_cache_is_cut(
-    own: Deployment, answers: Answers, tmp_path: Path
+    own: Deployment, answers: AnswerKind, tmp_path: Path
 ) -> None:
     """Parts of three slots reach over the borders of groups."""
     whole = work_of(own, answers)
@@ -133,7 +134,7 @@ def _other_plan_seed(deployment: Deployment, _folder: Path) -> tuple[Deployment,
     other = Deployment(deployment.home, deployment.profile, {"MEDSAM_SEED": "9"})
     model, _, release = inputs_of(deployment, "embeddings")
     config = PROPOSED.distillation(other.workspace.profile)
-    plan = plans.make_plan(other.workspace, release, config, "distillation").value
+    plan = plans.make_plan(other.workspace, release, config, DISTILLATION).value
     return other, (model, plan, release)
 
 
@@ -141,7 +142,7 @@ def _other_augmentation(deployment: Deployment, folder: Path) -> tuple[Deploymen
     other = changed(deployment, folder, distillation={"augmentation": {"crop": 0.9}})
     model, _, release = inputs_of(deployment, "embeddings")
     config = PROPOSED.distillation(other.workspace.profile)
-    return other, (model, plans.make_plan(other.workspace, release, config, "distillation").value, release)
+    return other, (model, plans.make_plan(other.workspace, release, config, DISTILLATION).value, release)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_of_another_release_only_the_parts_that_show_its_changes_are_made(own: D
     model, _, _ = old_inputs
     release = own.value("dataset_release")
     config = PROPOSED.distillation(own.workspace.profile)
-    inputs = (model, plans.make_plan(own.workspace, release, config, "distillation").value, release)
+    inputs = (model, plans.make_plan(own.workspace, release, config, DISTILLATION).value, release)
     work = work_of(own, "embeddings", inputs)
     after = work.parts(work.reader())
     differing = [now for now, then in zip(after, before, strict=True) if now.fingerprint != then.fingerprint]

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from medsam_core.stages import DISTILLATION
 from medsam_core.training.batchnorm import StepStatistics, clean_images, recalibrate_batchnorm
 from medsam_core.training.process_group import ProcessGroup
 from tests.unit.training_helpers import (
@@ -52,7 +53,7 @@ def test_layers_in_evaluation_mode_keep_their_statistics() -> None:
 
 def test_recalibration_takes_the_plain_mean_over_clean_batches() -> None:
     model = small_student().eval()
-    plan = build_plan("distillation", stage_config("distillation"))
+    plan = build_plan(DISTILLATION, stage_config(DISTILLATION))
     weights = {name: p.clone() for name, p in model.named_parameters()}
     batches = list(clean_images(plan, Reader(), GEOMETRY, batches=3))
     assert [tuple(batch.shape) for batch in batches] == [(2, 3, SIZE, SIZE)] * 3
@@ -75,11 +76,11 @@ def test_recalibration_without_images_or_batch_norm_changes_nothing() -> None:
 
 
 def test_published_weights_are_recalibrated_and_training_is_not(tmp_path: Path) -> None:
-    plan = build_plan("distillation", stage_config("distillation"))
+    plan = build_plan(DISTILLATION, stage_config(DISTILLATION))
     models = [small_student(), small_student()]
-    plain = run_stage("distillation", tmp_path / "plain", models[0])
+    plain = run_stage(DISTILLATION, tmp_path / "plain", models[0])
     clean = run_stage(
-        "distillation",
+        DISTILLATION,
         tmp_path / "clean",
         models[1],
         keep_epochs=[1],

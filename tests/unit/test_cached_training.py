@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from medsam_core.config import OptimiserConfig
-from medsam_core.plan import Stage
+from medsam_core.questions import Question
 from medsam_core.rendering import GroupBatch
+from medsam_core.stages import DISTILLATION, FINETUNING, Stage
 from medsam_core.training.teachers import CachedTeacher, OnlineTeacher, TeacherAnswers
 from storage.answers.encodings import Floats
 from tests.teachers import cache_of
@@ -20,8 +21,6 @@ STEPS = 50
 PLAN_EPOCHS = 2
 """Of the five epochs trained: three replay what is cached."""
 
-NAMES = {"distillation": "embeddings", "finetuning": "probabilities"}
-
 
 class RecordingTeacher(OnlineTeacher):
     """Keeps its answers by the first slot they belong to."""
@@ -30,21 +29,16 @@ class RecordingTeacher(OnlineTeacher):
         super().__init__(stand_in())
         self.answers: dict[int, Floats] = {}
 
-    def _kept(self, first_slot: int, answers: Tensor) -> Tensor:
+    def answer(self, question: Question, first_slot: int, batch: GroupBatch) -> Tensor:
+        answers = super().answer(question, first_slot, batch)
         again = self.answers.setdefault(first_slot, answers.numpy())
         np.testing.assert_array_equal(again, answers.numpy())
         return answers
 
-    def embeddings(self, first_slot: int, batch: GroupBatch) -> Tensor:
-        return self._kept(first_slot, super().embeddings(first_slot, batch))
-
-    def probabilities(self, first_slot: int, batch: GroupBatch) -> Tensor:
-        return self._kept(first_slot, super().probabilities(first_slot, batch))
-
 
 def losses(stage: Stage, out: Path, teacher: TeacherAnswers) -> npt.NDArray[np.float64]:
     # Whether a pixel is above the threshold of the IoU loss is no smooth question: small steps keep runs together.
-    optimiser = OptimiserConfig(learning_rate=1e-3 if stage == "distillation" else 1e-4)
+    optimiser = OptimiserConfig(learning_rate=1e-3 if stage is DISTILLATION else 1e-4)
     config = stage_config(stage, epochs=5, epoch_slots=40, cached_epochs=PLAN_EPOCHS, optimiser=optimiser)
     assert build_plan(stage, config).total_steps == STEPS
     torch.manual_seed(0)
@@ -54,15 +48,15 @@ def losses(stage: Stage, out: Path, teacher: TeacherAnswers) -> npt.NDArray[np.f
 
 def cached(folder: Path, stage: Stage, recorded: RecordingTeacher, encoding: str) -> CachedTeacher:
     answers = np.concatenate([recorded.answers[slot] for slot in sorted(recorded.answers)])
-    return CachedTeacher(cache_of(folder, NAMES[stage], answers, encoding, cut=(2, 8, 2)).read)
+    return CachedTeacher(cache_of(folder, stage.question.array, answers, encoding, cut=(2, 8, 2)).read)
 
 
 @pytest.mark.parametrize(
     ("stage", "encoding", "allowed"),
     [
-        ("distillation", "float16", 1e-3),
-        ("distillation", "int8_per_channel", 1e-3),
-        ("finetuning", "probability_uint8", 1e-2),
+        (DISTILLATION, "float16", 1e-3),
+        (DISTILLATION, "int8_per_channel", 1e-3),
+        (FINETUNING, "probability_uint8", 1e-2),
     ],
 )
 def test_fifty_steps_from_the_cache_follow_those_with_the_teacher(

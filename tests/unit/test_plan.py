@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from medsam_core.config import AugmentationConfig, OptimiserConfig, StageConfig
 from medsam_core.counter_rng import CounterRng
 from medsam_core.data import SliceTable
-from medsam_core.plan import PLAN_VERSION, Plan, Stage, build_epoch, plan_inputs, slots_of_epoch
+from medsam_core.plan import PLAN_VERSION, Plan, build_epoch, plan_inputs, slots_of_epoch
 from medsam_core.sampling import MIX_KINDS, draw_labels
+from medsam_core.stages import DISTILLATION, FINETUNING, STAGES, Stage
 from tests.unit.slices import table_of_counts
 
 S = 64
@@ -36,9 +37,9 @@ def stage_config(**changes: Any) -> StageConfig:
     return StageConfig(**{"group_size": 3, "groups_per_step": 2, "epochs": 4, "epoch_slots": 50, **changes})
 
 
-def build(table: SliceTable = TABLE, stage: Stage = "finetuning", seed: int = 0, **changes: Any) -> Plan:
+def build(table: SliceTable = TABLE, stage: Stage = FINETUNING, seed: int = 0, **changes: Any) -> Plan:
     """Build a small plan; distillation crops, turns and mixes."""
-    default = {"augmentation": MIXED} if stage == "distillation" else {}
+    default = {"augmentation": MIXED} if stage is DISTILLATION else {}
     return Plan.build(table, stage_config(**{**default, **changes}), stage, S, seed)
 
 
@@ -53,7 +54,7 @@ def rows_in_order(plan: Plan) -> npt.NDArray[np.int32]:
     return rows
 
 
-@pytest.mark.parametrize("stage", ["distillation", "finetuning"])
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 def test_same_inputs_give_the_same_bytes(stage: Stage) -> None:
     assert digest(build(stage=stage)) == digest(build(stage=stage))
     assert digest(build(stage=stage)) != digest(build(stage=stage, seed=1))
@@ -61,13 +62,13 @@ def test_same_inputs_give_the_same_bytes(stage: Stage) -> None:
 
 def test_the_bytes_of_a_plan_change_only_with_its_version() -> None:
     # Another digest under the same version would let caches of other plans pass for this one's.
-    assert (PLAN_VERSION, digest(build())[:16], digest(build(stage="distillation"))[:16]) == PINNED
+    assert (PLAN_VERSION, digest(build())[:16], digest(build(stage=DISTILLATION))[:16]) == PINNED
 
 
 def test_epochs_differ_and_are_built_independently() -> None:
-    plan = build(stage="distillation")
+    plan = build(stage=DISTILLATION)
     assert len({epoch.slots.tobytes() for epoch in plan.epochs}) == 4
-    alone = build_epoch(TABLE, plan.config, "distillation", S, 0, 2)
+    alone = build_epoch(TABLE, plan.config, DISTILLATION, S, 0, 2)
     assert alone.slots.tobytes() == plan.epochs[2].slots.tobytes()
     assert alone.groups.tobytes() == plan.epochs[2].groups.tobytes()
 
@@ -90,8 +91,8 @@ def test_epochs_differ_and_are_built_independently() -> None:
 def test_plan_inputs_cover_exactly_what_changes_a_plan(changes: dict[str, Any], same_plan: bool) -> None:
     before = stage_config(cached_epochs=2, epoch_slots=55)
     after = before.model_copy(update=changes)
-    inputs = [plan_inputs(config, "finetuning", S, 0) for config in (before, after)]
-    digests = [digest(Plan.build(TABLE, config, "finetuning", S, 0)) for config in (before, after)]
+    inputs = [plan_inputs(config, FINETUNING, S, 0) for config in (before, after)]
+    digests = [digest(Plan.build(TABLE, config, FINETUNING, S, 0)) for config in (before, after)]
     assert (inputs[0] == inputs[1]) == same_plan
     assert (digests[0] == digests[1]) == same_plan
 
@@ -144,7 +145,7 @@ def test_epochs_are_rounded_up_to_whole_steps(wanted: int | None, slots: int) ->
     config = stage_config(epoch_slots=wanted)
     assert len(TABLE.drawable()) == 27
     assert slots_of_epoch(TABLE, config) == slots
-    plan = Plan.build(TABLE, config, "finetuning", S, 0)
+    plan = Plan.build(TABLE, config, FINETUNING, S, 0)
     assert plan.slots.shape == (4, slots)
     assert plan.groups.shape == (4, slots // 3)
     assert (plan.slots_per_epoch, plan.steps_per_epoch) == (slots, slots // 6)
@@ -166,7 +167,7 @@ def test_epoch_replays_epoch_modulo_the_cached(cached: int | None) -> None:
 
 def test_reading_from_a_step_on_is_the_rest_of_reading_from_the_start() -> None:
     def read(first_step: int) -> list[tuple[bytes, bytes, int]]:
-        plan = build(stage="distillation", cached_epochs=3)
+        plan = build(stage=DISTILLATION, cached_epochs=3)
         seen = []
         for step in range(first_step, plan.total_steps):
             _, plan_epoch, group = plan.locate(step)
@@ -177,7 +178,7 @@ def test_reading_from_a_step_on_is_the_rest_of_reading_from_the_start() -> None:
 
     whole = read(0)
     assert read(13) == whole[26:]
-    plan = build(stage="distillation", cached_epochs=3)
+    plan = build(stage=DISTILLATION, cached_epochs=3)
     in_order = whole[: plan.groups.size]
     assert [first for _, _, first in in_order] == list(range(0, plan.n_plan_slots, 3))
     assert b"".join(slots for slots, _, _ in in_order) == plan.slots.tobytes()
@@ -242,7 +243,7 @@ def test_repeated_labels_come_after_all_distinct_ones_and_reach_each() -> None:
 
 
 def test_distillation_has_no_prompts_and_finetuning_shows_whole_upright_slices() -> None:
-    assert build(stage="distillation").slots["labels"].shape[-1] == 0
+    assert build(stage=DISTILLATION).slots["labels"].shape[-1] == 0
     slots = build().slots.reshape(-1)
     np.testing.assert_array_equal(slots["crop"][:, 2], TABLE.width[slots["row"]])
     np.testing.assert_array_equal(slots["crop"][:, 3], TABLE.height[slots["row"]])
@@ -255,7 +256,7 @@ def test_distillation_has_no_prompts_and_finetuning_shows_whole_upright_slices()
 def test_crops_keep_the_configured_area_and_ratio() -> None:
     table = table_of_counts([[1]])
     table.height[:], table.width[:], table.label_box[:] = 2000, 1000, [0, 0, 1, 1]
-    plan = build(table, stage="distillation", epoch_slots=6000, epochs=1)
+    plan = build(table, stage=DISTILLATION, epoch_slots=6000, epochs=1)
     crop = plan.slots["crop"].reshape(-1, 4)
     width, height = (crop[:, 2] - crop[:, 0]) / 1000, (crop[:, 3] - crop[:, 1]) / 2000
     whole = (width == 1) & (height == 1)
@@ -275,12 +276,12 @@ def test_crops_are_never_smaller_than_a_pixel() -> None:
     table = table_of_counts([[1, 1]])
     table.height[:], table.width[:], table.label_box[:] = [1, 3], [2, 1], [0, 0, 1, 1]
     augmentation = AugmentationConfig(crop=1.0, crop_scale=(1e-6, 1e-5))
-    crop = build(table, stage="distillation", augmentation=augmentation).slots["crop"].reshape(-1, 4)
+    crop = build(table, stage=DISTILLATION, augmentation=augmentation).slots["crop"].reshape(-1, 4)
     np.testing.assert_array_equal(crop[:, 2:] - crop[:, :2], np.ones((len(crop), 2)))
 
 
 def test_every_view_and_kind_of_mixing_is_drawn() -> None:
-    plan = build(stage="distillation", epoch_slots=900)
+    plan = build(stage=DISTILLATION, epoch_slots=900)
     slots = plan.slots.reshape(-1)
     views = np.stack([slots["flip_x"], slots["flip_y"], slots["quarter_turns"]], axis=1)
     assert len(np.unique(views, axis=0)) == 16
@@ -289,7 +290,7 @@ def test_every_view_and_kind_of_mixing_is_drawn() -> None:
 
 
 def test_groups_hold_what_their_kind_of_mixing_needs() -> None:
-    for group in build(stage="distillation", epoch_slots=600).groups.reshape(-1):
+    for group in build(stage=DISTILLATION, epoch_slots=600).groups.reshape(-1):
         kind = MIX_KINDS[group["mix"]]
         expected = {"none": [0, 1, 2], "cutmix": [2, 0, 1]}.get(kind, list(group["partner"]))
         np.testing.assert_array_equal(group["partner"], expected)
@@ -303,7 +304,7 @@ def test_groups_hold_what_their_kind_of_mixing_needs() -> None:
 
 
 def test_mixing_draws_follow_beta_1_1() -> None:
-    groups = build(stage="distillation", epoch_slots=9000, epochs=1).groups.reshape(-1)
+    groups = build(stage=DISTILLATION, epoch_slots=9000, epochs=1).groups.reshape(-1)
     lam = groups["lam"][groups["mix"] == MIX_KINDS.index("mixpatch")]
     assert abs(lam.mean() - 1 / 2) < 0.02
     assert abs(lam.var() - 1 / 12) < 0.01
@@ -314,11 +315,11 @@ def test_mixing_draws_follow_beta_1_1() -> None:
 
 
 def test_switching_one_augmentation_off_leaves_every_other_draw() -> None:
-    with_all = build(stage="distillation")
-    without = build(stage="distillation", augmentation=MIXED.model_copy(update={"mixing": ("none",)}))
+    with_all = build(stage=DISTILLATION)
+    without = build(stage=DISTILLATION, augmentation=MIXED.model_copy(update={"mixing": ("none",)}))
     assert with_all.slots.tobytes() == without.slots.tobytes()
     assert not without.groups["mix"].any()
-    uncropped = build(stage="distillation", augmentation=MIXED.model_copy(update={"crop": 0.0}))
+    uncropped = build(stage=DISTILLATION, augmentation=MIXED.model_copy(update={"crop": 0.0}))
     for field in ("row", "flip_x", "flip_y", "quarter_turns"):
         np.testing.assert_array_equal(with_all.slots[field], uncropped.slots[field])
     assert with_all.groups.tobytes() == uncropped.groups.tobytes()
@@ -328,10 +329,10 @@ def test_finetuning_does_not_mix_and_patches_tile_the_frame() -> None:
     with pytest.raises(ValueError, match="a mixed image has no ground truth"):
         build(augmentation=MIXED)
     with pytest.raises(ValueError, match="expected a divisor of the image size 64, found 5"):
-        build(stage="distillation", augmentation=MIXED.model_copy(update={"mixpatch_grid": 5}))
+        build(stage=DISTILLATION, augmentation=MIXED.model_copy(update={"mixpatch_grid": 5}))
 
 
-@pytest.mark.parametrize("stage", ["distillation", "finetuning"])
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 def test_a_plan_survives_npy_files(stage: Stage, tmp_path: Path) -> None:
     plan = build(stage=stage, prompts_per_slot=2)
     for name, array in plan.as_arrays().items():
@@ -349,7 +350,7 @@ def test_a_plan_survives_npy_files(stage: Stage, tmp_path: Path) -> None:
 def test_arrays_of_another_configuration_are_refused(changes: dict[str, Any]) -> None:
     plan = build(augmentation=AugmentationConfig(mixpatch_grid=2))
     with pytest.raises(ValueError, match="build the plan again"):
-        Plan.from_arrays(plan.config.model_copy(update=changes), "finetuning", plan.as_arrays())
+        Plan.from_arrays(plan.config.model_copy(update=changes), FINETUNING, plan.as_arrays())
 
 
 def test_rows_used_are_those_of_the_slots_in_plan_order() -> None:
@@ -373,5 +374,5 @@ def test_coverage_counts_slots_and_distinct_slices_by_modality() -> None:
 
 def test_a_distillation_plan_is_plain_npy_data() -> None:
     buffer = io.BytesIO()
-    np.save(buffer, build(stage="distillation").slots, allow_pickle=False)
+    np.save(buffer, build(stage=DISTILLATION).slots, allow_pickle=False)
     assert len(buffer.getvalue()) < 4 * 54 * 24 + 512

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from medsam_core.config import AugmentationConfig, StageConfig
 from medsam_core.geometry import Geometry
-from medsam_core.plan import Plan, Stage, group_dtype, slot_dtype
+from medsam_core.plan import Plan, group_dtype, slot_dtype
 from medsam_core.preprocessing import View, boxes_to_model, image_to_model, masks_to_grid
 from medsam_core.rendering import GroupBatch, cutmix, mix, mixpatch, render_group, view_of
 from medsam_core.sampling import MIX_KINDS
+from medsam_core.stages import DISTILLATION, FINETUNING, Stage
 from tests.unit.slices import ArrayReader, table_of_masks
 
 S, GRID = 64, 16
@@ -46,7 +47,7 @@ def make_plan(stage: Stage) -> Plan:
         groups_per_step=1,
         epoch_slots=48,
         prompts_per_slot=2,
-        augmentation=mixed if stage == "distillation" else turned,
+        augmentation=mixed if stage is DISTILLATION else turned,
     )
     return Plan.build(TABLE, config, stage, S, 0)
 
@@ -63,7 +64,7 @@ def unmixed(slots: npt.NDArray[np.void]) -> Tensor:
 
 
 def test_finetuning_batch_is_image_boxes_and_masks_of_each_slot() -> None:
-    plan = make_plan("finetuning")
+    plan = make_plan(FINETUNING)
     for index in range(plan.groups_per_epoch):
         slots, _, _ = plan.group_slots(0, index)
         batch = render(plan, index)
@@ -81,7 +82,7 @@ def test_finetuning_batch_is_image_boxes_and_masks_of_each_slot() -> None:
 
 
 def test_boxes_hold_their_masks() -> None:
-    plan = make_plan("finetuning")
+    plan = make_plan(FINETUNING)
     for index in range(plan.groups_per_epoch):
         batch = render(plan, index)
         for box, cells in zip(batch.boxes.reshape(-1, 4), batch.masks.reshape(-1, GRID, GRID), strict=True):
@@ -93,7 +94,7 @@ def test_boxes_hold_their_masks() -> None:
 
 
 def test_distillation_batch_has_images_alone_and_needs_no_masks() -> None:
-    plan = make_plan("distillation")
+    plan = make_plan(DISTILLATION)
     batch = render(plan, 0, make_reader(with_masks=False))
     assert batch.boxes.shape == (4, 0, 4)
     assert batch.masks.shape == (4, 0, GRID, GRID)
@@ -103,11 +104,11 @@ def test_distillation_batch_has_images_alone_and_needs_no_masks() -> None:
 
 def test_finetuning_without_a_mask_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a mask for its labels, found none"):
-        render(make_plan("finetuning"), 0, make_reader(with_masks=False))
+        render(make_plan(FINETUNING), 0, make_reader(with_masks=False))
 
 
 def test_rendering_twice_gives_the_same_bits() -> None:
-    plan = make_plan("distillation")
+    plan = make_plan(DISTILLATION)
     for index in range(plan.groups_per_epoch):
         assert render(plan, index).images.equal(render(plan, index).images)
 
@@ -125,7 +126,7 @@ def test_small_objects_are_counted_over_the_group() -> None:
 
 
 def test_each_kind_of_mixing_of_the_plan_is_the_one_rendered() -> None:
-    plan = make_plan("distillation")
+    plan = make_plan(DISTILLATION)
     kinds = set()
     for index in range(plan.groups_per_epoch):
         slots, group, _ = plan.group_slots(0, index)
@@ -181,7 +182,7 @@ def test_mixing_leaves_its_input_alone() -> None:
 
 
 def test_mixing_never_reaches_another_group() -> None:
-    plan = make_plan("distillation")
+    plan = make_plan(DISTILLATION)
     for index in range(plan.groups_per_epoch):
         slots, _, _ = plan.group_slots(0, index)
         own = set(slots["row"])

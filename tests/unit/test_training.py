@@ -11,8 +11,9 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from medsam_core.plan import Plan, Stage
+from medsam_core.plan import Plan
 from medsam_core.rendering import render_group
+from medsam_core.stages import DISTILLATION, FINETUNING, STAGES, Stage
 from medsam_core.training.checkpoint import output_lock
 from medsam_core.training.errors import OutputBusyError, TrainingError
 from medsam_core.training.loading import LoadedGroup
@@ -22,7 +23,6 @@ from medsam_core.training.process_group import ProcessGroup
 from medsam_core.training.step import Stepper
 from tests.unit.training_helpers import (
     GEOMETRY,
-    STAGES,
     KilledError,
     Reader,
     build_plan,
@@ -34,10 +34,11 @@ from tests.unit.training_helpers import (
     stage_config,
     stand_in,
     teacher,
+    training_run,
 )
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 def test_a_resumed_run_ends_in_the_same_bytes(stage: Stage, tmp_path: Path) -> None:
     options = LoopOptions(checkpoint_steps=2)
     whole = run_stage(stage, tmp_path / "whole", options=options)
@@ -57,72 +58,72 @@ def test_a_trainer_killed_by_signal_resumes(tmp_path: Path) -> None:
         "import os, signal; from pathlib import Path; from tests.unit import test_training as t;"
         "t.torch.set_num_threads(1);"
         "kill = lambda step, _: step == 3 and os.kill(os.getpid(), signal.SIGKILL);"
-        f"t.run_stage('finetuning', Path({str(tmp_path / 'killed')!r}), on_metrics=kill,"
+        f"t.run_stage(t.FINETUNING, Path({str(tmp_path / 'killed')!r}), on_metrics=kill,"
         " options=t.LoopOptions(checkpoint_steps=2))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
     # Sums are taken in another order by another number of threads, and the tests before may have changed it.
     torch.set_num_threads(1)
-    whole = run_stage("finetuning", tmp_path / "whole")
-    resumed = run_stage("finetuning", tmp_path / "killed")
+    whole = run_stage(FINETUNING, tmp_path / "whole")
+    resumed = run_stage(FINETUNING, tmp_path / "killed")
     assert resumed.first_step == 3
     assert whole.metrics.read_bytes() == resumed.metrics.read_bytes()
 
 
 def test_how_groups_are_loaded_changes_nothing(tmp_path: Path) -> None:
-    plain = run_stage("finetuning", tmp_path / "plain", options=LoopOptions(prefetch=1))
-    busy = run_stage("finetuning", tmp_path / "busy", options=LoopOptions(prefetch=5, loader_threads=3))
+    plain = run_stage(FINETUNING, tmp_path / "plain", options=LoopOptions(prefetch=1))
+    busy = run_stage(FINETUNING, tmp_path / "busy", options=LoopOptions(prefetch=5, loader_threads=3))
     assert plain.metrics.read_bytes() == busy.metrics.read_bytes()
     assert same_weights(plain.weights, busy.weights)
 
 
 def test_channels_last_agrees(tmp_path: Path) -> None:
-    plain = run_stage("distillation", tmp_path / "plain")
-    other = run_stage("distillation", tmp_path / "other", options=LoopOptions(channels_last=True))
+    plain = run_stage(DISTILLATION, tmp_path / "plain")
+    other = run_stage(DISTILLATION, tmp_path / "other", options=LoopOptions(channels_last=True))
     losses = [[record["loss"] for record in read_log(result.metrics.parent)] for result in (plain, other)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
-    first = run_stage("finetuning", tmp_path)
+    first = run_stage(FINETUNING, tmp_path)
     before = first.metrics.read_bytes(), first.weights.stat().st_mtime_ns
-    again = run_stage("finetuning", tmp_path, on_metrics=kill_at(0))
+    again = run_stage(FINETUNING, tmp_path, on_metrics=kill_at(0))
     assert again.first_step == again.steps == 6
     assert (again.metrics.read_bytes(), again.weights.stat().st_mtime_ns) == before
 
 
 def test_another_trainings_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KilledError):
-        run_stage("finetuning", tmp_path, on_metrics=kill_at(3), fingerprint="a")
+        run_stage(FINETUNING, tmp_path, on_metrics=kill_at(3), fingerprint="a")
     with pytest.raises(TrainingError, match="fingerprint: expected b, found a"):
-        run_stage("finetuning", tmp_path, fingerprint="b")
-    run_stage("finetuning", tmp_path, fingerprint="a")
+        run_stage(FINETUNING, tmp_path, fingerprint="b")
+    run_stage(FINETUNING, tmp_path, fingerprint="a")
 
 
 def test_without_a_fingerprint_the_settings_tell_trainings_apart(tmp_path: Path) -> None:
-    run_stage("finetuning", tmp_path)
-    config = stage_config("finetuning", box_jitter_px=1)
+    run_stage(FINETUNING, tmp_path)
+    config = stage_config(FINETUNING, box_jitter_px=1)
     with pytest.raises(TrainingError, match=r"config.box_jitter_px: expected 1, found 5"):
-        run_stage("finetuning", tmp_path, config=config)
+        run_stage(FINETUNING, tmp_path, config=config)
 
 
 def test_settings_that_mean_the_same_are_gone_on_with_under_a_fingerprint(tmp_path: Path) -> None:
     with pytest.raises(KilledError):
-        run_stage("finetuning", tmp_path, on_metrics=kill_at(3), fingerprint="a")
-    config = stage_config("finetuning")
+        run_stage(FINETUNING, tmp_path, on_metrics=kill_at(3), fingerprint="a")
+    config = stage_config(FINETUNING)
     spelled_out = config.model_copy(update={"cached_epochs": config.epochs})
-    assert run_stage("finetuning", tmp_path, fingerprint="a", config=spelled_out).first_step > 0
+    assert run_stage(FINETUNING, tmp_path, fingerprint="a", config=spelled_out).first_step > 0
 
 
 def test_a_second_trainer_is_refused(tmp_path: Path) -> None:
     with output_lock(tmp_path), pytest.raises(OutputBusyError, match=f"found process {os.getpid()} at work"):
-        run_stage("finetuning", tmp_path)
-    run_stage("finetuning", tmp_path)
+        run_stage(FINETUNING, tmp_path)
+    run_stage(FINETUNING, tmp_path)
 
 
 def test_the_log_tells_everyone_the_same(tmp_path: Path) -> None:
     seen: list[dict[str, float]] = []
-    run_stage("finetuning", tmp_path, on_metrics=lambda _, values: seen.append(values))
+    run_stage(FINETUNING, tmp_path, on_metrics=lambda _, values: seen.append(values))
     records = read_log(tmp_path)
     assert [r["step"] for r in records] == list(range(6))
     assert [r["epoch"] for r in records] == [1, 1, 1, 2, 2, 2]
@@ -136,13 +137,10 @@ def test_the_log_tells_everyone_the_same(tmp_path: Path) -> None:
 
 def _one_step(group_size: int, groups_per_step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
     changes = {"group_size": group_size, "groups_per_step": groups_per_step, "mask_distillation": False}
-    config = stage_config("finetuning", **changes)
-    plan = build_plan("finetuning", config)
-    device = torch.device("cpu")
-    stepper = Stepper(
-        "finetuning", stand_in(), plan, config, None, device=device, precision=Precision(device, amp=False),
-        processes=ProcessGroup(), channels_last=False,
-    )  # fmt: skip
+    config = stage_config(FINETUNING, **changes)
+    plan = build_plan(FINETUNING, config)
+    run = training_run(FINETUNING, Path("unused"), config=config, plan=plan, teacher=None)
+    stepper = Stepper(stand_in(), run, Precision(torch.device("cpu"), amp=False), ProcessGroup())
     groups = [_loaded(plan, group) for group in range(groups_per_step)]
     record = stepper.run(0, groups)
     return record, {name: p.grad for name, p in stepper.trained.items() if p.grad is not None}
@@ -166,22 +164,20 @@ def _rank(rank: int, size: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
     processes = ProcessGroup(rank, size)
     model = small_student(seed=1 + rank)  # rank 0's weights must reach the others
-    run_stage(
-        "finetuning", Path(folder) / "out", model, config=_smooth_config(), teacher=teacher(), processes=processes
-    )
+    run_stage(FINETUNING, Path(folder) / "out", model, config=_smooth_config(), teacher=teacher(), processes=processes)
     processes.close()
 
 
 def _smooth_config() -> Any:
     """Adam's steps are near the sign of a gradient, which amplifies rounding; a large epsilon makes them smooth."""
     optimiser = {"learning_rate": 1e-3, "epsilon": 1e-2}
-    return stage_config("finetuning", groups_per_step=3, optimiser=optimiser)
+    return stage_config(FINETUNING, groups_per_step=3, optimiser=optimiser)
 
 
 @pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path: Path) -> None:
     alone = small_student()
-    run_stage("finetuning", tmp_path / "alone", alone, config=_smooth_config())
+    run_stage(FINETUNING, tmp_path / "alone", alone, config=_smooth_config())
     mp.spawn(_rank, args=(2, str(tmp_path)), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
     together = torch.load(tmp_path / "out/checkpoint.pt", weights_only=True)["model"]
     start = small_student().state_dict()
@@ -196,4 +192,4 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
 
 def test_more_processes_than_groups_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="at most one for each of the 2 groups"):
-        run_stage("finetuning", tmp_path, processes=ProcessGroup(0, 3))
+        run_stage(FINETUNING, tmp_path, processes=ProcessGroup(0, 3))

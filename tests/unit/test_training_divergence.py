@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from medsam_core.questions import Question
 from medsam_core.rendering import GroupBatch
+from medsam_core.stages import FINETUNING
 from medsam_core.training.checkpoint import MetricsLog, load_checkpoint, save_checkpoint
 from medsam_core.training.errors import DivergedError, TrainingError
 from medsam_core.training.loop import LoopOptions
@@ -29,20 +31,20 @@ class BrokenTeacher(OnlineTeacher):
         super().__init__(stand_in())
         self.calls = calls
 
-    def probabilities(self, first_slot: int, batch: GroupBatch) -> Tensor:
+    def answer(self, question: Question, first_slot: int, batch: GroupBatch) -> Tensor:
         self.calls -= 1
-        answers = super().probabilities(first_slot, batch)
+        answers = super().answer(question, first_slot, batch)
         return answers if self.calls >= 0 else answers * torch.nan
 
 
 def test_a_loss_that_is_not_finite_names_its_step_and_slots(tmp_path: Path) -> None:
-    plan = build_plan("finetuning", stage_config("finetuning"))
+    plan = build_plan(FINETUNING, stage_config(FINETUNING))
     slots, _, first = plan.group_slots(1, 1)
     place = rf"slots {first} to {first + 1} \(rows \[{slots['row'][0]}, {slots['row'][1]}\]\)"
     options = LoopOptions(checkpoint_steps=1)
     model = small_student()
     with pytest.raises(DivergedError, match=rf"step 3 \(epoch 2\): .* teacher_bce nan in plan {place};"):
-        run_stage("finetuning", tmp_path, model, teacher=BrokenTeacher(calls=7), options=options)
+        run_stage(FINETUNING, tmp_path, model, teacher=BrokenTeacher(calls=7), options=options)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert state["step"] == 3
     assert all(value.isfinite().all() for value in model.state_dict().values())
@@ -56,7 +58,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path: Path) -
     bias = model.mask_decoder.iou_prediction_head.layers[-1].get_parameter("bias")
     bias.register_hook(lambda gradient: gradient * torch.inf)  # type: ignore[no-untyped-call]
     with pytest.raises(DivergedError, match=r"step 0 .*gradient norm (nan|inf) in plan slots 0 to 1 .*slots 2 to 3"):
-        run_stage("finetuning", tmp_path, model)
+        run_stage(FINETUNING, tmp_path, model)
     assert states_equal(before, dict(model.named_parameters()))
 
 

@@ -9,15 +9,12 @@ import torch
 from torch import nn
 
 from medsam_core.models.checkpoints import load_model
-from medsam_core.plan import Stage
 from medsam_core.rendering import render_group
+from medsam_core.stages import DISTILLATION, FINETUNING, STAGES, UNREACHED, Stage
 from medsam_core.training.errors import TrainingError
-from medsam_core.training.loop import train
-from medsam_core.training.stages import UNREACHED, prepare
 from medsam_core.training.teachers import CachedTeacher
 from tests.unit.training_helpers import (
     GEOMETRY,
-    STAGES,
     Reader,
     build_plan,
     read_log,
@@ -32,17 +29,17 @@ from tests.unit.training_helpers import (
 )
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 def test_every_trained_tensor_changes_and_no_other_does(stage: Stage, tmp_path: Path) -> None:
     model = student()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     config = stage_config(stage, epochs=1, epoch_slots=8)
     run_stage(stage, tmp_path, model, config=config)
-    trained = prepare(model, stage)
+    trained = stage.prepare(model)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) == (name not in trained), name
     frozen = before.keys() - trained.keys()
-    if stage == "distillation":
+    if stage is DISTILLATION:
         assert frozen == {name for name in before if not name.startswith("image_encoder.")}
     else:
         assert frozen == {name for name in before if name.startswith(UNREACHED)}
@@ -52,29 +49,29 @@ def test_a_trained_tensor_out_of_the_losss_reach_is_an_error(tmp_path: Path) -> 
     model = small_student()
     model.image_encoder.register_parameter("idle", nn.Parameter(torch.zeros(1)))
     with pytest.raises(TrainingError, match=r"found none for 1 \(image_encoder.idle"):
-        run_stage("finetuning", tmp_path, model)
+        run_stage(FINETUNING, tmp_path, model)
 
 
 def test_distillation_keeps_other_parts_and_their_modes(tmp_path: Path) -> None:
     model = small_student()
-    prepare(model, "distillation")
+    DISTILLATION.prepare(model)
     assert model.image_encoder.training
     assert not model.mask_decoder.training
     assert not model.prompt_encoder.training
     assert all(p.requires_grad == name.startswith("image_encoder.") for name, p in model.named_parameters())
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 def test_a_stage_that_asks_a_teacher_wants_one(stage: Stage, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="expected a teacher, found none"):
         run_stage(stage, tmp_path, teacher=None)
 
 
 def test_a_stand_in_teacher_is_pretrained_by_finetuning_without_a_teacher(tmp_path: Path) -> None:
-    config = stage_config("finetuning", mask_distillation=False, epochs=3, epoch_slots=20)
+    config = stage_config(FINETUNING, mask_distillation=False, epochs=3, epoch_slots=20)
     model = stand_in()
     encoder = {name: p.clone() for name, p in model.image_encoder.state_dict().items()}
-    result = run_stage("finetuning", tmp_path, model, config=config, teacher=None)
+    result = run_stage(FINETUNING, tmp_path, model, config=config, teacher=None)
     losses = [record["loss"] for record in read_log(tmp_path)]
     assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
     assert not states_equal(encoder, model.image_encoder.state_dict())
@@ -82,10 +79,10 @@ def test_a_stand_in_teacher_is_pretrained_by_finetuning_without_a_teacher(tmp_pa
 
 
 def test_kept_epochs_are_the_weights_of_a_shorter_training(tmp_path: Path) -> None:
-    config = stage_config("finetuning", mask_distillation=False)
-    long = run_stage("finetuning", tmp_path / "long", stand_in(), config=config, teacher=None, keep_epochs=[1, 2])
+    config = stage_config(FINETUNING, mask_distillation=False)
+    long = run_stage(FINETUNING, tmp_path / "long", stand_in(), config=config, teacher=None, keep_epochs=[1, 2])
     shorter = config.model_copy(update={"epochs": 1})
-    short = run_stage("finetuning", tmp_path / "short", stand_in(), config=shorter, teacher=None)
+    short = run_stage(FINETUNING, tmp_path / "short", stand_in(), config=shorter, teacher=None)
     assert list(long.epoch_weights) == [1, 2]
     first = load_model(long.epoch_weights[1]).state_dict()
     assert states_equal(first, load_model(short.weights).state_dict())
@@ -95,36 +92,36 @@ def test_kept_epochs_are_the_weights_of_a_shorter_training(tmp_path: Path) -> No
 
 def test_an_epoch_that_cannot_be_kept_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"numbers from 1 to 2, found \[0, 3\]"):
-        run_stage("finetuning", tmp_path, keep_epochs=[0, 1, 3])
-    run_stage("finetuning", tmp_path)
+        run_stage(FINETUNING, tmp_path, keep_epochs=[0, 1, 3])
+    run_stage(FINETUNING, tmp_path)
     with pytest.raises(TrainingError, match=r"expected weights of epochs \[1\], found none"):
-        run_stage("finetuning", tmp_path, keep_epochs=[1])
+        run_stage(FINETUNING, tmp_path, keep_epochs=[1])
 
 
 def test_a_plan_of_another_shape_is_refused(tmp_path: Path) -> None:
-    config = stage_config("finetuning")
-    plan = build_plan("finetuning", config.model_copy(update={"epochs": 1}))
+    config = stage_config(FINETUNING)
+    plan = build_plan(FINETUNING, config.model_copy(update={"epochs": 1}))
     with pytest.raises(TrainingError, match="build or load the plan with this configuration"):
-        train("finetuning", small_student(), plan, Reader(), teacher(), config, tmp_path)
+        run_stage(FINETUNING, tmp_path, plan=plan, config=config)
 
 
 def test_mixed_precision_needs_cuda(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="amp: expected a cuda device, found cpu"):
-        run_stage("finetuning", tmp_path, amp=True)
+        run_stage(FINETUNING, tmp_path, amp=True)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 def test_cached_answers_train_as_live_ones(stage: Stage, tmp_path: Path) -> None:
     config = stage_config(stage, epochs=3, cached_epochs=2)
     plan = build_plan(stage, config)
-    live, name = teacher(), "embeddings" if stage == "distillation" else "probabilities"
+    live = teacher()
     answers: list[npt.NDArray[np.float32]] = []
     for epoch in range(2):
         for group in range(plan.groups_per_epoch):
             slots, mixing, first = plan.group_slots(epoch, group)
             batch = render_group(slots, mixing, Reader(), GEOMETRY)
-            answers.append(getattr(live, name)(first, batch).numpy())
-    stored = {name: np.concatenate(answers)}
+            answers.append(live.answer(stage.question, first, batch).numpy())
+    stored = {stage.question.array: np.concatenate(answers)}
     cached = CachedTeacher(lambda array, start, stop: stored[array][start:stop])
     a = run_stage(stage, tmp_path / "live", config=config)
     b = run_stage(stage, tmp_path / "cached", config=config, teacher=cached)

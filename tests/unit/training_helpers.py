@@ -14,15 +14,15 @@ from medsam_core.config import AugmentationConfig, OptimiserConfig, StageConfig,
 from medsam_core.data import SliceTable
 from medsam_core.geometry import Geometry
 from medsam_core.models.segmenter import Segmenter, build_student, build_teacher
-from medsam_core.plan import Plan, Stage
-from medsam_core.training.loop import TrainResult, train
+from medsam_core.plan import Plan
+from medsam_core.stages import DISTILLATION, Stage
+from medsam_core.training.loop import train
+from medsam_core.training.run import TrainingRun, TrainResult
 from medsam_core.training.teachers import OnlineTeacher, TeacherAnswers
 
 SIZE = 64
 GEOMETRY = Geometry.of_stride(SIZE, 16)
 """The smallest model frame."""
-
-STAGES: tuple[Stage, ...] = ("distillation", "finetuning")
 
 N_SLICES = 12
 
@@ -61,7 +61,7 @@ def slice_table() -> SliceTable:
 
 
 def stage_config(stage: Stage, **changes: Any) -> StageConfig:
-    mixing = ("mixpatch", "cutmix") if stage == "distillation" else ("none",)
+    mixing = ("mixpatch", "cutmix") if stage is DISTILLATION else ("none",)
     return StageConfig(
         **{
             "epochs": 2,
@@ -69,7 +69,7 @@ def stage_config(stage: Stage, **changes: Any) -> StageConfig:
             "groups_per_step": 2,
             "epoch_slots": 12,
             "prompts_per_slot": 2,
-            "augmentation": AugmentationConfig(mixing=mixing, crop=0.5 if stage == "distillation" else 0.0),
+            "augmentation": AugmentationConfig(mixing=mixing, crop=0.5 if stage is DISTILLATION else 0.0),
             "optimiser": OptimiserConfig(learning_rate=1e-3, warmup_epochs=1, warmup_learning_rate=5e-4),
             **changes,
         }
@@ -129,12 +129,17 @@ class KilledError(Exception):
     """Stands for whatever ends a trainer without warning."""
 
 
-def run_stage(stage: Stage, out: Path, model: Segmenter | None = None, **changes: Any) -> TrainResult:
+def training_run(stage: Stage, out: Path, **changes: Any) -> TrainingRun:
+    """Return a run of the tiny data set; `changes` are its fields."""
     config = changes.pop("config", stage_config(stage))
-    who = changes.pop("teacher", teacher())
-    model = small_student() if model is None else model
-    plan = build_plan(stage, config)
-    return train(stage, model, plan, Reader(), who, config, out, **changes)
+    values = {"plan": build_plan(stage, config), "config": config, "reader": Reader(), "teacher": teacher(), **changes}
+    return TrainingRun(out=out, **values)
+
+
+def run_stage(stage: Stage, out: Path, model: Segmenter | None = None, **changes: Any) -> TrainResult:
+    """Train; `changes` are fields of the run, and what else `train` takes."""
+    own = {name: changes.pop(name) for name in list(changes) if name in TrainingRun.__dataclass_fields__}
+    return train(small_student() if model is None else model, training_run(stage, out, **own), **changes)
 
 
 def kill_at(step: int) -> Callable[[int, dict[str, float]], None]:

@@ -1,0 +1,207 @@
+"""The two training stages. What belongs here: what each draws, asks of the teacher, trains and minimises.
+
+Not here: how much of it (`config.StageConfig`), the plan's layout (`plan`), steps and files (`training`), formulae
+(`losses`). Nothing here imports torch before a loss is taken, so that plans and caches need none.
+
+Distillation fits the student's encoder to the teacher's embeddings. Fine-tuning fits the whole student to masks, and
+to the teacher's masks where it has one; without one it also pretrains a stand-in teacher.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from medsam_core.config import StageConfig
+from medsam_core.questions import EMBEDDINGS, TEACHER_PROBABILITIES, AnswerKind, Question
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module, Parameter
+
+    from medsam_core.models.segmenter import Segmenter
+    from medsam_core.rendering import GroupBatch
+    from medsam_core.training.teachers import TeacherAnswers
+
+StageName = Literal["distillation", "finetuning"]
+
+UNREACHED = (
+    "prompt_encoder.point_embeddings.0.",
+    "prompt_encoder.point_embeddings.1.",
+    "prompt_encoder.not_a_point_embed.",
+    "prompt_encoder.mask_downscaling.",
+    "mask_decoder.output_hypernetworks_mlps.1.",
+    "mask_decoder.output_hypernetworks_mlps.2.",
+    "mask_decoder.output_hypernetworks_mlps.3.",
+)
+"""Parameters of SAM that a box prompt with a single mask output never touches: point and mask prompts, other masks.
+
+They stay as loaded. Left to the optimiser they would get no gradient, or zeros with weight decay upon them.
+"""
+
+
+class Stage(ABC):
+    """One training stage.
+
+    Attributes:
+        name: By which profiles, plans and fingerprints know it.
+        question: What it asks of the teacher, where it asks one.
+        mixes: Whether the images of a group may be mixed.
+        trains_decoder: Whether prompt encoder and mask decoder are trained too, from the teacher's on; else the
+            published encoder is evaluated with batch-norm statistics of clean images.
+    """
+
+    name: ClassVar[StageName]
+    question: ClassVar[Question]
+    mixes: ClassVar[bool]
+    trains_decoder: ClassVar[bool]
+
+    @abstractmethod
+    def n_prompts(self, config: StageConfig) -> int:
+        """Return K, the labels drawn for a slot."""
+
+    @abstractmethod
+    def box_jitter_px(self, config: StageConfig) -> int:
+        """Return by how many native pixels each side of a box may move outward."""
+
+    @abstractmethod
+    def asks(self, config: StageConfig) -> bool:
+        """Return whether the teacher is asked."""
+
+    @abstractmethod
+    def terms(self, config: StageConfig) -> tuple[str, ...]:
+        """Return the names of the loss and its terms, in the order of `losses`."""
+
+    @abstractmethod
+    def trains(self, parameter: str) -> bool:
+        """Return whether the parameter of this name is trained."""
+
+    @abstractmethod
+    def losses(self, segmenter: "Segmenter", batch: "GroupBatch", answers: "Tensor | None") -> "list[Tensor]":
+        """Return a group's loss, which carries the gradient, followed by its terms; scalars as `terms` has them.
+
+        Args:
+            segmenter: The model in training.
+            batch: The rendered group, on the model's device.
+            answers: The teacher's, from `ask`.
+
+        Raises:
+            ValueError: If answers are missing that the loss cannot do without.
+        """
+
+    def ask(
+        self, config: StageConfig, teacher: "TeacherAnswers | None", first_slot: int, batch: "GroupBatch"
+    ) -> "Tensor | None":
+        """Return the teacher's answers that the stage learns from; None where it asks nobody.
+
+        Args:
+            config: Of the stage.
+            teacher: Who answers.
+            first_slot: Place of the group's first slot in plan order.
+            batch: The rendered group.
+        """
+        if teacher is None or not self.asks(config):
+            return None
+        return teacher.answer(self.question, first_slot, batch)
+
+    def prepare(self, segmenter: "Segmenter") -> "dict[str, Parameter]":
+        """Freeze what is not trained, set the modes of layers, and return the trained parameters by name."""
+        segmenter.eval()
+        self._trained_part(segmenter).train()
+        trained = {name: p for name, p in segmenter.named_parameters() if self.trains(name)}
+        segmenter.requires_grad_(requires_grad=False)
+        for parameter in trained.values():
+            parameter.requires_grad = True
+        return trained
+
+    def _trained_part(self, segmenter: "Segmenter") -> "Module":
+        return segmenter if self.trains_decoder else segmenter.image_encoder
+
+
+class Distillation(Stage):
+    """The encoder learns the teacher's embeddings (paper, Table 3); prompt encoder and mask decoder stay."""
+
+    name: ClassVar[StageName] = "distillation"
+    question: ClassVar[Question] = EMBEDDINGS
+    mixes: ClassVar[bool] = True
+    trains_decoder: ClassVar[bool] = False
+
+    def n_prompts(self, config: StageConfig) -> int:
+        """Return 0: an embedding depends on the image alone."""
+        del config
+        return 0
+
+    def box_jitter_px(self, config: StageConfig) -> int:
+        """Return 0: there are no boxes."""
+        del config
+        return 0
+
+    def asks(self, config: StageConfig) -> bool:
+        """Return True: there is nothing else to learn from."""
+        del config
+        return True
+
+    def terms(self, config: StageConfig) -> tuple[str, ...]:
+        """Return the loss, which is its only term."""
+        del config
+        return ("loss", "embedding_mse")
+
+    def trains(self, parameter: str) -> bool:
+        """Return whether the parameter is the image encoder's."""
+        return parameter.startswith("image_encoder.")
+
+    def losses(self, segmenter: "Segmenter", batch: "GroupBatch", answers: "Tensor | None") -> "list[Tensor]":
+        """Return the mean square error of the embeddings, twice: as loss and as term."""
+        from medsam_core.losses import embedding_mse
+
+        if answers is None:
+            raise ValueError("distillation: expected the teacher's embeddings, found none; give a teacher")
+        loss = embedding_mse(segmenter.encode(batch.images), answers)
+        return [loss, loss]
+
+
+class FineTuning(Stage):
+    """The whole student learns masks, and the teacher's masks where `mask_distillation` is on (paper, Table 2)."""
+
+    name: ClassVar[StageName] = "finetuning"
+    question: ClassVar[Question] = TEACHER_PROBABILITIES
+    mixes: ClassVar[bool] = False
+    trains_decoder: ClassVar[bool] = True
+
+    def n_prompts(self, config: StageConfig) -> int:
+        """Return the configured labels of a slot."""
+        return config.prompts_per_slot
+
+    def box_jitter_px(self, config: StageConfig) -> int:
+        """Return the configured jitter."""
+        return config.box_jitter_px
+
+    def asks(self, config: StageConfig) -> bool:
+        """Return whether the teacher's masks are learnt beside the ground truth's."""
+        return config.mask_distillation
+
+    def terms(self, config: StageConfig) -> tuple[str, ...]:
+        """Return the loss and its terms: three of the ground truth, one of the teacher."""
+        return ("loss", "dice", "bce", "iou", *(("teacher_bce",) if self.asks(config) else ()))
+
+    def trains(self, parameter: str) -> bool:
+        """Return whether a box prompt reaches the parameter."""
+        return not parameter.startswith(UNREACHED)
+
+    def losses(self, segmenter: "Segmenter", batch: "GroupBatch", answers: "Tensor | None") -> "list[Tensor]":
+        """Return the sum of the terms, then each."""
+        from medsam_core.losses import finetuning_loss
+
+        logits, predicted_iou = segmenter(batch.images, batch.boxes)
+        loss, terms = finetuning_loss(logits, predicted_iou, batch.masks, answers)
+        return [loss, *terms.values()]
+
+
+DISTILLATION = Distillation()
+FINETUNING = FineTuning()
+
+STAGES: Mapping[StageName, Stage] = MappingProxyType({stage.name: stage for stage in (DISTILLATION, FINETUNING)})
+"""Stages by name."""
+
+ASKING: Mapping[AnswerKind, Stage] = MappingProxyType({stage.question.kind: stage for stage in STAGES.values()})
+"""Stages by the kind of answer that they learn from."""
