@@ -6,8 +6,10 @@ from pathlib import Path
 import pandas as pd
 
 from pipelines.base.results import ledger_file, markdown_table
+from pipelines.base.values import from_json
 from pipelines.base.workspace import Workspace
 from storage.base.atomic import read_json
+from storage.base.references import ArtefactRef
 
 
 def _last_ledger(workspace: Workspace) -> Path | None:
@@ -41,7 +43,7 @@ def _report(workspace: Workspace) -> str:
     value = workspace.settings.state / "values" / "assets" / "proposed" / "evaluation_report.json"
     if not value.is_file():
         return "No evaluation report yet: materialise proposed/evaluation_report."
-    report = workspace.artefacts.get(read_json(value))
+    report = workspace.artefacts.get(from_json(ArtefactRef, read_json(value), "proposed/evaluation_report"))
     comparison = pd.read_csv(report.path / "comparison.csv")
     tables = [_metric_table(comparison, "DSC"), _metric_table(comparison, "NSD", ", tolerance 2 px or 2 mm")]
     return "\n".join([*tables, f"Report: {report.path}"])

@@ -1,10 +1,13 @@
-"""How values travel between steps: small JSON files, never pickles. What belongs here: the IO manager, nothing else."""
+"""How values travel between steps: small JSON files, never pickles.
+
+What belongs here: the IO manager. Not here: the values and their JSON (`pipelines.base.values`).
+"""
 
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 
+from pipelines.base.values import from_json, to_json, travelling
 from storage.base.atomic import read_json, write_json
 
 
@@ -21,21 +24,27 @@ class JsonIOManager(dg.ConfigurableIOManager):
         parts = context.get_identifier() if not context.has_asset_key else ["assets", *context.asset_key.path]
         return Path(self.folder).joinpath(*parts).with_suffix(".json")
 
-    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:  # noqa: ANN401
-        """Write a plain value."""
+    def handle_output(self, context: dg.OutputContext, obj: object) -> None:
+        """Write a value."""
         if obj is None:
             return
         try:
-            write_json(self._path(context), obj)
+            write_json(self._path(context), to_json(obj))
         except (TypeError, ValueError) as error:
             message = f"expected a plain JSON value from {context.name}, found {type(obj).__name__}: {error}"
             raise TypeError(message) from error
 
-    def load_input(self, context: dg.InputContext) -> Any:  # noqa: ANN401
-        """Read a plain value."""
+    def load_input(self, context: dg.InputContext) -> object:
+        """Read a value as the type that the input's annotation names.
+
+        Raises:
+            FileNotFoundError: If it was never made.
+            IntegrityError: If the file is damaged, or is not of that type.
+        """
         upstream = context.upstream_output
         path = self._path(upstream if upstream is not None else context)
+        name = context.asset_key.to_user_string() if context.has_asset_key else context.name
         if not path.is_file():
-            name = context.asset_key.to_user_string() if context.has_asset_key else context.name
             raise FileNotFoundError(f"expected the value of {name} in {path}, found none; materialise {name} first")
-        return read_json(path)
+        kind = travelling(context.dagster_type.typing_type)
+        return read_json(path) if kind is None else from_json(kind, read_json(path), name)

@@ -1,6 +1,6 @@
 """What a task hands back to its asset, and how it is shown. What belongs here: the border between work and Dagster.
 
-Not here: work. A task returns a `TaskResult` of plain values; `materialised` turns it into Dagster's output and writes
+Not here: work. A task returns a `TaskResult`; `materialised` turns it into Dagster's output and writes
 the line of the run's ledger from which `medsam summary` says what was made and what was reused.
 """
 
@@ -10,12 +10,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import dagster as dg
 import pandas as pd
 
 from pipelines.base.workspace import Workspace
+
+V = TypeVar("V", covariant=True)
+"""One of the types of `pipelines.base.values`."""
 
 INLINE_PICTURE_BYTES = 600_000
 """A picture up to this size is shown on the page itself; a larger one is named by its path."""
@@ -36,18 +39,18 @@ class Link:
 
 
 @dataclass(frozen=True)
-class TaskResult:
+class TaskResult(Generic[V]):
     """What a task made.
 
     Attributes:
-        value: Small plain value for the assets downstream.
+        value: For the assets downstream.
         fingerprint: Of what was made; becomes the data version.
         made: Parts made by this run.
         reused: Parts found as they were.
         notes: What the page shows: numbers, text, `Picture`, `Link`, `Path`, or a table as a DataFrame.
     """
 
-    value: dict[str, Any]
+    value: V
     fingerprint: str
     made: int
     reused: int
@@ -79,7 +82,7 @@ def ledger_file(workspace: Workspace, run_id: str) -> Path:
     return workspace.settings.state / "runs" / f"{run_id}.jsonl"
 
 
-def _write_ledger(workspace: Workspace, run_id: str, name: str, result: TaskResult) -> None:
+def _write_ledger(workspace: Workspace, run_id: str, name: str, result: TaskResult[object]) -> None:
     path = ledger_file(workspace, run_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     line = {"asset": name, "fingerprint": result.fingerprint, "made": result.made, "reused": result.reused}
@@ -92,8 +95,8 @@ def _write_ledger(workspace: Workspace, run_id: str, name: str, result: TaskResu
 
 
 def materialised(
-    context: dg.OpExecutionContext, workspace: Workspace, name: str, result: TaskResult
-) -> dg.Output[dict[str, Any]]:
+    context: dg.OpExecutionContext, workspace: Workspace, name: str, result: TaskResult[V]
+) -> dg.Output[V]:
     """Turn a task's result into an asset's output with metadata and data version, and note it in the run's ledger."""
     _write_ledger(workspace, context.run_id, name, result)
     metadata = {key: _metadata(note) for key, note in result.notes.items() if note is not None}

@@ -1,15 +1,13 @@
 """Assets of predictions and reports. What belongs here: the graph's nodes and checks, no work."""
 
-from typing import Any
-
 import dagster as dg
 
 from pipelines.base.resources import WorkspaceResource
 from pipelines.base.results import materialised
+from pipelines.base.values import TeacherRef
 from pipelines.base.variants import ABLATIONS, VARIANTS, Variant
 from pipelines.evaluation import tasks as evaluation
-
-Value = dict[str, Any]
+from storage.base.references import ArtefactRef
 
 
 @dg.asset(
@@ -25,11 +23,11 @@ Value = dict[str, Any]
 def baseline_predictions(
     context: dg.AssetExecutionContext,
     workspace: WorkspaceResource,
-    release: Value,
-    statistics: Value,
-    teacher: Value,
-    student: Value,
-) -> dg.Output[Value]:
+    release: ArtefactRef,
+    statistics: ArtefactRef,
+    teacher: TeacherRef,
+    student: ArtefactRef,
+) -> dg.Output[ArtefactRef]:
     """What the student is held against: box, ellipse, teacher, untrained student, and the student shown no image."""
     space = workspace.open()
     inputs = evaluation.BaselineInputs(release, statistics, teacher, student)
@@ -38,9 +36,9 @@ def baseline_predictions(
 
 
 @dg.asset_check(asset=baseline_predictions)
-def teacher_beats_ellipse(baseline_predictions: Value) -> dg.AssetCheckResult:
+def teacher_beats_ellipse(baseline_predictions: ArtefactRef) -> dg.AssetCheckResult:
     """The teacher is worth learning from: its mean test DSC lies above the ellipse's."""
-    means = baseline_predictions["info"]["test_dsc"]
+    means = baseline_predictions.info["test_dsc"]
     return dg.AssetCheckResult(
         passed=bool(means["teacher"] > means["ellipse"]), severity=dg.AssetCheckSeverity.WARN, metadata=means
     )
@@ -57,8 +55,8 @@ def _predictions(variant: Variant) -> dg.AssetsDefinition:
         description=f"Masks and per-label scores of validation and test cases. {variant.description}",
     )
     def predictions(
-        context: dg.AssetExecutionContext, workspace: WorkspaceResource, release: Value, student: Value
-    ) -> dg.Output[Value]:
+        context: dg.AssetExecutionContext, workspace: WorkspaceResource, release: ArtefactRef, student: ArtefactRef
+    ) -> dg.Output[ArtefactRef]:
         space = workspace.open()
         result = evaluation.predict_student(space, variant, release, student, context.log.info)
         return materialised(context.op_execution_context, space, "/".join(key), result)
@@ -84,11 +82,11 @@ def _report(variant: Variant) -> dg.AssetsDefinition:
     def report(
         context: dg.AssetExecutionContext,
         workspace: WorkspaceResource,
-        release: Value,
-        student: Value,
-        predictions: Value,
-        baselines: Value,
-    ) -> dg.Output[Value]:
+        release: ArtefactRef,
+        student: ArtefactRef,
+        predictions: ArtefactRef,
+        baselines: ArtefactRef,
+    ) -> dg.Output[ArtefactRef]:
         space = workspace.open()
         inputs = evaluation.ReportInputs(release, student, predictions, baselines)
         result = evaluation.report(space, variant, inputs, context.log.info)
@@ -103,12 +101,16 @@ def _report(variant: Variant) -> dg.AssetsDefinition:
     ins={
         "release": dg.AssetIn("dataset_release"),
         "proposed": dg.AssetIn(["proposed", "student_finetuned"]),
-        **{variant.name: dg.AssetIn([variant.name, "predictions"]) for variant in ABLATIONS},
+        **{variant.name: dg.AssetIn([variant.name, "predictions"], dagster_type=ArtefactRef) for variant in ABLATIONS},
     },
 )
 def ablation_report(
-    context: dg.AssetExecutionContext, workspace: WorkspaceResource, release: Value, proposed: Value, **ablations: Value
-) -> dg.Output[Value]:
+    context: dg.AssetExecutionContext,
+    workspace: WorkspaceResource,
+    release: ArtefactRef,
+    proposed: ArtefactRef,
+    **ablations: ArtefactRef,
+) -> dg.Output[ArtefactRef]:
     """Variants side by side as in the paper's Table 4, all after the same number of fine-tuning epochs."""
     space = workspace.open()
     result = evaluation.compare_variants(space, release, proposed, ablations, context.log.info)
@@ -117,8 +119,8 @@ def ablation_report(
 
 @dg.asset(group_name="evaluation", kinds={"mlflow"}, ins={"release": dg.AssetIn("dataset_release")})
 def registered_model_report(
-    context: dg.AssetExecutionContext, workspace: WorkspaceResource, release: Value
-) -> dg.Output[Value]:
+    context: dg.AssetExecutionContext, workspace: WorkspaceResource, release: ArtefactRef
+) -> dg.Output[ArtefactRef]:
     """The model behind the registry's `champion` alias, scored on the release."""
     space = workspace.open()
     result = evaluation.report_registered(space, release, context.log.info)

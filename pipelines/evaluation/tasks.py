@@ -6,12 +6,13 @@ Not here: how a case becomes rows (`pipelines.evaluation.scoring`), or means ove
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from pipelines.base.results import Link, Picture, TaskResult
 from pipelines.base.tracking import TrackedRun, Tracker
+from pipelines.base.values import TeacherRef
 from pipelines.base.variants import PROPOSED, Variant
 from pipelines.base.workspace import Workspace
 from pipelines.evaluation.predictors import box_predictors, device_of, predictor
@@ -20,12 +21,12 @@ from pipelines.ingest.releases import release_reader, split_fingerprint
 from pipelines.training.students import parent_run
 from pipelines.training.training_cases import training_cases_file
 from storage.base.artefacts import Artefact
+from storage.base.references import ArtefactRef
 
 if TYPE_CHECKING:
     from medsam_core.models.segmenter import Segmenter
     from pipelines.evaluation.scoring import EvaluationCase, Predict
 
-Value = dict[str, Any]
 Log = Callable[[str], None]
 
 SPLITS = ("validation", "test")
@@ -42,44 +43,50 @@ CONSTANT_GREY = 127
 class BaselineInputs:
     """Values of the assets that the baselines read."""
 
-    release: Value
-    statistics: Value
-    teacher: Value
-    student: Value
+    release: ArtefactRef
+    statistics: ArtefactRef
+    teacher: TeacherRef
+    student: ArtefactRef
 
 
 @dataclass(frozen=True)
 class ReportInputs:
     """Values of the assets that a report reads."""
 
-    release: Value
-    student: Value
-    predictions: Value
-    baselines: Value
+    release: ArtefactRef
+    student: ArtefactRef
+    predictions: ArtefactRef
+    baselines: ArtefactRef
 
 
-def _evaluated(release: Value) -> dict[str, Any]:
+def _evaluated(release: ArtefactRef) -> dict[str, object]:
     """Return what predictions depend on besides the predictor."""
     splits = {split: split_fingerprint(release, split) for split in SPLITS}
     return {"splits": splits, "version": PREDICTION_VERSION}
 
 
-def _cases(workspace: Workspace, release: Value) -> Iterator["EvaluationCase"]:
+def _cases(workspace: Workspace, release: ArtefactRef) -> Iterator["EvaluationCase"]:
     from pipelines.evaluation.scoring import cases_of_release
 
     for split in SPLITS:
         yield from cases_of_release(release_reader(workspace, release, split), split)
 
 
-def _load(workspace: Workspace, reference: Value, name: str = "model") -> "Segmenter":
+def _load(workspace: Workspace, reference: ArtefactRef, name: str = "model") -> "Segmenter":
     from medsam_core.models.checkpoints import load_model
 
     return load_model(workspace.artefacts.get(reference).path / f"{name}.safetensors")
 
 
 def predict_student(
-    workspace: Workspace, variant: Variant, release: Value, student: Value, log: Log, *, weights: str = "model"
-) -> TaskResult:
+    workspace: Workspace,
+    variant: Variant,
+    release: ArtefactRef,
+    student: ArtefactRef,
+    log: Log,
+    *,
+    weights: str = "model",
+) -> TaskResult[ArtefactRef]:
     """Predict and score validation and test cases with a variant's student.
 
     Args:
@@ -90,9 +97,9 @@ def predict_student(
         log: Where progress is said.
         weights: Which of its weights: `model`, or those kept after an epoch, `epoch_XX`.
     """
-    made_from = {"model": student["fingerprint"], "weights": weights, **_evaluated(release)}
+    made_from = {"model": student.fingerprint, "weights": weights, **_evaluated(release)}
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> dict[str, object]:
         from pipelines.evaluation.scoring import predict_and_score
 
         model = _load(workspace, student, weights)
@@ -106,28 +113,28 @@ def predict_student(
     return _prediction_result(made, "student")
 
 
-def predict_baselines(workspace: Workspace, inputs: BaselineInputs, log: Log) -> TaskResult:
+def predict_baselines(workspace: Workspace, inputs: BaselineInputs, log: Log) -> TaskResult[ArtefactRef]:
     """Predict and score what the student is held against."""
     profile = workspace.profile
     made_from = {
-        "teacher": inputs.teacher["fingerprint"],
-        "student": inputs.student["fingerprint"],
+        "teacher": inputs.teacher.fingerprint,
+        "student": inputs.student.fingerprint,
         "untrained": {
             "student": profile.student.model_dump(mode="json"),
             "init_seed": profile.seeds.init,
-            "statistics": inputs.statistics["fingerprint"],
+            "statistics": inputs.statistics.fingerprint,
         },
         "constant_grey": CONSTANT_GREY,
         **_evaluated(inputs.release),
     }
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> dict[str, object]:
         from medsam_core.models.segmenter import build_student
         from pipelines.evaluation.scoring import predict_and_score
 
         device = device_of(workspace)
         student = _load(workspace, inputs.student)
-        pixels = inputs.statistics["info"]
+        pixels = inputs.statistics.info
         untrained = build_student(profile.student, pixels["mean"], pixels["std"], profile.seeds.init)
         predictors: dict[str, Predict] = {
             "teacher": predictor(_load(workspace, inputs.teacher), device=device),
@@ -143,7 +150,7 @@ def predict_baselines(workspace: Workspace, inputs: BaselineInputs, log: Log) ->
     return _prediction_result(made, "teacher")
 
 
-def _means(rows: pd.DataFrame) -> dict[str, Any]:
+def _means(rows: pd.DataFrame) -> dict[str, object]:
     """Return the mean of modalities of the case DSC by predictor, for each split."""
     by_modality = rows.groupby(["split", "predictor", "modality"])["dsc"].mean()
     means = by_modality.groupby(level=["split", "predictor"]).mean()
@@ -154,7 +161,7 @@ def _means(rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _prediction_result(made: Artefact, shown: str) -> TaskResult:
+def _prediction_result(made: Artefact, shown: str) -> TaskResult[ArtefactRef]:
     notes = {
         "cases": made.info["cases"],
         **{
@@ -168,7 +175,7 @@ def _prediction_result(made: Artefact, shown: str) -> TaskResult:
     return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)
 
 
-def _draw(workspace: Workspace, release: Value, folder: Path, name: str) -> None:
+def _draw(workspace: Workspace, release: ArtefactRef, folder: Path, name: str) -> None:
     """Draw one test case of each modality: the middle slice of a volume."""
     import numpy as np
 
@@ -188,17 +195,17 @@ def _draw(workspace: Workspace, release: Value, folder: Path, name: str) -> None
         pictures.prediction_sheet(list(tiles.values()), folder / "pictures.png")
 
 
-def report(workspace: Workspace, variant: Variant, inputs: ReportInputs, log: Log) -> TaskResult:
+def report(workspace: Workspace, variant: Variant, inputs: ReportInputs, log: Log) -> TaskResult[ArtefactRef]:
     """Put a variant beside the baselines, log it to MLflow, and offer the proposed model to the registry."""
     made_from = {
-        "predictions": inputs.predictions["fingerprint"],
-        "baselines": inputs.baselines["fingerprint"],
+        "predictions": inputs.predictions.fingerprint,
+        "baselines": inputs.baselines.fingerprint,
         "version": PREDICTION_VERSION,
     }
     own = workspace.artefacts.get(inputs.predictions).path
     baselines = workspace.artefacts.get(inputs.baselines).path
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> dict[str, object]:
         rows = pd.concat([pd.read_parquet(path / "cases.parquet") for path in (own, baselines)], ignore_index=True)
         write_report(rows, folder)
         return _means(rows)
@@ -206,7 +213,7 @@ def report(workspace: Workspace, variant: Variant, inputs: ReportInputs, log: Lo
     made = workspace.artefacts.make("report", made_from, build)
     tracker = Tracker(workspace.settings)
     run = log_report(tracker, workspace, f"{variant.name}/evaluation", inputs.release, made, own / "pictures.png")
-    notes: dict[str, Any] = {
+    notes: dict[str, object] = {
         "test": pd.read_csv(made.path / "comparison.csv"),
         "pictures": Picture(own / "pictures.png"),
         "report": made.path,
@@ -223,7 +230,7 @@ def report(workspace: Workspace, variant: Variant, inputs: ReportInputs, log: Lo
 
 
 def log_report(
-    tracker: Tracker, workspace: Workspace, name: str, release: Value, made: Artefact, picture: Path
+    tracker: Tracker, workspace: Workspace, name: str, release: ArtefactRef, made: Artefact, picture: Path
 ) -> TrackedRun:
     """Log a report to MLflow as a run of its own, once."""
     splits = {f"medsam.{split}": split_fingerprint(release, split) for split in SPLITS}
@@ -238,18 +245,18 @@ def log_report(
 
 
 def compare_variants(
-    workspace: Workspace, release: Value, proposed: Value, ablations: dict[str, Value], log: Log
-) -> TaskResult:
+    workspace: Workspace, release: ArtefactRef, proposed: ArtefactRef, ablations: dict[str, ArtefactRef], log: Log
+) -> TaskResult[ArtefactRef]:
     """Put the ablations beside the proposed model's weights of the same epoch."""
     epoch = workspace.profile.ablation_epochs
     at_epoch = predict_student(workspace, PROPOSED, release, proposed, log, weights=f"epoch_{epoch:02d}")
     sources = {f"proposed epoch {epoch}": at_epoch.value, **ablations}
     made_from = {
-        "predictions": {name: value["fingerprint"] for name, value in sources.items()},
+        "predictions": {name: value.fingerprint for name, value in sources.items()},
         "version": PREDICTION_VERSION,
     }
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> dict[str, object]:
         tables = []
         for name, value in sources.items():
             rows = pd.read_parquet(workspace.artefacts.get(value).path / "cases.parquet")
@@ -272,7 +279,7 @@ def compare_variants(
     return TaskResult(made.reference(), made.fingerprint, parts, 2 - parts, notes)
 
 
-def report_registered(workspace: Workspace, release: Value, log: Log) -> TaskResult:
+def report_registered(workspace: Workspace, release: ArtefactRef, log: Log) -> TaskResult[ArtefactRef]:
     """Score the model behind the `champion` alias on the release.
 
     Raises:
@@ -285,7 +292,7 @@ def report_registered(workspace: Workspace, release: Value, log: Log) -> TaskRes
     version = str(champion.version)
     made_from = {"run": champion.run_id, "registered_version": version, **_evaluated(release)}
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> dict[str, object]:
         from medsam_core.models.checkpoints import load_model
         from pipelines.base.tracking import champion_uri, download_model
         from pipelines.evaluation.scoring import predict_and_score

@@ -1,24 +1,23 @@
 """Assets from npz files to pixel statistics. What belongs here: the graph's nodes and their descriptions, no work."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import dagster as dg
 
 from pipelines.base.resources import WorkspaceResource
 from pipelines.base.results import markdown_table, materialised
+from pipelines.base.values import PartsMade, StoreRef
 from pipelines.ingest import releases, store_care
 from pipelines.ingest import tasks as ingest
 from storage.base.modalities import MODALITIES
-
-Value = dict[str, Any]
+from storage.base.references import ArtefactRef
 
 RETRY = dg.RetryPolicy(max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL)
 """For steps that write parts: a passing fault costs one part, not the run."""
 
 
 @dg.asset(group_name="ingest", kinds={"parquet"})
-def raw_manifest(context: dg.AssetExecutionContext, workspace: WorkspaceResource) -> dg.Output[Value]:
+def raw_manifest(context: dg.AssetExecutionContext, workspace: WorkspaceResource) -> dg.Output[ArtefactRef]:
     """Every npz file of the source: content hash, modality, case, patient group, accepted or rejected with a reason."""
     space = workspace.open()
     return materialised(
@@ -29,19 +28,19 @@ def raw_manifest(context: dg.AssetExecutionContext, workspace: WorkspaceResource
 def _slice_store(modality: str) -> dg.AssetsDefinition:
     name = f"slice_store/{modality}"
 
-    @dg.op(name=f"plan_{modality}", out=dg.DynamicOut(list), ins={"manifest": dg.In(dict)})
-    def plan(workspace: WorkspaceResource, manifest: Value) -> Iterator[dg.DynamicOutput[list[str]]]:
+    @dg.op(name=f"plan_{modality}", out=dg.DynamicOut(list), ins={"manifest": dg.In(ArtefactRef)})
+    def plan(workspace: WorkspaceResource, manifest: ArtefactRef) -> Iterator[dg.DynamicOutput[list[str]]]:
         for number, batch in enumerate(ingest.plan_store(workspace.open(), modality, manifest)):
             yield dg.DynamicOutput(batch, mapping_key=f"batch_{number:04d}")
 
     @dg.op(name=f"write_{modality}", retry_policy=RETRY)
-    def write(context: dg.OpExecutionContext, workspace: WorkspaceResource, part_ids: list[str]) -> Value:
+    def write(context: dg.OpExecutionContext, workspace: WorkspaceResource, part_ids: list[str]) -> PartsMade:
         return ingest.write_store_parts(workspace.open(), modality, part_ids, context.log.info)
 
-    @dg.op(name=f"publish_{modality}", ins={"manifest": dg.In(dict)})
+    @dg.op(name=f"publish_{modality}", ins={"manifest": dg.In(ArtefactRef)})
     def publish(
-        context: dg.OpExecutionContext, workspace: WorkspaceResource, manifest: Value, written: list[Value]
-    ) -> dg.Output[Value]:
+        context: dg.OpExecutionContext, workspace: WorkspaceResource, manifest: ArtefactRef, written: list[PartsMade]
+    ) -> dg.Output[StoreRef]:
         space = workspace.open()
         return materialised(context, space, name, ingest.publish_store(space, modality, manifest, written))
 
@@ -53,7 +52,7 @@ def _slice_store(modality: str) -> dg.AssetsDefinition:
         description=f"{modality}: every accepted slice at native resolution in a sharded zarr v3 store, "
         "written part by part; unchanged parts are kept.",
     )
-    def store(manifest: Value) -> Value:
+    def store(manifest: ArtefactRef) -> StoreRef:
         return publish(manifest, plan(manifest).map(write).collect())  # type: ignore[no-any-return]
 
     return store
@@ -79,11 +78,11 @@ slice_stores: list[dg.AssetsDefinition] = [_slice_store(modality) for modality i
 @dg.asset(
     group_name="ingest",
     kinds={"parquet"},
-    ins={modality: dg.AssetIn(["slice_store", modality]) for modality in MODALITIES},
+    ins={modality: dg.AssetIn(["slice_store", modality], dagster_type=StoreRef) for modality in MODALITIES},
 )
 def slice_index(
-    context: dg.AssetExecutionContext, workspace: WorkspaceResource, raw_manifest: Value, **stores: Value
-) -> dg.Output[Value]:
+    context: dg.AssetExecutionContext, workspace: WorkspaceResource, raw_manifest: ArtefactRef, **stores: StoreRef
+) -> dg.Output[ArtefactRef]:
     """One row per slice: where it lies, what it shows, whose it is; and the modality index over it."""
     space = workspace.open()
     result = ingest.make_index(space, raw_manifest, [stores[modality] for modality in MODALITIES])
@@ -92,8 +91,8 @@ def slice_index(
 
 @dg.asset(group_name="ingest", kinds={"parquet"})
 def dataset_release(
-    context: dg.AssetExecutionContext, workspace: WorkspaceResource, slice_index: Value
-) -> dg.Output[Value]:
+    context: dg.AssetExecutionContext, workspace: WorkspaceResource, slice_index: ArtefactRef
+) -> dg.Output[ArtefactRef]:
     """A frozen, content-hashed choice of slices with ground truth, each patient group in one recorded split."""
     space = workspace.open()
     result = releases.freeze_release(space, slice_index, context.log.info)
@@ -101,16 +100,16 @@ def dataset_release(
 
 
 @dg.asset_check(asset=dataset_release, blocking=True)
-def no_leakage(dataset_release: Value) -> dg.AssetCheckResult:
+def no_leakage(dataset_release: ArtefactRef) -> dg.AssetCheckResult:
     """No patient group and no identical content lies in two splits."""
-    leaks = dataset_release["info"]["leaks"]
+    leaks = dataset_release.info["leaks"]
     return dg.AssetCheckResult(passed=not leaks, metadata={"leaks": "\n".join(leaks) or "none"})
 
 
 @dg.asset(group_name="ingest", kinds={"numpy"})
 def pixel_statistics(
-    context: dg.AssetExecutionContext, workspace: WorkspaceResource, dataset_release: Value
-) -> dg.Output[Value]:
+    context: dg.AssetExecutionContext, workspace: WorkspaceResource, dataset_release: ArtefactRef
+) -> dg.Output[ArtefactRef]:
     """Mean and standard deviation by channel over the training split, every modality counting alike."""
     space = workspace.open()
     result = releases.measure_pixels(space, dataset_release)

@@ -6,7 +6,6 @@ gets which split (`storage.releases.splits`), what a release is (`storage.releas
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -17,6 +16,7 @@ from storage.base.artefacts import Artefact
 from storage.base.atomic import read_json, write_json
 from storage.base.errors import IntegrityError
 from storage.base.modalities import MODALITIES
+from storage.base.references import ArtefactRef
 from storage.releases.reader import ReleaseReader
 from storage.releases.release import (
     Release,
@@ -38,10 +38,10 @@ def _pinned_release(workspace: Workspace) -> Artefact | None:
     wanted = workspace.profile.release
     if wanted == "latest":
         return None
-    return workspace.artefacts.get({"kind": "release", "fingerprint": wanted})
+    return workspace.artefacts.get(ArtefactRef("release", wanted, {}, reused=True))
 
 
-def freeze_release(workspace: Workspace, index: dict[str, Any], log: Log) -> TaskResult:
+def freeze_release(workspace: Workspace, index: ArtefactRef, log: Log) -> TaskResult[ArtefactRef]:
     """Choose the accepted slices with ground truth, give each group its recorded split, and freeze the choice."""
     table = pd.read_parquet(workspace.artefacts.get(index).path / "slice_index.parquet")
     recorded = read_json(workspace.splits_file) if workspace.splits_file.is_file() else {}
@@ -54,7 +54,7 @@ def freeze_release(workspace: Workspace, index: dict[str, Any], log: Log) -> Tas
     used = {str(group): splits[str(group)] for group in groups["group"].unique()}
     release = make_release(table, used)
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> dict[str, object]:
         save_release(folder, release)
         return {"fingerprints": release.fingerprints, "leaks": leakage(release)[:50], "slices": len(release.table)}
 
@@ -106,28 +106,28 @@ def _moves(
 def _adopted(workspace: Workspace) -> Artefact | None:
     if not workspace.adopted_file.is_file():
         return None
-    reference = {"kind": "release", "fingerprint": read_json(workspace.adopted_file)["fingerprint"]}
+    reference = ArtefactRef("release", read_json(workspace.adopted_file)["fingerprint"], {}, reused=True)
     try:
         return workspace.artefacts.get(reference)
     except IntegrityError:
         return None
 
 
-def release_reader(workspace: Workspace, release: dict[str, Any], split: str) -> ReleaseReader:
+def release_reader(workspace: Workspace, release: ArtefactRef, split: str) -> ReleaseReader:
     """Return a reader of one split's slices, rows in release order."""
     return ReleaseReader(workspace.stores, open_split(workspace.artefacts.get(release).path, split))
 
 
-def split_fingerprint(release: dict[str, Any], split: str) -> str:
+def split_fingerprint(release: ArtefactRef, split: str) -> str:
     """Return the fingerprint of one split of a release, on which everything made from that split alone depends."""
-    return str(release["info"]["fingerprints"][split])
+    return str(release.info["fingerprints"][split])
 
 
-def measure_pixels(workspace: Workspace, release: dict[str, Any]) -> TaskResult:
+def measure_pixels(workspace: Workspace, release: ArtefactRef) -> TaskResult[ArtefactRef]:
     """Compute the student's normalisation over the training split."""
     made_from = {"train": split_fingerprint(release, "train"), "version": 1}
 
-    def build(_folder: Path) -> dict[str, Any]:
+    def build(_folder: Path) -> dict[str, object]:
         reader = release_reader(workspace, release, "train")
         codes = reader.columns.codes("modality")
         mean, std = balanced_statistics((MODALITIES[code], reader.read(row)[0]) for row, code in enumerate(codes))

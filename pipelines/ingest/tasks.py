@@ -5,7 +5,6 @@ What belongs here: calls into `storage` in the order of the flow, and what the p
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,10 +12,12 @@ import pandas as pd
 from pipelines.base import pictures
 from pipelines.base.profile import Profile
 from pipelines.base.results import Picture, TaskResult
+from pipelines.base.values import PartsMade, StoreRef
 from pipelines.base.workspace import Workspace
 from pipelines.ingest.part_writing import process_count, write_parts
 from storage.base.atomic import read_json, write_parquet
 from storage.base.modalities import MODALITIES
+from storage.base.references import ArtefactRef
 from storage.releases.columns import SliceColumns
 from storage.releases.reader import ReleaseReader
 from storage.slices import index as slice_index
@@ -54,7 +55,7 @@ def make_sample(workspace: Workspace, log: Log) -> int:
     return count
 
 
-def scan_source(workspace: Workspace, log: Log) -> TaskResult:
+def scan_source(workspace: Workspace, log: Log) -> TaskResult[ArtefactRef]:
     """Find and check every npz file; a bad one is rejected with a reason and stops nothing.
 
     Raises:
@@ -85,7 +86,7 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult:
     write_parquet(workspace.scan_file, table)
     logical = manifest_fingerprint(table)
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> dict[str, int]:
         write_parquet(folder / "manifest.parquet", table)
         rejected(table).to_csv(folder / "rejected.csv", index=False)
         accepted = int((table["status"] == "accepted").sum())
@@ -103,7 +104,7 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult:
     return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)
 
 
-def _manifest(workspace: Workspace, reference: dict[str, Any]) -> pd.DataFrame:
+def _manifest(workspace: Workspace, reference: ArtefactRef) -> pd.DataFrame:
     return pd.read_parquet(workspace.artefacts.get(reference).path / "manifest.parquet")
 
 
@@ -123,7 +124,7 @@ def _batches(items: Sequence[str], size: int) -> list[list[str]]:
     return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
 
-def plan_store(workspace: Workspace, modality: str, manifest: dict[str, Any]) -> list[list[str]]:
+def plan_store(workspace: Workspace, modality: str, manifest: ArtefactRef) -> list[list[str]]:
     """Plan one modality's parts and return the missing ones' ids, batched into steps."""
     table = _manifest(workspace, manifest)
     rows = table[(table["status"] == "accepted") & (table["modality"] == modality)]
@@ -132,7 +133,7 @@ def plan_store(workspace: Workspace, modality: str, manifest: dict[str, Any]) ->
     return _batches([part.part_id for part in missing], workspace.profile.store.parts_per_step)
 
 
-def write_store_parts(workspace: Workspace, modality: str, part_ids: Sequence[str], log: Log) -> dict[str, Any]:
+def write_store_parts(workspace: Workspace, modality: str, part_ids: Sequence[str], log: Log) -> PartsMade:
     """Write some parts of one modality's store; each is published whole or not at all."""
     source = source_at(workspace.settings.data, workspace.profile)
     parts = layout.load_plan(workspace.stores, modality, set(part_ids))
@@ -140,16 +141,16 @@ def write_store_parts(workspace: Workspace, modality: str, part_ids: Sequence[st
     for done, fragment in enumerate(write_parts(workspace.stores, parts, source.read, processes), start=1):
         counts = f"{fragment.n_cases} cases, {fragment.n_slices} slices"
         log(f"{modality} {fragment.part_id}: {counts}; {done} of {len(parts)} parts of this step")
-    return {"made": list(part_ids)}
+    return PartsMade(tuple(part_ids))
 
 
 def publish_store(
-    workspace: Workspace, modality: str, manifest: dict[str, Any], written: Sequence[dict[str, Any]]
-) -> TaskResult:
+    workspace: Workspace, modality: str, manifest: ArtefactRef, written: Sequence[PartsMade]
+) -> TaskResult[StoreRef]:
     """Publish one modality's parts as a store that readers accept."""
     plan = layout.load_layout(workspace.stores, modality).parts
     published = publishing.publish(workspace.stores, modality, plan)
-    made = [part for step in written for part in step["made"]]
+    made = [part for step in written for part in step.made]
     index = slice_index.build_index(workspace.stores, [modality], _manifest(workspace, manifest))
     notes = {
         "cases": int(index["case_id"].nunique()),
@@ -159,7 +160,7 @@ def publish_store(
         "bytes on disk": published.n_bytes(),
         "samples": _sample_picture(workspace, modality, index, published.fingerprint),
     }
-    value = {"modality": modality, "fingerprint": published.fingerprint, "made": made}
+    value = StoreRef(modality, published.fingerprint, tuple(made))
     return TaskResult(value, published.fingerprint, len(made), len(plan) - len(made), notes)
 
 
@@ -188,15 +189,15 @@ def _one_of_each(index: pd.DataFrame) -> pd.DataFrame:
     return labelled.loc[[rows[len(rows) // 2] for rows in found.values()][:32]]
 
 
-def make_index(workspace: Workspace, manifest: dict[str, Any], stores: Sequence[dict[str, Any]]) -> TaskResult:
+def make_index(workspace: Workspace, manifest: ArtefactRef, stores: Sequence[StoreRef]) -> TaskResult[ArtefactRef]:
     """Build the slice index and the modality index over the published stores."""
     made_from = {
-        "manifest": manifest["fingerprint"],
-        "stores": {store["modality"]: store["fingerprint"] for store in stores},
+        "manifest": manifest.fingerprint,
+        "stores": {store.modality: store.fingerprint for store in stores},
         "version": 2,
     }
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> dict[str, int]:
         index = slice_index.build_index(workspace.stores, list(MODALITIES), _manifest(workspace, manifest))
         write_parquet(folder / "slice_index.parquet", index)
         write_parquet(folder / "modality_index.parquet", slice_index.modality_index(index))

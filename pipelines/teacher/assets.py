@@ -1,20 +1,20 @@
 """Assets of the teacher and its answers. What belongs here: the graph's nodes, no work."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
 
 import dagster as dg
 
+from medsam_core.questions import AnswerKind
 from pipelines.base.asset_keys import distillation_asset
 from pipelines.base.launch import launch_trainer
 from pipelines.base.resources import WorkspaceResource
 from pipelines.base.results import markdown_table, materialised
+from pipelines.base.values import CacheRef, PartsMade, TeacherRef
 from pipelines.base.variants import OWNERS, PROPOSED, Variant
 from pipelines.ingest.assets import RETRY
 from pipelines.teacher import caches
 from pipelines.teacher import tasks as teacher
-
-Value = dict[str, Any]
+from storage.base.references import ArtefactRef
 
 TEACHER_POOL = "teacher"
 """At most one step at a time runs the teacher on the accelerator."""
@@ -22,16 +22,20 @@ TEACHER_POOL = "teacher"
 
 @dg.asset(group_name="teacher", kinds={"pytorch"})
 def teacher_checkpoint(
-    context: dg.AssetExecutionContext, workspace: WorkspaceResource, dataset_release: Value
-) -> dg.Output[Value]:
+    context: dg.AssetExecutionContext, workspace: WorkspaceResource, dataset_release: ArtefactRef
+) -> dg.Output[TeacherRef]:
     """The verified teacher: MedSAM ViT-B from its file, or the stand-in, trained further where the profile says so."""
     space = workspace.open()
     result = teacher.make_teacher(space, dataset_release, launch_trainer(context), context.log.info)
     return materialised(context.op_execution_context, space, "teacher_checkpoint", result)
 
 
+_INS = {"teacher_model": dg.In(TeacherRef), "plan": dg.In(ArtefactRef), "release": dg.In(ArtefactRef)}
+"""Of a step of a cache."""
+
+
 def _teacher_cache(
-    variant: Variant, answers: Literal["embeddings", "logits"], key: list[str], plan_key: list[str], text: str
+    variant: Variant, answers: AnswerKind, key: list[str], plan_key: list[str], text: str
 ) -> dg.AssetsDefinition:
     stem = "_".join(key)
 
@@ -39,14 +43,14 @@ def _teacher_cache(
         name=f"plan_{stem}",
         pool=TEACHER_POOL,  # it may have to ask the teacher, to learn what an answer costs
         out=dg.DynamicOut(list),
-        ins={"teacher_model": dg.In(dict), "plan": dg.In(dict), "release": dg.In(dict)},
+        ins=_INS,
     )
     def plan_parts(
         context: dg.OpExecutionContext,
         workspace: WorkspaceResource,
-        teacher_model: Value,
-        plan: Value,
-        release: Value,
+        teacher_model: TeacherRef,
+        plan: ArtefactRef,
+        release: ArtefactRef,
     ) -> Iterator[dg.DynamicOutput[list[str]]]:
         space = workspace.open()
         batches = caches.plan_cache(space, variant, answers, (teacher_model, plan, release), context.log.info)
@@ -57,31 +61,31 @@ def _teacher_cache(
         name=f"write_{stem}",
         retry_policy=RETRY,
         pool=TEACHER_POOL,
-        ins={"teacher_model": dg.In(dict), "plan": dg.In(dict), "release": dg.In(dict)},
+        ins=_INS,
     )
     def write(
         context: dg.OpExecutionContext,
         workspace: WorkspaceResource,
         part_ids: list[str],
-        teacher_model: Value,
-        plan: Value,
-        release: Value,
-    ) -> Value:
+        teacher_model: TeacherRef,
+        plan: ArtefactRef,
+        release: ArtefactRef,
+    ) -> PartsMade:
         inputs = (teacher_model, plan, release)
         return caches.write_cache_parts(workspace.open(), variant, answers, inputs, part_ids, context.log.info)
 
     @dg.op(
         name=f"publish_{stem}",
-        ins={"teacher_model": dg.In(dict), "plan": dg.In(dict), "release": dg.In(dict)},
+        ins=_INS,
     )
     def publish(
         context: dg.OpExecutionContext,
         workspace: WorkspaceResource,
-        teacher_model: Value,
-        plan: Value,
-        release: Value,
-        written: list[Value],
-    ) -> dg.Output[Value]:
+        teacher_model: TeacherRef,
+        plan: ArtefactRef,
+        release: ArtefactRef,
+        written: list[PartsMade],
+    ) -> dg.Output[CacheRef]:
         space = workspace.open()
         result = caches.publish_cache(space, variant, answers, (teacher_model, plan, release), written)
         return materialised(context, space, "/".join(key), result)
@@ -97,7 +101,7 @@ def _teacher_cache(
         },
         description=text,
     )
-    def cache(teacher_model: Value, plan: Value, release: Value) -> Value:
+    def cache(teacher_model: TeacherRef, plan: ArtefactRef, release: ArtefactRef) -> CacheRef:
         parts = plan_parts(teacher_model, plan, release)
         written = parts.map(lambda part: write(part, teacher_model, plan, release))
         return publish(teacher_model, plan, release, written.collect())  # type: ignore[no-any-return]
@@ -117,7 +121,7 @@ CHECKED_SLOTS = 8
 
 
 def _answers_check(
-    variant: Variant, answers: Literal["embeddings", "logits"], key: list[str], plan_key: list[str]
+    variant: Variant, answers: AnswerKind, key: list[str], plan_key: list[str]
 ) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=key,
@@ -133,9 +137,9 @@ def _answers_check(
     def recomputed(
         context: dg.AssetCheckExecutionContext,
         workspace: WorkspaceResource,
-        teacher_model: Value,
-        plan: Value,
-        release: Value,
+        teacher_model: TeacherRef,
+        plan: ArtefactRef,
+        release: ArtefactRef,
     ) -> dg.AssetCheckResult:
         inputs = (teacher_model, plan, release)
         found = caches.check_answers(workspace.open(), variant, answers, inputs, CHECKED_SLOTS)

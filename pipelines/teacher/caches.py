@@ -8,7 +8,7 @@ the slices they show. So a changed slice costs the parts that show it, not the c
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from medsam_core.plan import Plan, plan_inputs
 from medsam_core.questions import AnswerKind, Question
 from medsam_core.stages import ASKING
 from pipelines.base.results import TaskResult
+from pipelines.base.values import CacheRef, PartsMade, TeacherRef
 from pipelines.base.variants import Variant
 from pipelines.base.workspace import Workspace
 from pipelines.ingest.releases import release_reader
@@ -27,13 +28,13 @@ from storage.answers.cache_plan import ArraySpec, CachePart, CacheSpec
 from storage.answers.encodings import Floats
 from storage.base.fingerprints import array_hash, combine, fingerprint
 from storage.base.locks import exclusive_lock
+from storage.base.references import ArtefactRef
 from storage.releases.reader import ReleaseReader
 
 if TYPE_CHECKING:
     from medsam_core.rendering import GroupBatch
 
-Value = dict[str, Any]
-Inputs = tuple[Value, Value, Value]
+Inputs = tuple[TeacherRef, ArtefactRef, ArtefactRef]
 """Values of the teacher, the plan and the release."""
 
 ANSWER_VERSION = 1
@@ -55,7 +56,7 @@ class CacheWork:
         made_from = {
             "answers": answers,
             "version": ANSWER_VERSION,
-            "teacher": self.teacher["fingerprint"],
+            "teacher": self.teacher.fingerprint,
             "plan": plan_inputs(config, stage, profile.student.image_size, profile.seeds.plan),
             "n_slots": self.plan.n_plan_slots,
         }
@@ -194,7 +195,7 @@ def write_cache_parts(
     inputs: Inputs,
     part_ids: Sequence[str],
     log: Callable[[str], None],
-) -> Value:
+) -> PartsMade:
     """Let the teacher answer the slots of some parts; each is published whole or not at all.
 
     Raises:
@@ -214,12 +215,12 @@ def write_cache_parts(
                 cache_writer.write_part(work.root, work.spec, part, {work.question.array: own})
             made.append(part.part_id)
             log(f"{answers} {part.part_id}: slots {part.start} to {part.stop} of {work.spec.n_slots}")
-    return {"made": made}
+    return PartsMade(tuple(made))
 
 
 def publish_cache(
-    workspace: Workspace, variant: Variant, answers: AnswerKind, inputs: Inputs, written: Sequence[Value]
-) -> TaskResult:
+    workspace: Workspace, variant: Variant, answers: AnswerKind, inputs: Inputs, written: Sequence[PartsMade]
+) -> TaskResult[CacheRef]:
     """Publish a cache as what training reads, and note that this asset uses it."""
     mode = workspace.profile.cache.mode
     if mode == "online":
@@ -231,7 +232,7 @@ def publish_cache(
         why = f"{len(missing)} of {len(parts)} parts are missing, so the teacher is asked online"
         return _online(workspace, variant, answers, inputs, {"mode": mode, "cache": why})
     manifest = cache_writer.publish(work.root, work.spec, parts)
-    made = [part for step in written for part in step["made"]]
+    made = [part for step in written for part in step.made]
     size = manifest.n_bytes()
     arrays = {name: f"{array.encoding} {list(array.tail)}" for name, array in work.spec.arrays.items()}
     notes = {
@@ -250,17 +251,17 @@ def publish_cache(
 
 
 def _online(
-    workspace: Workspace, variant: Variant, answers: AnswerKind, inputs: Inputs, notes: dict[str, Any]
-) -> TaskResult:
-    digest = fingerprint(["online", inputs[0]["fingerprint"]])
+    workspace: Workspace, variant: Variant, answers: AnswerKind, inputs: Inputs, notes: dict[str, str]
+) -> TaskResult[CacheRef]:
+    digest = fingerprint(["online", inputs[0].fingerprint])
     cache_care.pin(workspace, answers, variant.name, None)
     return TaskResult(_value("online", answers, inputs, "", digest), digest, 0, 0, notes)
 
 
-def _value(mode: str, answers: AnswerKind, inputs: Inputs, cache: str, digest: str) -> Value:
+def _value(mode: Literal["cached", "online"], answers: AnswerKind, inputs: Inputs, cache: str, digest: str) -> CacheRef:
     """Return what travels to training, with what the answers belong to: a plan covers the training split."""
-    teacher, plan, _ = (value["fingerprint"] for value in inputs)
-    return {"mode": mode, "answers": answers, "cache": cache, "fingerprint": digest, "teacher": teacher, "plan": plan}
+    teacher, plan, _ = (value.fingerprint for value in inputs)
+    return CacheRef(mode, answers, cache, digest, teacher=teacher, plan=plan)
 
 
 def check_answers(

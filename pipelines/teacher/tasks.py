@@ -6,22 +6,23 @@ Not here: the teacher's cached answers (`pipelines.teacher.caches`).
 from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medsam_core.config import TeacherConfig
 from medsam_core.stages import FINETUNING
 from pipelines.base.launch import Launch
 from pipelines.base.results import TaskResult
 from pipelines.base.settings import InputError
+from pipelines.base.values import TeacherRef, TrainerJob
 from pipelines.base.workspace import Workspace
 from pipelines.teacher.downloads import download, require_sha256
 from pipelines.training import plans, students
-from storage.base.fingerprints import file_hash
+from storage.base.fingerprints import file_hash, fingerprint
+from storage.base.references import ArtefactRef
 
 if TYPE_CHECKING:
     from medsam_core.models.segmenter import Segmenter
 
-Value = dict[str, Any]
 Log = Callable[[str], None]
 
 
@@ -80,14 +81,14 @@ def load_weights(source: Path, config: TeacherConfig) -> "Segmenter":
     return teacher
 
 
-def make_teacher(workspace: Workspace, release: Value, launch: Launch, log: Log) -> TaskResult:
+def make_teacher(workspace: Workspace, release: ArtefactRef, launch: Launch, log: Log) -> TaskResult[TeacherRef]:
     """Verify the teacher's weights and, for a stand-in whose profile says so, train it on the training groups."""
     source = weights_file(workspace, log)
     profile = workspace.profile
     architecture = profile.teacher.model_dump(mode="json")
     base = {"architecture": architecture, "sha256": file_hash(source), "version": 1}
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> dict[str, object]:
         from medsam_core.models.checkpoints import parameter_counts, save_model
 
         teacher = load_weights(source, profile.teacher)
@@ -98,14 +99,20 @@ def make_teacher(workspace: Workspace, release: Value, launch: Launch, log: Log)
     log(f"teacher {profile.teacher.kind}: sha256 {base['sha256']}")
     notes = {"kind": profile.teacher.kind, "sha256": loaded.info["sha256"], "source": loaded.info["source"]}
     if profile.teacher_pretraining is None:
-        value = {**loaded.reference(), "teacher": profile.teacher.kind}
+        value = _teacher(loaded.reference(), profile.teacher.kind)
         return TaskResult(value, loaded.fingerprint, int(not loaded.reused), int(loaded.reused), notes)
     result = _train_stand_in(workspace, release, loaded.reference(), launch, log)
-    value = {**result.value, "teacher": profile.teacher.kind}
+    value = _teacher(result.value, profile.teacher.kind)
     return TaskResult(value, result.fingerprint, result.made, result.reused, {**notes, **result.notes})
 
 
-def _train_stand_in(workspace: Workspace, release: Value, loaded: Value, launch: Launch, log: Log) -> TaskResult:
+def _teacher(model: ArtefactRef, kind: str) -> TeacherRef:
+    return TeacherRef(model.kind, model.fingerprint, model.info, model.reused, teacher=kind)
+
+
+def _train_stand_in(
+    workspace: Workspace, release: ArtefactRef, loaded: ArtefactRef, launch: Launch, log: Log
+) -> TaskResult[ArtefactRef]:
     """Train the loaded stand-in on the training groups' ground truth, as a fine-tuning without a teacher."""
     pretraining = workspace.profile.teacher_pretraining
     if pretraining is None:
@@ -115,20 +122,23 @@ def _train_stand_in(workspace: Workspace, release: Value, loaded: Value, launch:
     made_from = {
         "stage": FINETUNING.name,
         "version": students.STAGE_VERSION,
-        "starts_from": loaded["fingerprint"],
+        "starts_from": loaded.fingerprint,
         "plan": plan.fingerprint,
         "learning": students.learning(config),
     }
-    job: dict[str, Any] = {
-        "stage": FINETUNING.name,
-        "config": config.model_dump(mode="json"),
-        "release": release,
-        "plan": plan.value,
-        "starts_from": loaded,
-        "teacher": None,
-        "cache": None,
-        "statistics": None,
-        "keep_epochs": [],
-        "settings": workspace.settings.as_environment(),
-    }
-    return students.run_stage(workspace, "teacher/pretraining", made_from, job, release, launch, log)
+    digest = fingerprint(made_from)
+    job = TrainerJob(
+        stage=FINETUNING.name,
+        config=config,
+        release=release,
+        plan=plan.value,
+        starts_from=loaded,
+        teacher=None,
+        cache=None,
+        statistics=None,
+        keep_epochs=(),
+        settings=workspace.settings.as_environment(),
+        fingerprint=digest,
+        out=str(workspace.artefacts.folder("model", digest)),
+    )
+    return students.run_stage(workspace, "teacher/pretraining", made_from, job, launch, log)

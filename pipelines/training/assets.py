@@ -1,7 +1,5 @@
 """Assets of the plans and the training stages of each variant. What belongs here: the graph's nodes, no work."""
 
-from typing import Any
-
 import dagster as dg
 
 from medsam_core.stages import DISTILLATION, FINETUNING
@@ -9,10 +7,10 @@ from pipelines.base.asset_keys import distillation_asset
 from pipelines.base.launch import launch_trainer
 from pipelines.base.resources import WorkspaceResource
 from pipelines.base.results import materialised
+from pipelines.base.values import CacheRef, TeacherRef
 from pipelines.base.variants import OWNERS, PROPOSED, VARIANTS, Variant
 from pipelines.training import plans, students
-
-Value = dict[str, Any]
+from storage.base.references import ArtefactRef
 
 TRAINER_POOL = "trainer"
 """At most one training at a time."""
@@ -29,7 +27,9 @@ def _distillation_plan(variant: Variant) -> dg.AssetsDefinition:
         description="Which slice, crop, flip and mixing every slot of every distillation step gets: "
         f"{variant.description}",
     )
-    def plan(context: dg.AssetExecutionContext, workspace: WorkspaceResource, release: Value) -> dg.Output[Value]:
+    def plan(
+        context: dg.AssetExecutionContext, workspace: WorkspaceResource, release: ArtefactRef
+    ) -> dg.Output[ArtefactRef]:
         space = workspace.open()
         result = plans.make_plan(space, release, variant.distillation(space.profile), DISTILLATION)
         return materialised(context.op_execution_context, space, "/".join(key), result)
@@ -39,8 +39,8 @@ def _distillation_plan(variant: Variant) -> dg.AssetsDefinition:
 
 @dg.asset(group_name="plans", kinds={"numpy"})
 def finetuning_plan(
-    context: dg.AssetExecutionContext, workspace: WorkspaceResource, dataset_release: Value
-) -> dg.Output[Value]:
+    context: dg.AssetExecutionContext, workspace: WorkspaceResource, dataset_release: ArtefactRef
+) -> dg.Output[ArtefactRef]:
     """Which slice, label, flip and jittered box every slot of every fine-tuning step gets; variants read its start."""
     space = workspace.open()
     result = plans.make_plan(space, dataset_release, PROPOSED.finetuning(space.profile), FINETUNING)
@@ -67,12 +67,12 @@ def _distilled(variant: Variant) -> dg.AssetsDefinition:
     def distilled(
         context: dg.AssetExecutionContext,
         workspace: WorkspaceResource,
-        release: Value,
-        statistics: Value,
-        plan: Value,
-        teacher: Value,
-        cache: Value,
-    ) -> dg.Output[Value]:
+        release: ArtefactRef,
+        statistics: ArtefactRef,
+        plan: ArtefactRef,
+        teacher: TeacherRef,
+        cache: CacheRef,
+    ) -> dg.Output[ArtefactRef]:
         space = workspace.open()
         inputs = students.StageInputs(release, statistics, plan, teacher, cache)
         result = students.distil(space, variant, inputs, launch_trainer(context), context.log.info)
@@ -91,7 +91,7 @@ def _finetuned(variant: Variant) -> dg.AssetsDefinition:
         "distilled": dg.AssetIn(distillation_asset(variant, "student_distilled")),
     }
     if variant.mask_distillation:
-        ins["cache"] = dg.AssetIn("teacher_logits")
+        ins["cache"] = dg.AssetIn("teacher_logits", dagster_type=CacheRef)
 
     @dg.asset(
         key=key,
@@ -102,10 +102,17 @@ def _finetuned(variant: Variant) -> dg.AssetsDefinition:
         description=f"Stage 2, the whole student fine-tuned (Table 2). {variant.description}",
     )
     def finetuned(
-        context: dg.AssetExecutionContext, workspace: WorkspaceResource, distilled: Value, **values: Value
-    ) -> dg.Output[Value]:
+        context: dg.AssetExecutionContext,
+        workspace: WorkspaceResource,
+        release: ArtefactRef,
+        statistics: ArtefactRef,
+        plan: ArtefactRef,
+        teacher: TeacherRef,
+        distilled: ArtefactRef,
+        **answers: CacheRef,
+    ) -> dg.Output[ArtefactRef]:
         space = workspace.open()
-        inputs = students.StageInputs(cache=values.pop("cache", None), **values)
+        inputs = students.StageInputs(release, statistics, plan, teacher, answers.get("cache"))
         result = students.finetune(space, variant, inputs, distilled, launch_trainer(context), context.log.info)
         return materialised(context.op_execution_context, space, "/".join(key), result)
 

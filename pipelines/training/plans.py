@@ -1,7 +1,6 @@
 """Training plans as artefacts. What belongs here: building, storing and reading plans, and showing what they draw."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,25 +16,26 @@ from pipelines.base.results import Picture, TaskResult
 from pipelines.base.workspace import Workspace
 from pipelines.ingest.releases import release_reader, split_fingerprint
 from storage.base.atomic import atomic_file
+from storage.base.references import ArtefactRef
 
 
 def plan_description(
-    workspace: Workspace, release: dict[str, Any], config: StageConfig, stage: Stage
-) -> dict[str, Any]:
+    workspace: Workspace, release: ArtefactRef, config: StageConfig, stage: Stage
+) -> dict[str, object]:
     """Return everything that a plan is made from."""
     inputs = plan_inputs(config, stage, workspace.profile.student.image_size, workspace.profile.seeds.plan)
     return {"train": split_fingerprint(release, "train"), **inputs}
 
 
-def _save_array(path: Path, array: npt.NDArray[Any]) -> None:
+def _save_array(path: Path, array: npt.NDArray[np.generic]) -> None:
     with atomic_file(path) as file:
         np.save(file, array, allow_pickle=False)
 
 
-def make_plan(workspace: Workspace, release: dict[str, Any], config: StageConfig, stage: Stage) -> TaskResult:
+def make_plan(workspace: Workspace, release: ArtefactRef, config: StageConfig, stage: Stage) -> TaskResult[ArtefactRef]:
     """Build a stage's plan over the training split."""
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> dict[str, object]:
         reader = release_reader(workspace, release, "train")
         table = slice_table(reader.columns)
         size = workspace.profile.student.image_size
@@ -69,7 +69,7 @@ def _draw_batches(plan: Plan, reader: SliceReader, geometry: Geometry, folder: P
         pictures.batch_sheet(batch, folder / f"batch_{plan.stage.name}_{MIX_KINDS[int(code)]}.png")
 
 
-def load_plan(workspace: Workspace, reference: dict[str, Any], config: StageConfig, stage: Stage) -> Plan:
+def load_plan(workspace: Workspace, reference: ArtefactRef, config: StageConfig, stage: Stage) -> Plan:
     """Read a plan for a configuration that trains on its first epochs.
 
     A variant that stops earlier reads the first epochs of the proposed model's plan.

@@ -5,11 +5,10 @@ Not here: training (`medsam_core.training`), which runs in a process of its own 
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from medsam_core.config import StageConfig
 from medsam_core.stages import DISTILLATION, FINETUNING, Stage
@@ -17,15 +16,16 @@ from pipelines.base import pictures
 from pipelines.base.launch import Launch
 from pipelines.base.results import Link, Picture, TaskResult
 from pipelines.base.tracking import Point, TrackedRun, Tracker
+from pipelines.base.values import CacheRef, TeacherRef, TrainerJob, to_json
 from pipelines.base.variants import Variant
 from pipelines.base.workspace import Workspace
 from pipelines.training.training_cases import write_training_cases
 from storage.base.artefacts import Artefact
 from storage.base.atomic import write_json
 from storage.base.fingerprints import fingerprint, require_same
+from storage.base.references import ArtefactRef
 from storage.releases.release import load_release
 
-Value = dict[str, Any]
 Log = Callable[[str], None]
 
 STAGE_VERSION = 1
@@ -41,14 +41,14 @@ FOLLOW_SECONDS = 15.0
 class StageInputs:
     """Values of the assets that a stage reads; `cache` is None where the teacher's masks are not used."""
 
-    release: Value
-    statistics: Value
-    plan: Value
-    teacher: Value
-    cache: Value | None
+    release: ArtefactRef
+    statistics: ArtefactRef
+    plan: ArtefactRef
+    teacher: TeacherRef
+    cache: CacheRef | None
 
 
-def learning(config: StageConfig) -> dict[str, Any]:
+def learning(config: StageConfig) -> dict[str, object]:
     """Return, as a plain value, what a stage's result depends on besides its plan."""
     return {
         "epochs": config.epochs,
@@ -57,7 +57,9 @@ def learning(config: StageConfig) -> dict[str, Any]:
     }
 
 
-def distil(workspace: Workspace, variant: Variant, inputs: StageInputs, launch: Launch, log: Log) -> TaskResult:
+def distil(
+    workspace: Workspace, variant: Variant, inputs: StageInputs, launch: Launch, log: Log
+) -> TaskResult[ArtefactRef]:
     """Train a variant's encoder on the teacher's embeddings (stage 1); errors as in `finetune`."""
     _require_own_answers(inputs)
     profile = workspace.profile
@@ -67,19 +69,19 @@ def distil(workspace: Workspace, variant: Variant, inputs: StageInputs, launch: 
         "version": STAGE_VERSION,
         "student": profile.student.model_dump(mode="json"),
         "init_seed": profile.seeds.init,
-        "statistics": inputs.statistics["fingerprint"],
-        "plan": inputs.plan["fingerprint"],
-        "teacher": inputs.teacher["fingerprint"],
+        "statistics": inputs.statistics.fingerprint,
+        "plan": inputs.plan.fingerprint,
+        "teacher": inputs.teacher.fingerprint,
         "answers": _answers(inputs),
         "learning": learning(config),
     }
-    job = _job(workspace, DISTILLATION, config, inputs, starts_from=None, keep_epochs=[])
-    return run_stage(workspace, f"{variant.name}/distillation", made_from, job, inputs.release, launch, log)
+    job = _job(workspace, DISTILLATION, config, inputs, made_from=made_from)
+    return run_stage(workspace, f"{variant.name}/distillation", made_from, job, launch, log)
 
 
 def finetune(
-    workspace: Workspace, variant: Variant, inputs: StageInputs, distilled: Value, launch: Launch, log: Log
-) -> TaskResult:
+    workspace: Workspace, variant: Variant, inputs: StageInputs, distilled: ArtefactRef, launch: Launch, log: Log
+) -> TaskResult[ArtefactRef]:
     """Train a variant's whole student on ground truth and the teacher's masks (stage 2).
 
     Raises:
@@ -92,29 +94,29 @@ def finetune(
     made_from = {
         "stage": FINETUNING.name,
         "version": STAGE_VERSION,
-        "distilled": distilled["fingerprint"],
-        "decoder": inputs.teacher["fingerprint"],
-        "plan": inputs.plan["fingerprint"],
+        "distilled": distilled.fingerprint,
+        "decoder": inputs.teacher.fingerprint,
+        "plan": inputs.plan.fingerprint,
         "answers": _answers(inputs),
         "learning": learning(config),
         "keep_epochs": keep,
     }
-    job = _job(workspace, FINETUNING, config, inputs, starts_from=distilled, keep_epochs=keep)
-    return run_stage(workspace, f"{variant.name}/finetuning", made_from, job, inputs.release, launch, log)
+    job = _job(workspace, FINETUNING, config, inputs, made_from=made_from, starts_from=distilled, keep_epochs=keep)
+    return run_stage(workspace, f"{variant.name}/finetuning", made_from, job, launch, log)
 
 
 def _require_own_answers(inputs: StageInputs) -> None:
     if inputs.cache is None:
         return
-    expected = {"plan": inputs.plan["fingerprint"], "teacher": inputs.teacher["fingerprint"]}
-    found = {name: inputs.cache.get(name) for name in expected}
-    what = f"teacher_{inputs.cache['answers']}"
+    expected = {"plan": inputs.plan.fingerprint, "teacher": inputs.teacher.fingerprint}
+    found = {"plan": inputs.cache.plan, "teacher": inputs.cache.teacher}
+    what = f"teacher_{inputs.cache.answers}"
     require_same(f"what {what} gave last", expected, found, f"materialise {what} again, then this asset")
 
 
 def _answers(inputs: StageInputs) -> str | None:
     """Return what the cached answers were made from; None where the stage does without the teacher's masks."""
-    return None if inputs.cache is None else str(inputs.cache["fingerprint"])
+    return None if inputs.cache is None else inputs.cache.fingerprint
 
 
 def _job(
@@ -123,62 +125,58 @@ def _job(
     config: StageConfig,
     inputs: StageInputs,
     *,
-    starts_from: Value | None,
-    keep_epochs: list[int],
-) -> dict[str, Any]:
-    """Return the plain description that the trainer process reads."""
-    return {
-        "stage": stage.name,
-        "config": config.model_dump(mode="json"),
-        "release": inputs.release,
-        "statistics": inputs.statistics,
-        "plan": inputs.plan,
-        "teacher": inputs.teacher,
-        "cache": inputs.cache,
-        "starts_from": starts_from,
-        "keep_epochs": keep_epochs,
-        "settings": workspace.settings.as_environment(),
-    }
+    made_from: Mapping[str, object],
+    starts_from: ArtefactRef | None = None,
+    keep_epochs: Sequence[int] = (),
+) -> TrainerJob:
+    """Return what the trainer process is told."""
+    digest = fingerprint(made_from)
+    return TrainerJob(
+        stage=stage.name,
+        config=config,
+        release=inputs.release,
+        statistics=inputs.statistics,
+        plan=inputs.plan,
+        teacher=inputs.teacher,
+        cache=inputs.cache,
+        starts_from=starts_from,
+        keep_epochs=tuple(keep_epochs),
+        settings=workspace.settings.as_environment(),
+        fingerprint=digest,
+        out=str(workspace.artefacts.folder("model", digest)),
+    )
 
 
 def run_stage(
-    workspace: Workspace,
-    name: str,
-    made_from: Mapping[str, Any],
-    job: Mapping[str, Any],
-    release: Value,
-    launch: Launch,
-    log: Log,
-) -> TaskResult:
+    workspace: Workspace, name: str, made_from: Mapping[str, object], job: TrainerJob, launch: Launch, log: Log
+) -> TaskResult[ArtefactRef]:
     """Train, or find what was trained from exactly this, and see to it that MLflow holds its run.
 
     Args:
         workspace: Where everything lies.
         name: Of the MLflow run, `<variant>/<stage>`.
         made_from: Determines the result completely.
-        job: For the trainer process.
-        release: The release trained on.
+        job: For the trainer process; its fingerprint and folder are those of an artefact made from `made_from`.
         launch: Starts the trainer and waits for it.
         log: Where progress is said.
     """
-    digest = fingerprint(made_from)
     tracker = Tracker(workspace.settings)
     run = tracker.open_run(
         name,
-        digest,
-        parent=lambda: parent_run(tracker, workspace, release),
+        job.fingerprint,
+        parent=lambda: parent_run(tracker, workspace, job.release),
         tags={f"medsam.{key}": str(value) for key, value in made_from.items() if isinstance(value, str)},
         params=_flat(made_from),
     )
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> dict[str, object]:
         job_file = folder / "job.json"
-        write_json(job_file, {**job, "fingerprint": digest, "out": str(folder)})
+        write_json(job_file, to_json(job))
         with _following(tracker, run, folder / "metrics.jsonl"):
             launch(job_file, workspace.profile.training.processes)
         points = list(read_points(folder / "metrics.jsonl"))
         pictures.curves(points, _loss_names(points), folder / "curves.png")
-        write_training_cases(folder, load_release(workspace.artefacts.get(release).path))
+        write_training_cases(folder, load_release(workspace.artefacts.get(job.release).path))
         return {"steps": len(points), "final": dict(points[-1][1])}
 
     try:
@@ -189,14 +187,18 @@ def run_stage(
     if not run.finished:
         _complete(tracker, run, made)
     log(f"{name}: {'reused' if made.reused else 'trained'} {made.fingerprint[:16]}, {made.info['steps']} steps")
-    notes = {
+    return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), _notes(made, run))
+
+
+def _notes(made: Artefact, run: TrackedRun) -> dict[str, object]:
+    """Return what the page shows of a trained stage."""
+    return {
         "steps": made.info["steps"],
         **{f"final {key}": value for key, value in made.info["final"].items()},
         "loss": Picture(made.path / "curves.png"),
         "MLflow run": Link(run.url),
         "weights": made.path / "model.safetensors",
     }
-    return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)
 
 
 def _complete(tracker: Tracker, run: TrackedRun, made: Artefact) -> None:
@@ -206,26 +208,30 @@ def _complete(tracker: Tracker, run: TrackedRun, made: Artefact) -> None:
     tracker.close_run(run)
 
 
-def parent_run(tracker: Tracker, workspace: Workspace, release: Value) -> TrackedRun:
+def parent_run(tracker: Tracker, workspace: Workspace, release: ArtefactRef) -> TrackedRun:
     """Find or start the run under which all stages and variants of one release, profile and seed stand."""
     profile = workspace.profile
     identity = {
         "profile": profile.model_dump(mode="json", exclude={"training", "cache", "store"}),
-        "release": release["fingerprint"],
+        "release": release.fingerprint,
     }
     run = tracker.open_run(
-        f"{profile.name}, release {release['fingerprint'][:8]}, seed {profile.seeds.init}",
+        f"{profile.name}, release {release.fingerprint[:8]}, seed {profile.seeds.init}",
         fingerprint(identity),
-        tags={"medsam.release": release["fingerprint"]},
-        params={"profile": profile.name, "release": release["fingerprint"], **_flat(identity["profile"]["seeds"])},
+        tags={"medsam.release": release.fingerprint},
+        params={
+            "profile": profile.name,
+            "release": release.fingerprint,
+            **_flat(profile.seeds.model_dump(mode="json")),
+        },
     )
     if not run.finished:
         tracker.close_run(run)
     return run
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(value: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):
             flat |= _flat(item, f"{prefix}{key}.")

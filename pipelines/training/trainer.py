@@ -9,13 +9,12 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from dagster_pipes import open_dagster_pipes
 from torch import Tensor
 
-from medsam_core.config import StageConfig
 from medsam_core.data import SliceReader
 from medsam_core.models.checkpoints import load_model
 from medsam_core.models.segmenter import Segmenter, build_student, init_decoder_from
@@ -29,57 +28,68 @@ from medsam_core.training.run import TrainingRun
 from medsam_core.training.teachers import CachedTeacher, OnlineTeacher, TeacherAnswers
 from pipelines.base.devices import choose_device
 from pipelines.base.settings import read_settings
+from pipelines.base.values import TrainerJob, from_json
 from pipelines.base.workspace import Workspace
 from pipelines.ingest.releases import release_reader
 from pipelines.training.plans import load_plan
 from storage.answers.cache_locks import reading_access
 from storage.answers.teacher_cache import TeacherCache
 from storage.base.atomic import read_json
+from storage.base.references import ArtefactRef
 
 RECALIBRATION_BATCHES = 32
 """Clean groups from which a distilled encoder's batch-norm statistics are taken."""
 
+R = TypeVar("R", bound=ArtefactRef)
+
 logger = logging.getLogger(__name__)
 
 
-def _model(workspace: Workspace, job: dict[str, Any]) -> Segmenter:
+def _required(reference: R | None, what: str) -> R:
+    """Return a reference that a job has to name."""
+    if reference is None:
+        raise ValueError(f"trainer's job: expected {what}, found none; materialise what it trains again")
+    return reference
+
+
+def _model(workspace: Workspace, job: TrainerJob) -> Segmenter:
     """Return the model that the stage starts from."""
     artefacts = workspace.artefacts
-    if job["starts_from"] is not None:
-        model = load_model(artefacts.get(job["starts_from"]).path / "model.safetensors")
+    if job.starts_from is not None:
+        model = load_model(artefacts.get(job.starts_from).path / "model.safetensors")
         if model.image_size != workspace.profile.student.image_size:
             model = model.resized(workspace.profile.student.image_size)
     else:
-        pixels = job["statistics"]["info"]
+        pixels = _required(job.statistics, "statistics").info
         model = build_student(workspace.profile.student, pixels["mean"], pixels["std"], workspace.profile.seeds.init)
-    if STAGES[job["stage"]].trains_decoder and job["teacher"] is not None:
-        init_decoder_from(model, load_model(artefacts.get(job["teacher"]).path / "model.safetensors"))
+    if STAGES[job.stage].trains_decoder and job.teacher is not None:
+        init_decoder_from(model, load_model(artefacts.get(job.teacher).path / "model.safetensors"))
     return model
 
 
-def _teacher(workspace: Workspace, job: dict[str, Any], device: torch.device) -> TeacherAnswers | None:
+def _teacher(workspace: Workspace, job: TrainerJob, device: torch.device) -> TeacherAnswers | None:
     """Return who answers for the teacher, or None where the stage asks nobody."""
-    if job["cache"] is None:
+    if job.cache is None:
         return None
-    if job["cache"]["mode"] == "cached":
-        root = workspace.cache_root(job["cache"]["answers"], job["cache"]["cache"])
-        cache = TeacherCache(root, fingerprint=job["cache"]["fingerprint"])
+    if job.cache.mode == "cached":
+        root = workspace.cache_root(job.cache.answers, job.cache.cache)
+        cache = TeacherCache(root, fingerprint=job.cache.fingerprint)
         return CachedTeacher(cache.read)
-    teacher = load_model(workspace.artefacts.get(job["teacher"]).path / "model.safetensors")
+    teacher = load_model(workspace.artefacts.get(_required(job.teacher, "teacher")).path / "model.safetensors")
     return OnlineTeacher(teacher.to(device))
 
 
-def run_job(job: dict[str, Any], log: Any) -> None:  # noqa: ANN401
+def run_job(job: TrainerJob, log: logging.Logger) -> None:
     """Train the stage that a job describes; resumes where a killed predecessor stopped.
 
     Args:
-        job: As `pipelines.training.students` writes it.
-        log: Object with `info`, for example Dagster's log through Pipes.
+        job: As `pipelines.training.students` makes it.
+        log: Where progress is said, for example Dagster's log through Pipes.
     """
-    workspace = Workspace(read_settings({**os.environ, **job["settings"]}))
-    config = StageConfig.model_validate(job["config"])
+    workspace = Workspace(read_settings({**os.environ, **job.settings}))
+    config = job.config
     device = choose_device(workspace.profile)
-    plan = load_plan(workspace, job["plan"], config, STAGES[job["stage"]])
+    plan = load_plan(workspace, job.plan, config, STAGES[job.stage])
     every = max(1, plan.total_steps // 20)
 
     def on_metrics(step: int, values: dict[str, float]) -> None:
@@ -89,16 +99,16 @@ def run_job(job: dict[str, Any], log: Any) -> None:  # noqa: ANN401
 
     processes = ProcessGroup.from_environment(device)
     model = _model(workspace, job)
-    reader = release_reader(workspace, job["release"], "train")
+    reader = release_reader(workspace, job.release, "train")
     with _cache_in_use(workspace, job):
         run = TrainingRun(
             plan=plan,
             config=config,
             reader=reader,
             teacher=_teacher(workspace, job, device),
-            out=Path(job["out"]),
-            keep_epochs=job["keep_epochs"],
-            fingerprint=job["fingerprint"],
+            out=Path(job.out),
+            keep_epochs=list(job.keep_epochs),
+            fingerprint=job.fingerprint,
             clean_images=None if plan.stage.trains_decoder else _clean_images(plan, reader, model),
         )
         train(
@@ -113,11 +123,11 @@ def run_job(job: dict[str, Any], log: Any) -> None:  # noqa: ANN401
     processes.close()
 
 
-def _cache_in_use(workspace: Workspace, job: dict[str, Any]) -> AbstractContextManager[None]:
+def _cache_in_use(workspace: Workspace, job: TrainerJob) -> AbstractContextManager[None]:
     """Keep the cache that a job reads from being deleted or changed beneath it."""
-    if job["cache"] is None or job["cache"]["mode"] != "cached":
+    if job.cache is None or job.cache.mode != "cached":
         return nullcontext()
-    root = workspace.cache_root(job["cache"]["answers"], job["cache"]["cache"])
+    root = workspace.cache_root(job.cache.answers, job.cache.cache)
     return reading_access(root)
 
 
@@ -130,7 +140,8 @@ def main() -> None:
     """Run the job file named on the command line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     require_parent()
-    job = read_json(Path(sys.argv[1]))
+    file = Path(sys.argv[1])
+    job = from_json(TrainerJob, read_json(file), str(file), "materialise the asset that trains there again")
     if "DAGSTER_PIPES_CONTEXT" not in os.environ or os.environ.get("RANK", "0") != "0":
         run_job(job, logger)
         return

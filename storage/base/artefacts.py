@@ -27,6 +27,7 @@ from storage.base.finished import (
     write_finished,
 )
 from storage.base.locks import exclusive_lock
+from storage.base.references import ArtefactRef
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +50,9 @@ class Artefact:
     info: JsonObject
     reused: bool
 
-    def reference(self) -> JsonObject:
-        """Return the small plain value that travels between steps: no path, so that the root may move."""
-        return {"kind": self.kind, "fingerprint": self.fingerprint, "info": self.info, "reused": self.reused}
+    def reference(self) -> ArtefactRef:
+        """Return what names it between steps: no path, so that the root may move."""
+        return ArtefactRef(self.kind, self.fingerprint, self.info, self.reused)
 
 
 class Artefacts:
@@ -106,13 +107,13 @@ class Artefacts:
             raise IntegrityError(f"{what}: {name}: {problem}{more}")
         return Artefact(kind, digest, folder, finished.info, reused=reused)
 
-    def get(self, reference: JsonObject) -> Artefact:
+    def get(self, reference: ArtefactRef) -> Artefact:
         """Return the artefact that a step's value names.
 
         Raises:
             IntegrityError: If its folder is gone, unfinished or damaged.
         """
-        kind, digest = reference["kind"], reference["fingerprint"]
+        kind, digest = reference.kind, reference.fingerprint
         folder = self.folder(kind, digest)
         remedy = "materialise the asset that makes it again"
         if not (folder / DONE).is_file():

@@ -12,15 +12,19 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dagster as dg
 import pandas as pd
 
 from pipelines.base.settings import read_settings
+from pipelines.base.values import TeacherRef, from_json
 from pipelines.base.workspace import Workspace
 from storage.base.atomic import read_json
+from storage.base.references import ArtefactRef
 from storage.releases.release import load_release
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -118,13 +122,14 @@ class Deployment:
     def _ledgers(self) -> list[Path]:
         return sorted((self.state / "runs").glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
 
-    def value(self, asset: str) -> dict[str, Any]:
+    def value(self, asset: str, kind: type[T] = ArtefactRef) -> T:  # type: ignore[assignment]  # of most assets
         """Return an asset's value."""
-        return dict(read_json((self.state / "values" / "assets" / asset).with_suffix(".json")))
+        return from_json(kind, read_json((self.state / "values" / "assets" / asset).with_suffix(".json")), asset)
 
     def folder(self, asset: str) -> Path:
         """Return the folder of an asset's artefact."""
-        return self.workspace.artefacts.get(self.value(asset)).path
+        kind = TeacherRef if asset == "teacher_checkpoint" else ArtefactRef
+        return self.workspace.artefacts.get(self.value(asset, kind)).path
 
     def rows(self, asset: str) -> pd.DataFrame:
         """Return an asset's case rows."""

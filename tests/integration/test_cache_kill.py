@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from pipelines.base.values import TeacherRef, to_json
 from pipelines.base.variants import PROPOSED
+from pipelines.teacher import caches
 from pipelines.teacher.caches import CacheWork
 from storage.answers.teacher_cache import TeacherCache
 from storage.base.errors import StorageError
@@ -29,7 +31,10 @@ from pipelines.base.settings import read_settings
 from pipelines.teacher import caches
 from pipelines.base.variants import PROPOSED
 from pipelines.base.workspace import Workspace
-space, inputs = Workspace(read_settings()), tuple(json.loads(sys.argv[1]))
+from pipelines.base.values import TeacherRef, from_json
+from storage.base.references import ArtefactRef
+space, kinds = Workspace(read_settings()), (TeacherRef, ArtefactRef, ArtefactRef)
+inputs = tuple(from_json(kind, value, "input") for kind, value in zip(kinds, json.loads(sys.argv[1]), strict=True))
 import medsam_core.rendering, medsam_core.models.checkpoints, pipelines.training.trainer
 say = lambda text: print(text, flush=True)
 say("begun")
@@ -40,14 +45,15 @@ caches.publish_cache(space, PROPOSED, "logits", inputs, written)
 """What the asset `teacher_logits` does, in one process that imports first what it will need."""
 
 
-def inputs_of(deployment: Deployment) -> tuple[dict[str, object], ...]:
-    return tuple(deployment.value(name) for name in ("teacher_checkpoint", "finetuning_plan", "dataset_release"))
+def inputs_of(deployment: Deployment) -> caches.Inputs:
+    plan, release = (deployment.value(name) for name in ("finetuning_plan", "dataset_release"))
+    return deployment.value("teacher_checkpoint", TeacherRef), plan, release
 
 
 def start(deployment: Deployment) -> "subprocess.Popen[str]":
     """Start the caching and return once it has begun its work."""
     process = subprocess.Popen(
-        [sys.executable, "-c", CACHING, json.dumps(inputs_of(deployment))],
+        [sys.executable, "-c", CACHING, json.dumps([to_json(value) for value in inputs_of(deployment)])],
         env=deployment.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -16,6 +16,7 @@ import yaml
 
 from medsam_core.questions import AnswerKind
 from medsam_core.stages import DISTILLATION
+from pipelines.base.values import CacheRef, TeacherRef
 from pipelines.base.variants import PROPOSED
 from pipelines.teacher import cache_budget, cache_care, caches
 from pipelines.teacher import tasks as teacher
@@ -44,7 +45,8 @@ def never(*_arguments: Any, **_named: Any) -> Any:
 
 
 def inputs_of(deployment: Deployment, answers: AnswerKind) -> caches.Inputs:
-    return tuple(deployment.value(name) for name in ("teacher_checkpoint", PLANS[answers], "dataset_release"))  # type: ignore[return-value]
+    plan, release = (deployment.value(name) for name in (PLANS[answers], "dataset_release"))
+    return deployment.value("teacher_checkpoint", TeacherRef), plan, release
 
 
 def work_of(deployment: Deployment, answers: AnswerKind, inputs: caches.Inputs | None = None) -> CacheWork:
@@ -120,7 +122,7 @@ def test_a_slots_answer_does_not_depend_on_how_the_cache_is_cut(
 def _other_weights(deployment: Deployment, folder: Path) -> tuple[Deployment, caches.Inputs]:
     from medsam_core.models.checkpoints import load_model, save_model
 
-    given = deployment.workspace.artefacts.get(deployment.value("teacher_checkpoint")).path / "model.safetensors"
+    given = deployment.folder("teacher_checkpoint") / "model.safetensors"
     model = load_model(given)
     next(model.parameters()).data.mul_(1.5)
     save_model(folder / "other.safetensors", model, {"role": "teacher"})
@@ -217,17 +219,17 @@ def test_modes_that_ask_online_where_nothing_is_cached(own: Deployment, tmp_path
     shutil.rmtree(own.workspace.cache_folder("embeddings"))
     other = changed(own, tmp_path / "mode", cache={"mode": mode})
     result = make(other, "embeddings")
-    assert (result.value["mode"], result.made, result.reused) == ("online", 0, 0)
+    assert (result.value.mode, result.made, result.reused) == ("online", 0, 0)
     assert not any(own.workspace.cache_folder("embeddings").glob("*/parts/*"))
 
 
 def test_prefer_cached_takes_a_whole_cache_and_no_other(own: Deployment, tmp_path: Path) -> None:
     other = changed(own, tmp_path / "mode", cache={"mode": "prefer_cached"})
     result = make(other, "embeddings")
-    assert result.value == {**own.value("teacher_embeddings"), "mode": "cached"}
+    assert result.value == dataclasses.replace(own.value("teacher_embeddings", CacheRef), mode="cached")
     (Path(work_of(own, "embeddings").root.url) / "parts" / "part-00001.json").unlink()
     partial = make(other, "embeddings")
-    assert partial.value["mode"] == "online"
+    assert partial.value.mode == "online"
     assert "1 of 2 parts are missing" in partial.notes["cache"]
 
 
@@ -322,10 +324,9 @@ def test_answers_that_are_being_read_are_not_replaced(own: Deployment) -> None:
 
 @pytest.mark.parametrize("named", ["plan", "teacher"])
 def test_training_refuses_answers_to_another_plan_or_of_another_teacher(own: Deployment, named: str) -> None:
-    values = {name: own.value(name) for name in ("dataset_release", "pixel_statistics", "teacher_embeddings")}
     model, plan, release = inputs_of(own, "embeddings")
-    stale = {**values["teacher_embeddings"], named: "f" * 64}
-    inputs = students.StageInputs(release, values["pixel_statistics"], plan, model, stale)
+    stale = dataclasses.replace(own.value("teacher_embeddings", CacheRef), **{named: "f" * 64})
+    inputs = students.StageInputs(release, own.value("pixel_statistics"), plan, model, stale)
     with pytest.raises(
         FingerprintMismatchError, match=rf"(?s){named}: expected .*materialise teacher_embeddings again"
     ):

@@ -129,8 +129,8 @@ def test_a_builder_that_fails_frees_its_lock(tmp_path: Path) -> None:
 
 def test_a_reference_finds_its_artefact_under_another_root(tmp_path: Path) -> None:
     made = Artefacts(tmp_path / "here").make("model", MADE_OF, Builder(score=1))
-    reference = json.loads(json.dumps(made.reference()))
-    assert str(tmp_path) not in json.dumps(reference)
+    reference = made.reference()
+    assert str(tmp_path) not in str(reference)
     (tmp_path / "here").rename(tmp_path / "there")
     found = Artefacts(tmp_path / "there").get(reference)
     assert (found.fingerprint, found.info, found.reused) == (made.fingerprint, made.info, True)

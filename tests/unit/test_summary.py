@@ -15,6 +15,7 @@ from medsam_core import metric_table
 from pipelines.base.json_io import JsonIOManager
 from pipelines.base.results import INLINE_PICTURE_BYTES, Link, Picture, TaskResult, ledger_file, materialised
 from pipelines.base.settings import read_settings
+from pipelines.base.values import PartsMade
 from pipelines.base.workspace import Workspace
 from pipelines.evaluation.reports import write_report
 from pipelines.summary import run_ledger, summary
@@ -29,9 +30,11 @@ def workspace(tmp_path: Path) -> Workspace:
 
 def finish(
     workspace: Workspace, run_id: str, name: str, made: int, reused: int, notes: Mapping[str, Any] | None = None
-) -> dg.Output[dict[str, Any]]:
+) -> dg.Output[PartsMade]:
     context = cast("dg.OpExecutionContext", SimpleNamespace(run_id=run_id))
-    return materialised(context, workspace, name, TaskResult({"n": made}, f"fp-{name}", made, reused, notes or {}))
+    return materialised(
+        context, workspace, name, TaskResult(PartsMade(("part",) * made), f"fp-{name}", made, reused, notes or {})
+    )
 
 
 def case_rows() -> pd.DataFrame:
@@ -162,7 +165,7 @@ def test_an_output_carries_its_fingerprint_counts_and_notes(workspace: Workspace
         "folder": tmp_path,
     }
     output = finish(workspace, "run1", "a", 2, 3, notes)
-    assert output.value == {"n": 2}
+    assert output.value == PartsMade(("part", "part"))
     assert output.data_version == dg.DataVersion("fp-a")
     found = {name: value.value for name, value in output.metadata.items()}
     assert found["made"] == 2
