@@ -6,7 +6,6 @@ Boxes and predictions are those of `contract`.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,7 @@ from medsam_core.contract import box_region, checked_boxes, write_answer
 Draw = Callable[[tuple[int, ...]], npt.NDArray[np.bool_]]
 
 
-def filled_boxes(shape: tuple[int, ...], boxes: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
+def filled_boxes(shape: tuple[int, ...], boxes: npt.NDArray[np.number]) -> npt.NDArray[np.uint16]:
     """Answer every box with all of its pixels.
 
     Args:
@@ -32,7 +31,7 @@ def filled_boxes(shape: tuple[int, ...], boxes: npt.NDArray[Any]) -> npt.NDArray
     return _drawn(shape, boxes, lambda size: np.ones(size, dtype=bool))
 
 
-def inscribed_ellipses(shape: tuple[int, ...], boxes: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
+def inscribed_ellipses(shape: tuple[int, ...], boxes: npt.NDArray[np.number]) -> npt.NDArray[np.uint16]:
     """Answer every box with the ellipse, or in a volume the ellipsoid, that touches all of its sides.
 
     A pixel belongs to it where its centre does, so every box is answered by at least one pixel.
@@ -50,7 +49,7 @@ def inscribed_ellipses(shape: tuple[int, ...], boxes: npt.NDArray[Any]) -> npt.N
     return _drawn(shape, boxes, _ellipsoid)
 
 
-def _drawn(shape: tuple[int, ...], boxes: npt.NDArray[Any], draw: Draw) -> npt.NDArray[np.uint16]:
+def _drawn(shape: tuple[int, ...], boxes: npt.NDArray[np.number], draw: Draw) -> npt.NDArray[np.uint16]:
     segs = np.zeros(shape, dtype=np.uint16)
     for label, box in enumerate(checked_boxes(boxes, shape), start=1):
         inside = segs[box_region(box)]

@@ -10,8 +10,6 @@ Boxes are those of `prompts`: half-open in x and y, closed at both ends in z, so
 `x_min, y_min, z_min, x_max, y_max, z_max` with its last slice `z_max`.
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -21,7 +19,7 @@ MAX_BOXES = int(np.iinfo(np.uint16).max)
 _FORMS = {2: "(N, 4) with x_min, y_min, x_max, y_max", 3: "(N, 6) with x_min, y_min, z_min, x_max, y_max, z_max"}
 
 
-def checked_boxes(boxes: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+def checked_boxes(boxes: npt.NDArray[np.number], shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
     """Return boxes as int64, cut to the image.
 
     Args:

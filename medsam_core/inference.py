@@ -1,7 +1,8 @@
 """Predicting a case: from an image or volume and its boxes to `segs` in the challenge's contract.
 
 What belongs here: the order in which slices are encoded and boxes decoded, and how a volume's box moves from slice to
-slice. Not here: files, the preprocessing itself (`preprocessing`), or the model.
+slice. Not here: files, the preprocessing itself (`preprocessing`), or the model (`promptable`). Nothing here imports
+torch: whatever keeps the contract of `PromptableModel` in numpy can be predicted with.
 
 Legend: H W native pixels, D slices, N boxes of the case, K boxes of one call, S side of the model frame.
 """
@@ -9,38 +10,22 @@ Legend: H W native pixels, D slices, N boxes of the case, K boxes of one call, S
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
 from medsam_core.contract import checked_boxes, write_answer
-from medsam_core.geometry import Geometry
-from medsam_core.preprocessing import View, boxes_to_model, image_to_model, masks_from_logits
+from medsam_core.preprocessing import image_to_model, masks_from_logits
+from medsam_core.promptable import BringsResampler, MakesPromptable, PromptableModel
 from medsam_core.prompts import tight_boxes
+from medsam_core.resampling import Floats, NumpyResampler, Resampler
+from medsam_core.views import Boxes, View, boxes_to_model
 
 Image = npt.NDArray[np.uint8]
 Masks = npt.NDArray[np.bool_]
-Boxes = npt.NDArray[Any]
 
 PROPAGATION_MARGIN_PX = 3.0
 """Model-frame pixels by which a mask's tight box grows before it prompts the next slice (LiteMedSAM's `bbox_shift`)."""
-
-
-class PromptableModel(Protocol):
-    """What answers boxes: `Segmenter`, or anything exported from one."""
-
-    geometry: Geometry
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Encode raw images (1, 3, S, S), float32 from 0 to 255."""
-        ...
-
-    def decode(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode boxes (1, K, 4), xyxy_px in the model frame, to logits (1, K, h, w) and IoUs (1, K)."""
-        ...
 
 
 @dataclass
@@ -60,8 +45,8 @@ class _Track:
     box: npt.NDArray[np.int64]
     first: int
     last: int
-    prompt: npt.NDArray[np.float32]
-    from_middle: npt.NDArray[np.float32] = field(init=False)
+    prompt: Floats
+    from_middle: Floats = field(init=False)
 
     @property
     def middle(self) -> int:
@@ -77,35 +62,34 @@ class Predictor:
     together, up the volume and then down, so that a slice is encoded at most twice and mostly once.
 
     Args:
-        model: In eval mode, on `device`.
+        model: What answers the boxes, or a `Segmenter` in eval mode, which answers where its weights lie.
         batch_boxes: Boxes decoded at a time; bounds memory.
         constant_image: Grey value that replaces every pixel, to see what a model makes of boxes alone; None for the
             real image.
         cached_slices: Embeddings of a volume's slices kept at a time; bounds memory (4 MiB each at S = 1024).
-        device: Where the model is.
+        resampler: Resizes images and logits; None for the one that the model brings, or else numpy's.
 
     Raises:
-        ValueError: The model is in training mode, where batch norm would depend on what is predicted together, or a
-            size is below 1.
+        ValueError: The model is a `Segmenter` in training mode, where batch norm would depend on what is predicted
+            together, or a size is below 1.
     """
 
     def __init__(
         self,
-        model: PromptableModel,
+        model: PromptableModel | MakesPromptable,
         batch_boxes: int = 16,
         constant_image: int | None = None,
         cached_slices: int = 64,
-        device: torch.device | str = "cpu",
+        resampler: Resampler | None = None,
     ) -> None:
-        if isinstance(model, nn.Module) and model.training:
-            raise ValueError("expected a model in eval mode, found training mode; call model.eval() first")
         if batch_boxes < 1 or cached_slices < 1:
             raise ValueError(f"expected batch_boxes and cached_slices >= 1, found {batch_boxes} and {cached_slices}")
-        self._model = model
+        self._model = model.promptable() if isinstance(model, MakesPromptable) else model
+        own = self._model.resampler if isinstance(self._model, BringsResampler) else NumpyResampler()
+        self._resampler = own if resampler is None else resampler
         self._batch_boxes = batch_boxes
         self._constant_image = constant_image
         self._cached_slices = cached_slices
-        self._device = torch.device(device)
 
     def predict(self, imgs: Image, boxes: Boxes, *, is_3d: bool) -> npt.NDArray[np.uint16]:
         """Predict a case.
@@ -127,11 +111,10 @@ class Predictor:
         segs = np.zeros(shape, dtype=np.uint16)
         if not len(checked):
             return segs
-        with torch.inference_mode():
-            if is_3d:
-                self._predict_volume(imgs, checked, segs)
-            else:
-                self._predict_image(imgs, checked, segs)
+        if is_3d:
+            self._predict_volume(imgs, checked, segs)
+        else:
+            self._predict_image(imgs, checked, segs)
         return segs
 
     def _predict_image(self, image: Image, boxes: npt.NDArray[np.int64], segs: npt.NDArray[np.uint16]) -> None:
@@ -154,7 +137,7 @@ class Predictor:
         slices: Iterable[int],
         tracks: list[_Track],
         visits: Callable[[_Track, int], bool],
-        embedding_of: Callable[[int], Tensor],
+        embedding_of: Callable[[int], object],
         segs: npt.NDArray[np.uint16],
     ) -> None:
         """Answer, slice after slice, the tracks that visit it, and move their prompts on."""
@@ -177,35 +160,40 @@ class Predictor:
             for label, box in enumerate(boxes, start=1)
         ]
 
-    def _next_prompt(self, track: _Track, mask: Masks) -> npt.NDArray[np.float32]:
+    def _next_prompt(self, track: _Track, mask: Masks) -> Floats:
         """Return what the slice after this mask is prompted with, (4,) in the model frame."""
         _, found = tight_boxes(mask.view(np.uint8))
         box = found if len(found) else track.box[None]
-        prompt: npt.NDArray[np.float32] = self._prompts(box, mask.shape)[0]
+        prompt: Floats = self._prompts(box, mask.shape)[0]
         if len(found):
             outward = PROPAGATION_MARGIN_PX * np.array([-1, -1, 1, 1], dtype=np.float32)
             height, width = self._model.geometry.content(*mask.shape)
             prompt = np.clip(prompt + outward, 0, np.array([width, height] * 2, dtype=np.float32))
         return prompt
 
-    def _prompts(self, boxes: npt.NDArray[np.int64], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    def _prompts(self, boxes: npt.NDArray[np.int64], shape: tuple[int, ...]) -> Floats:
         """Scale native boxes, (K, 4), to the model frame."""
         view = View.whole(shape[0], shape[1])
         return boxes_to_model(boxes, view, self._model.geometry)
 
-    def _encode(self, image: Image) -> Tensor:
-        """Encode one slice, (H, W) or (H, W, 3), to its embedding (1, 256, h, w)."""
+    def _encode(self, image: Image) -> object:
+        """Encode one slice, (H, W) or (H, W, 3)."""
         if self._constant_image is not None:
             image = np.full_like(image, self._constant_image)
-        pixels = image_to_model(image, View.whole(*image.shape[:2]), self._model.geometry)
-        return self._model.encode(pixels[None].to(self._device))
+        view = View.whole(*image.shape[:2])
+        return self._model.encode(image_to_model(image, view, self._model.geometry, self._resampler))
 
-    def _masks(self, embedding: Tensor, prompts: npt.NDArray[np.float32], shape: tuple[int, ...]) -> Iterable[Masks]:
+    def _masks(self, embedding: object, prompts: Floats, shape: tuple[int, ...]) -> Iterable[Masks]:
         """Yield the native mask, (H, W), of each prompt, (K, 4) in the model frame, on one embedded slice."""
+        height, width = shape
+        side = self._model.geometry.logit_side
         for start in range(0, len(prompts), self._batch_boxes):
-            batch = torch.from_numpy(prompts[start : start + self._batch_boxes]).to(self._device)
-            logits, _ = self._model.decode(embedding, batch[None])
-            yield from masks_from_logits(logits[0], shape[0], shape[1], self._model.geometry)
+            batch = prompts[start : start + self._batch_boxes]
+            logits, _ = self._model.decode(embedding, batch)
+            expected = (len(batch), side, side)
+            if logits.shape != expected:
+                raise ValueError(f"logits: expected {expected}, found {logits.shape}; mend the model's decode")
+            yield from masks_from_logits(logits, height, width, self._model.geometry, self._resampler)
 
 
 def _check_image(imgs: Image, *, is_3d: bool) -> None:

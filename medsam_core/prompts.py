@@ -7,16 +7,14 @@ last pixel itself. The z range of a volume's box is closed at both ends in both 
 baseline. A 2D box is `x_min, y_min, x_max, y_max`; a 3D box is `x_min, y_min, z_min, x_max, y_max, z_max`.
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 
 def jitter_boxes(
-    boxes: npt.NDArray[Any],
-    outward: npt.NDArray[Any],
+    boxes: npt.NDArray[np.integer],
+    outward: npt.NDArray[np.integer],
     height: npt.ArrayLike,
     width: npt.ArrayLike,
 ) -> npt.NDArray[np.int32]:
@@ -38,7 +36,7 @@ def jitter_boxes(
     return clipped
 
 
-def inclusive_to_half_open(boxes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def inclusive_to_half_open(boxes: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
     """Convert boxes as files store them, (N, 4) or (N, 6) with inclusive maxima, to half-open x and y.
 
     Raises:
@@ -47,7 +45,7 @@ def inclusive_to_half_open(boxes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return boxes.astype(np.int64) + _last_pixel_offset(boxes)
 
 
-def half_open_to_inclusive(boxes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def half_open_to_inclusive(boxes: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
     """Convert half-open boxes, (N, 4) or (N, 6), to the inclusive maxima that files store.
 
     Raises:
@@ -56,7 +54,7 @@ def half_open_to_inclusive(boxes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return boxes.astype(np.int64) - _last_pixel_offset(boxes)
 
 
-def tight_boxes(mask: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def tight_boxes(mask: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the labels of a mask and the tight box of each.
 
     Args:
@@ -81,7 +79,7 @@ def _box_of(slices: tuple[slice, ...]) -> list[int]:
     return [x.start, y.start, z.start, x.stop, y.stop, z.stop - 1]
 
 
-def _last_pixel_offset(boxes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def _last_pixel_offset(boxes: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
     offsets = {4: [0, 0, 1, 1], 6: [0, 0, 0, 1, 1, 0]}
     if boxes.ndim != 2 or boxes.shape[1] not in offsets:
         raise ValueError(

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from medsam_core.data import SliceReader
 from medsam_core.geometry import Geometry
-from medsam_core.preprocessing import View, boxes_to_model, image_to_model, masks_to_grid
+from medsam_core.preprocessing import image_to_model, masks_to_grid
 from medsam_core.sampling import MIX_KINDS
+from medsam_core.torch_resampling import TorchResampler
+from medsam_core.views import View, boxes_to_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +59,14 @@ def render_group(slots: npt.NDArray[np.void], group: np.void, reader: SliceReade
     n_prompts = slots["labels"].shape[1]
     boxes = torch.empty((len(slots), n_prompts, 4))
     masks = torch.empty((len(slots), n_prompts, grid, grid))
-    n_small = 0
+    n_small, resampler = 0, TorchResampler()
     for index, slot in enumerate(slots):
         view = view_of(slot)
         image, label_map = reader.read(int(slot["row"]))
-        images[index] = image_to_model(image, view, geometry)
+        images.numpy()[index] = image_to_model(image, view, geometry, resampler)
         if n_prompts:
-            boxes[index] = torch.from_numpy(boxes_to_model(slot["boxes"], view, geometry))
-            masks[index], small = masks_to_grid(_masks_of(slot, label_map), view, geometry)
+            boxes.numpy()[index] = boxes_to_model(slot["boxes"], view, geometry)
+            masks.numpy()[index], small = masks_to_grid(_masks_of(slot, label_map), view, geometry, resampler)
             n_small += small
     return GroupBatch(mix(images, group), boxes, masks, n_small)
 

@@ -16,6 +16,7 @@ from medsam_core.config import Architecture, StudentConfig, TeacherConfig
 from medsam_core.models.encoders.base import load_encoder
 from medsam_core.models.encoders.registry import InputKind
 from medsam_core.models.sam import MaskDecoder, PromptEncoder
+from medsam_core.models.torch_model import TorchModel
 
 PixelStatistics = tuple[Sequence[float], Sequence[float]]
 
@@ -119,6 +120,10 @@ class Segmenter(nn.Module):
     def forward(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Encode raw images (B, 3, S, S) and decode boxes (B, K, 4); returns as `decode`."""
         return self.decode(self.encode(images), boxes)
+
+    def promptable(self) -> TorchModel:
+        """Return the model behind the contract in numpy with which cases are predicted; it has to be in eval mode."""
+        return TorchModel(self)
 
     def resized(self, image_size: int) -> Self:
         """Return a copy for another image size: position embeddings are resized to its grid, all else is equal.

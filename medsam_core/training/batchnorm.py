@@ -14,8 +14,10 @@ from medsam_core.data import SliceReader
 from medsam_core.geometry import Geometry
 from medsam_core.models.segmenter import Segmenter
 from medsam_core.plan import Plan
-from medsam_core.preprocessing import View, image_to_model
+from medsam_core.preprocessing import image_to_model
+from medsam_core.torch_resampling import TorchResampler, as_tensor
 from medsam_core.training.process_group import ProcessGroup
+from medsam_core.views import View
 
 
 class StepStatistics:
@@ -118,7 +120,8 @@ def clean_images(plan: Plan, reader: SliceReader, geometry: Geometry, *, batches
     for group in np.linspace(0, plan.groups_per_epoch - 1, count).round().astype(int):
         slots, _, _ = plan.group_slots(0, int(group))
         pictures = [reader.read(int(row))[0] for row in slots["row"]]
-        yield torch.stack([image_to_model(p, View.whole(*p.shape[:2]), geometry) for p in pictures])
+        shown = [image_to_model(p, View.whole(*p.shape[:2]), geometry, TorchResampler()) for p in pictures]
+        yield torch.stack([as_tensor(image) for image in shown])
 
 
 def _layers(module: nn.Module) -> list[_BatchNorm]:

@@ -1,8 +1,11 @@
 """The registered model as MLflow loads it (`mlflow.pyfunc.load_model`): cases in, label maps out.
 
 What belongs here: the wrapper that MLflow executes. Not here: inference itself (`medsam_core.inference`).
+MLflow copies this file into every version that is registered, and runs the copy with whatever version of the project is
+installed then: the names that it imports stay where they are.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,10 @@ class RepViTMedSAM(PythonModel):  # type: ignore[misc]
     def predict(
         self,
         context: PythonModelContext,  # noqa: ARG002 - MLflow's signature
-        model_input: list[dict[str, Any]],
-        params: dict[str, Any] | None = None,  # noqa: ARG002 - MLflow's signature
+        model_input: list[
+            dict[str, Any]
+        ],  # MLflow makes the model's signature of these hints: it knows no other arrays
+        params: dict[str, object] | None = None,  # noqa: ARG002 - MLflow's signature
     ) -> list[Any]:
         """Return `segs` of each case as in the challenge: uint16 of its shape, label = 1-based order of the box.
 
@@ -34,7 +39,7 @@ class RepViTMedSAM(PythonModel):  # type: ignore[misc]
         """
         return [self._segs(case) for case in model_input]
 
-    def _segs(self, case: dict[str, Any]) -> npt.NDArray[np.uint16]:
+    def _segs(self, case: Mapping[str, npt.ArrayLike]) -> npt.NDArray[np.uint16]:
         from medsam_core.prompts import inclusive_to_half_open
 
         boxes = np.asarray(case["boxes"])

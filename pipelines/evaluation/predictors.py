@@ -13,7 +13,7 @@ def predictor(model: "Segmenter", *, constant_image: int | None = None, device: 
     """Return a function that predicts a case with a model."""
     from medsam_core.inference import Predictor
 
-    runner = Predictor(model.eval().to(device), constant_image=constant_image, device=device)
+    runner = Predictor(model.eval().to(device), constant_image=constant_image)
     return lambda imgs, boxes, is_3d: runner.predict(imgs, boxes, is_3d=is_3d)
 
 

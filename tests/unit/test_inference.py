@@ -6,13 +6,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from torch import Tensor
 
 from medsam_core.config import TeacherConfig
 from medsam_core.geometry import PADDED, Geometry
 from medsam_core.inference import PROPAGATION_MARGIN_PX, Predictor
 from medsam_core.models.segmenter import build_teacher
 from medsam_core.prompts import tight_boxes
+from medsam_core.resampling import Floats
 
 SIDE = 64
 
@@ -23,22 +23,23 @@ class Threshold:
     geometry = Geometry(SIDE, 4, SIDE)
 
     def __init__(self) -> None:
-        self.encoded: list[Tensor] = []
+        self.encoded: list[Floats] = []
         self.decoded: list[int] = []
 
-    def encode(self, images: Tensor) -> Tensor:
-        self.encoded.append(images)
-        return images
+    def encode(self, image: Floats) -> Floats:
+        self.encoded.append(image)
+        return image
 
-    def decode(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        self.decoded.append(boxes.shape[1])
-        centre = torch.arange(SIDE) + 0.5
-        x_min, y_min, x_max, y_max = (side[..., None] for side in boxes.unbind(-1))
+    def decode(self, embedding: object, boxes: Floats) -> tuple[Floats, Floats]:
+        assert isinstance(embedding, np.ndarray)
+        self.decoded.append(len(boxes))
+        centre = np.arange(SIDE) + 0.5
+        x_min, y_min, x_max, y_max = (side[:, None] for side in boxes.T)
         inside_x = (centre > x_min) & (centre < x_max)
         inside_y = (centre > y_min) & (centre < y_max)
-        inside = inside_y[..., :, None] & inside_x[..., None, :]
-        bright = embeddings.mean(dim=1, keepdim=True) > 100
-        return (inside & bright).float() * 2 - 1, torch.zeros(boxes.shape[:2])
+        inside = inside_y[:, :, None] & inside_x[:, None, :]
+        bright = embedding.mean(axis=0) > 100
+        return (inside & bright).astype(np.float32) * 2 - 1, np.zeros(len(boxes), dtype=np.float32)
 
 
 def discs(depth: int, centres: list[tuple[int, int] | None], radius: int = 6) -> npt.NDArray[np.uint8]:
@@ -128,9 +129,9 @@ def test_the_next_prompt_is_the_tight_box_of_the_mask_grown_in_the_model_frame()
     seen: list[list[float]] = []
 
     class Watched(Threshold):
-        def decode(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-            seen.extend(boxes[0].tolist())
-            return super().decode(embeddings, boxes)
+        def decode(self, embedding: object, boxes: Floats) -> tuple[Floats, Floats]:
+            seen.extend(boxes.tolist())
+            return super().decode(embedding, boxes)
 
     Predictor(Watched()).predict(volume, np.array([[20, 40, 0, 120, 128, 1]]), is_3d=True)
     margin = PROPAGATION_MARGIN_PX
@@ -146,10 +147,8 @@ def follow_alone(volume: npt.NDArray[np.uint8], box: list[int]) -> npt.NDArray[n
     for path in (range(middle, last + 1), range(middle, first - 1, -1)):
         prompt = given
         for z in path:
-            logits, _ = Threshold().decode(
-                torch.from_numpy(volume[z]).float()[None, None], torch.from_numpy(prompt)[None, None]
-            )
-            mask[z] = logits[0, 0].numpy() > 0
+            logits, _ = Threshold().decode(volume[z][None].astype(np.float32), prompt[None])
+            mask[z] = logits[0] > 0
             _, found = tight_boxes(mask[z].astype(np.uint8))
             prompt = given
             if len(found):
@@ -222,11 +221,11 @@ class PaddedThreshold(Threshold):
 
     def __init__(self) -> None:
         super().__init__()
-        self.prompts: list[npt.NDArray[np.float32]] = []
+        self.prompts: list[Floats] = []
 
-    def decode(self, embeddings: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        self.prompts.append(boxes[0].numpy())
-        return super().decode(embeddings, boxes)
+    def decode(self, embedding: object, boxes: Floats) -> tuple[Floats, Floats]:
+        self.prompts.append(boxes)
+        return super().decode(embedding, boxes)
 
 
 def test_prompts_and_masks_follow_the_frame_of_the_model() -> None:
@@ -239,3 +238,11 @@ def test_prompts_and_masks_follow_the_frame_of_the_model() -> None:
     margin = PROPAGATION_MARGIN_PX
     moved = [40 - margin, 20 - margin, 60 + margin, SIDE / 2]
     np.testing.assert_array_equal([prompts[0] for prompts in model.prompts], [[40, 20, 60, 32], moved, moved])
+
+
+def test_logits_of_another_shape_than_the_geometry_says_are_refused() -> None:
+    class Coarse(Threshold):
+        geometry = Geometry(SIDE, 4, SIDE // 2)
+
+    with pytest.raises(ValueError, match=r"logits: expected \(1, 32, 32\), found \(1, 64, 64\)"):
+        Predictor(Coarse()).predict(np.ones((9, 9), np.uint8), np.array([[0, 0, 4, 4]]), is_3d=False)

@@ -9,10 +9,12 @@ from torch import Tensor
 from medsam_core.config import AugmentationConfig, StageConfig
 from medsam_core.geometry import Geometry
 from medsam_core.plan import Plan, group_dtype, slot_dtype
-from medsam_core.preprocessing import View, boxes_to_model, image_to_model, masks_to_grid
+from medsam_core.preprocessing import image_to_model, masks_to_grid
 from medsam_core.rendering import GroupBatch, cutmix, mix, mixpatch, render_group, view_of
 from medsam_core.sampling import MIX_KINDS
 from medsam_core.stages import DISTILLATION, FINETUNING, Stage
+from medsam_core.torch_resampling import TorchResampler, as_tensor
+from medsam_core.views import View, boxes_to_model
 from tests.unit.slices import ArrayReader, table_of_masks
 
 S, GRID = 64, 16
@@ -59,8 +61,8 @@ def render(plan: Plan, group: int, reader: ArrayReader = READER) -> GroupBatch:
 
 def unmixed(slots: npt.NDArray[np.void]) -> Tensor:
     """Return the images of slots before mixing."""
-    shown = [image_to_model(READER.images[slot["row"]], view_of(slot), GEOMETRY) for slot in slots]
-    return torch.stack(shown)
+    shown = [image_to_model(READER.images[slot["row"]], view_of(slot), GEOMETRY, TorchResampler()) for slot in slots]
+    return torch.stack([as_tensor(image) for image in shown])
 
 
 def test_finetuning_batch_is_image_boxes_and_masks_of_each_slot() -> None:
@@ -77,8 +79,8 @@ def test_finetuning_batch_is_image_boxes_and_masks_of_each_slot() -> None:
             label_map = READER.masks[slot["row"]]
             np.testing.assert_array_equal(boxes, boxes_to_model(slot["boxes"], view_of(slot), GEOMETRY))
             for label, cells in zip(slot["labels"], masks, strict=True):
-                expected, _ = masks_to_grid((label_map == label)[None], view_of(slot), GEOMETRY)
-                assert cells.equal(expected[0])
+                expected, _ = masks_to_grid((label_map == label)[None], view_of(slot), GEOMETRY, TorchResampler())
+                np.testing.assert_array_equal(cells, expected[0])
 
 
 def test_boxes_hold_their_masks() -> None:
