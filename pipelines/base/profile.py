@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_
 
 from medsam_core.config import Config, Positive, StageConfig, StudentConfig, TeacherConfig
 from storage.base.modalities import MODALITIES
-from storage.sources.kinds import source_kinds
+from storage.sources.kinds import is_source_kind, source_kinds
 
 PROFILE_FOLDER = Path(__file__).parents[1] / "profiles"
 
@@ -27,7 +27,7 @@ class ProfileError(ValueError):
 
 
 def _known_kind(kind: str) -> str:
-    if kind not in source_kinds():
+    if not is_source_kind(kind):
         raise ValueError(f"expected one of {', '.join(source_kinds())}")
     return kind
 

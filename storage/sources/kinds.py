@@ -2,9 +2,12 @@
 
 What belongs here: the registry. Not here: any file format; a new one is a class of its own (`storage.sources.source`)
 that is `register`ed, and nothing else changes. Profiles ask which kinds there are, so nothing heavy is imported.
+Installed packages add kinds of their own through the entry point group `repvit_medsam.sources`; each entry point names
+what opens a source.
 """
 
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from storage.sources.source import Source, SourceConfig
 
 OpenSource = Callable[[Path, "SourceConfig"], "Source"]
+
+ENTRY_POINTS = "repvit_medsam.sources"
 
 _KINDS: dict[str, OpenSource] = {}
 
@@ -29,8 +34,13 @@ def register(kind: str, opener: OpenSource) -> None:
 
 
 def source_kinds() -> tuple[str, ...]:
-    """Return the kinds of source that are known."""
-    return tuple(_KINDS)
+    """Return the kinds of source that are known, installed ones last."""
+    return (*_KINDS, *sorted(entry_points(group=ENTRY_POINTS).names))
+
+
+def is_source_kind(kind: str) -> bool:
+    """Return whether a kind is known; what is installed is looked up for others than the own kinds alone."""
+    return kind in _KINDS or kind in source_kinds()
 
 
 def open_source(kind: str, root: Path, config: "SourceConfig") -> "Source":
@@ -39,9 +49,11 @@ def open_source(kind: str, root: Path, config: "SourceConfig") -> "Source":
     Raises:
         StorageError: If the kind is unknown.
     """
-    if kind not in _KINDS:
-        raise StorageError(f"source kind: expected one of {', '.join(_KINDS)}, found {kind!r}; correct source.kind")
-    return _KINDS[kind](root, config)
+    if not is_source_kind(kind):
+        known = ", ".join(source_kinds())
+        raise StorageError(f"source kind: expected one of {known}, found {kind!r}; correct source.kind")
+    opener: OpenSource = _KINDS[kind] if kind in _KINDS else entry_points(group=ENTRY_POINTS)[kind].load()
+    return opener(root, config)
 
 
 def _npz_folder(root: Path, config: "SourceConfig") -> "Source":
