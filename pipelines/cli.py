@@ -46,7 +46,7 @@ def _init(settings: Settings, _args: argparse.Namespace) -> int:
 
 def _sample(settings: Settings, _args: argparse.Namespace) -> int:
     from pipelines.base.workspace import Workspace
-    from pipelines.ingest.tasks import make_sample
+    from pipelines.ingest.scanning import make_sample
 
     if settings.profile.source.kind != "synthetic":
         _log(f"profile {settings.profile.name} reads {settings.data}; there is no sample data to make")

@@ -15,6 +15,7 @@ Not here: any number that changes a result; those are in `pipelines.base.profile
 | MEDSAM_EXECUTOR | `multiprocess` or `in_process` | `multiprocess` |
 | MEDSAM_WORKERS | processes and threads that read and write files in one step | the machine's cores |
 | MEDSAM_MEMORY | bytes of cases that one step holds at once, in all its processes | 4294967296 |
+| MEDSAM_ACCEPT_LOSS | `1`: go on though half or more of what the last scan found is gone; for one run | `0` |
 | MLFLOW_TRACKING_URI | MLflow server or store | sqlite file under MEDSAM_HOME |
 """
 
@@ -47,6 +48,7 @@ class Settings:
     executor: str
     workers: int
     memory_bytes: int
+    accept_loss: bool
     tracking_uri: str
 
     @property
@@ -79,6 +81,7 @@ class Settings:
             "MEDSAM_EXECUTOR": self.executor,
             "MEDSAM_WORKERS": str(self.workers),
             "MEDSAM_MEMORY": str(self.memory_bytes),
+            "MEDSAM_ACCEPT_LOSS": str(int(self.accept_loss)),
             "MLFLOW_TRACKING_URI": self.tracking_uri,
         }
         optional = {
@@ -109,6 +112,13 @@ def _count(environment: Mapping[str, str], name: str, default: int) -> int:
     if not value.isdecimal() or int(value) < 1:
         raise ProfileError(f"{name}: expected a whole number from 1 on, found {value!r}")
     return int(value)
+
+
+def _switch(environment: Mapping[str, str], name: str) -> bool:
+    value = environment.get(name) or "0"
+    if value not in {"0", "1"}:
+        raise ProfileError(f"{name}: expected 0 or 1, found {value!r}")
+    return value == "1"
 
 
 def _profile_changes(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -156,5 +166,6 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         executor=executor,
         workers=_count(env, "MEDSAM_WORKERS", os.cpu_count() or 1),
         memory_bytes=_count(env, "MEDSAM_MEMORY", 4 * 2**30),
+        accept_loss=_switch(env, "MEDSAM_ACCEPT_LOSS"),
         tracking_uri=env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow' / 'mlflow.db'}",
     )

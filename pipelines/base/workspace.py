@@ -40,6 +40,11 @@ class Workspace:
         return self.settings.state / "manifest" / "scan.parquet"
 
     @property
+    def unfinished_scan_file(self) -> Path:
+        """What a scan has read that has not come to its end."""
+        return self.settings.state / "manifest" / "unfinished_scan.parquet"
+
+    @property
     def adopted_file(self) -> Path:
         """The release that training and evaluation were last given."""
         return self.settings.state / "adopted_release.json"

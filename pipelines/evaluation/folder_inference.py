@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipelines.base.settings import InputError, Settings
-from pipelines.ingest.tasks import source_at
+from pipelines.ingest.scanning import source_at
 from pipelines.training.training_cases import read_training_cases
 from storage.base.atomic import read_json, write_json
 from storage.base.errors import BadSampleError

@@ -7,7 +7,7 @@ import dagster as dg
 from pipelines.base.resources import WorkspaceResource
 from pipelines.base.results import markdown_table, materialised
 from pipelines.base.values import PartsMade, StoreRef
-from pipelines.ingest import releases, store_care
+from pipelines.ingest import releases, scanning, store_care
 from pipelines.ingest import tasks as ingest
 from storage.base.modalities import MODALITIES
 from storage.base.references import ArtefactRef
@@ -21,7 +21,7 @@ def raw_manifest(context: dg.AssetExecutionContext, workspace: WorkspaceResource
     """Every npz file of the source: content hash, modality, case, patient group, accepted or rejected with a reason."""
     space = workspace.open()
     return materialised(
-        context.op_execution_context, space, "raw_manifest", ingest.scan_source(space, context.log.info)
+        context.op_execution_context, space, "raw_manifest", scanning.scan_source(space, context.log.info)
     )
 
 

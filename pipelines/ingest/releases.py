@@ -29,7 +29,14 @@ from storage.releases.release import (
     release_difference,
     save_release,
 )
-from storage.releases.splits import SplitFractions, assign_splits, families, labelled_groups
+from storage.releases.splits import (
+    SplitFractions,
+    assign_splits,
+    families,
+    labelled_groups,
+    patients_by_split,
+    require_all_splits,
+)
 
 Log = Callable[[str], None]
 
@@ -41,17 +48,27 @@ def _pinned_release(workspace: Workspace) -> Artefact | None:
     return workspace.artefacts.get(ArtefactRef("release", wanted, {}, reused=True))
 
 
+def _assigned(workspace: Workspace, table: pd.DataFrame) -> dict[str, str]:
+    """Give each labelled group of a slice index its split, and record those that are new.
+
+    Raises:
+        StorageError: If none would train, none select or none test; nothing is recorded then.
+    """
+    recorded = read_json(workspace.splits_file) if workspace.splits_file.is_file() else {}
+    split = workspace.profile.split
+    groups, tied = labelled_groups(table), families(table)
+    splits = assign_splits(groups, recorded, SplitFractions(split.validation, split.test), split.seed, tied)
+    if workspace.profile.release == "latest":
+        require_all_splits(groups, splits, tied)
+    if splits != recorded:
+        write_json(workspace.splits_file, {**recorded, **splits})
+    return {str(group): splits[str(group)] for group in groups["group"].unique()}
+
+
 def freeze_release(workspace: Workspace, index: ArtefactRef, log: Log) -> TaskResult[ArtefactRef]:
     """Choose the accepted slices with ground truth, give each group its recorded split, and freeze the choice."""
     table = pd.read_parquet(workspace.artefacts.get(index).path / "slice_index.parquet")
-    recorded = read_json(workspace.splits_file) if workspace.splits_file.is_file() else {}
-    split = workspace.profile.split
-    fractions = SplitFractions(split.validation, split.test)
-    groups = labelled_groups(table)
-    splits = assign_splits(groups, recorded, fractions, split.seed, families(table))
-    if splits != recorded:
-        write_json(workspace.splits_file, {**recorded, **splits})
-    used = {str(group): splits[str(group)] for group in groups["group"].unique()}
+    used = _assigned(workspace, table)
     release = make_release(table, used)
 
     def build(folder: Path) -> dict[str, object]:
@@ -69,6 +86,7 @@ def freeze_release(workspace: Workspace, index: ArtefactRef, log: Log) -> TaskRe
     notes = {
         "slices": chosen.info["slices"],
         "by modality and split": counts.reset_index(),
+        **_patients(labelled_groups(table), used),
         "leaks between splits": "\n".join(chosen.info["leaks"]) or "none",
         "content that several cases share": twins.head(200) if len(twins) else "none",
         "left out, for a more held out split has them": release.left_out if left_out else "none",
@@ -76,6 +94,17 @@ def freeze_release(workspace: Workspace, index: ArtefactRef, log: Log) -> TaskRe
         **_moves(workspace, made, pinned, release, log),
     }
     return TaskResult(chosen.reference(), chosen.fingerprint, int(not made.reused), int(made.reused), notes)
+
+
+def _patients(groups: pd.DataFrame, splits: dict[str, str]) -> dict[str, str | pd.DataFrame]:
+    counts = patients_by_split(groups, splits)
+    untested = counts[counts["test"] == 0]
+    totals = untested["train"] + untested["validation"]
+    named = [f"{name} ({total} patients)" for name, total in zip(untested["modality"], totals, strict=True)]
+    return {
+        "patients by modality and split": counts,
+        "modalities without a test patient, and so without a score of their own": ", ".join(named) or "none",
+    }
 
 
 def _moves(

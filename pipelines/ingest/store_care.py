@@ -11,6 +11,7 @@ import pandas as pd
 from pipelines.base.settings import InputError
 from pipelines.base.workspace import Workspace
 from pipelines.ingest import tasks as ingest
+from pipelines.ingest.scanning import scan_source
 from storage.base.atomic import read_json, write_json
 from storage.base.errors import IntegrityError
 from storage.base.modalities import MODALITIES
@@ -104,7 +105,7 @@ def erase_cases(workspace: Workspace, case_ids: Sequence[str], log: Log) -> list
         )
     recorded = read_json(workspace.withdrawn_file) if workspace.withdrawn_file.is_file() else []
     write_json(workspace.withdrawn_file, sorted({*recorded, *case_ids}))
-    manifest = ingest.scan_source(workspace, log).value
+    manifest = scan_source(workspace, log).value
     manifests = []
     for modality in sorted(set(scan.loc[scan["case_id"].isin(case_ids), "modality"]) & set(MODALITIES)):
         batches = ingest.plan_store(workspace, modality, manifest)

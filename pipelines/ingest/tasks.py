@@ -1,4 +1,4 @@
-"""From a folder of npz files to slice stores and their index.
+"""From the raw manifest to slice stores and their index.
 
 What belongs here: calls into `storage` in the order of the flow, and what the page shows of them. Not here: formats.
 """
@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from pipelines.base import pictures
-from pipelines.base.profile import Profile
 from pipelines.base.results import Picture, TaskResult
 from pipelines.base.values import PartsMade, StoreRef
 from pipelines.base.workspace import Workspace
 from pipelines.ingest.part_writing import process_count, write_parts
-from storage.base.atomic import read_json, write_parquet
+from pipelines.ingest.scanning import source_at
+from storage.base.atomic import write_parquet
 from storage.base.modalities import MODALITIES
 from storage.base.references import ArtefactRef
 from storage.releases.columns import SliceColumns
@@ -23,85 +23,10 @@ from storage.releases.reader import ReleaseReader
 from storage.slices import index as slice_index
 from storage.slices import layout, publishing, store_plan
 from storage.slices import writer as slice_writer
-from storage.sources.kinds import open_source
-from storage.sources.manifest_table import counts_by_modality, manifest_fingerprint, rejected
-from storage.sources.raw_manifest import ReadLimits, scan
-from storage.sources.source import Source, SourceConfig
 
 Log = Callable[[str], None]
 
 _ONE_OF_EACH = "one_of_each.png"
-
-
-def source_at(root: Path, profile: Profile) -> Source:
-    """Return a place as a source that is read as a profile says."""
-    settings = profile.source
-    config = SourceConfig(spacing_order=settings.spacing_order, max_case_bytes=settings.max_case_bytes)
-    return open_source(settings.kind, root, config)
-
-
-def make_sample(workspace: Workspace, log: Log) -> int:
-    """Write the synthetic data set, if the profile's source is synthetic; existing identical files are kept."""
-    from medsam_core.synthetic import write_sample
-
-    source = workspace.profile.source
-    count = write_sample(
-        workspace.settings.data,
-        seed=source.synthetic_seed,
-        cases_per_modality=source.synthetic_cases,
-        volumes_per_modality=source.synthetic_volumes,
-    )
-    log(f"synthetic data: {count} files in {workspace.settings.data}")
-    return count
-
-
-def scan_source(workspace: Workspace, log: Log) -> TaskResult[ArtefactRef]:
-    """Find and check every npz file; a bad one is rejected with a reason and stops nothing.
-
-    Raises:
-        FileNotFoundError: If the source folder is not there.
-    """
-    data = workspace.settings.data
-    if workspace.profile.source.kind == "synthetic":
-        make_sample(workspace, log)
-    if not data.is_dir():
-        raise FileNotFoundError(
-            f"MEDSAM_DATA: expected a folder of npz files, found none at {data}; set it, then run again"
-        )
-    previous = pd.read_parquet(workspace.scan_file) if workspace.scan_file.is_file() else None
-
-    def progress(done: int, total: int) -> None:
-        if done == total or done % 1000 == 0:
-            log(f"scanned {done} of {total} files")
-
-    table = scan(
-        source_at(data, workspace.profile),
-        workspace.settings.groups_csv,
-        previous,
-        limits=ReadLimits(workspace.settings.workers, workspace.settings.memory_bytes),
-        withdrawn=read_json(workspace.withdrawn_file) if workspace.withdrawn_file.is_file() else (),
-        progress=progress,
-        checkpoint=lambda partial: write_parquet(workspace.scan_file, partial),
-    ).table
-    write_parquet(workspace.scan_file, table)
-    logical = manifest_fingerprint(table)
-
-    def build(folder: Path) -> dict[str, int]:
-        write_parquet(folder / "manifest.parquet", table)
-        rejected(table).to_csv(folder / "rejected.csv", index=False)
-        accepted = int((table["status"] == "accepted").sum())
-        return {"found": len(table), "accepted": accepted, "rejected": len(table) - accepted}
-
-    made = workspace.artefacts.make("manifest", {"files": logical}, build)
-    refused = rejected(table)
-    log(f"{made.info['found']} files: {made.info['accepted']} accepted, {made.info['rejected']} rejected")
-    notes = {
-        **made.info,
-        "by modality": counts_by_modality(table),
-        "rejections": refused.head(200) if len(refused) else "none",
-        "all rejections": made.path / "rejected.csv",
-    }
-    return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)
 
 
 def _manifest(workspace: Workspace, reference: ArtefactRef) -> pd.DataFrame:

@@ -119,6 +119,47 @@ def assign_splits(
     return splits
 
 
+def patients_by_split(groups: pd.DataFrame, splits: Mapping[str, str]) -> pd.DataFrame:
+    """Count groups by modality, in canonical order: modality, train, validation, test.
+
+    Args:
+        groups: Columns modality and group, one row or more for each pair.
+        splits: Group -> split.
+    """
+    pairs = groups[["modality", "group"]].astype("str").drop_duplicates()
+    counts = Counter(zip(pairs["modality"], pairs["group"].map(dict(splits)), strict=True))
+    found = [name for name in MODALITIES if any(counts[name, split] for split in SPLITS)]
+    columns = {split: [counts[name, split] for name in found] for split in SPLITS}
+    return pd.DataFrame({"modality": pd.Series(found, dtype="str"), **columns})
+
+
+def require_all_splits(groups: pd.DataFrame, splits: Mapping[str, str], tied: Mapping[str, str]) -> None:
+    """Refuse groups of which none trains, none selects a model or none tests it.
+
+    Args:
+        groups: As in `assign_splits`.
+        splits: What it gave.
+        tied: What `families` gave.
+
+    Raises:
+        StorageError: With the groups needed and found, by modality and in all.
+    """
+    counts = patients_by_split(groups, splits)
+    empty = [split for split in SPLITS if not counts[split].sum()]
+    if not empty:
+        return
+    names = groups["group"].astype("str").unique()
+    totals = zip(counts["modality"], counts[list(SPLITS)].sum(axis=1), strict=True)
+    listing = ", ".join(f"{modality} {number}" for modality, number in totals) or "none"
+    distinct = len({tied.get(name, name) for name in names})
+    same = f", {distinct} when those that share identical cases count as one" if distinct < len(names) else ""
+    raise StorageError(
+        f"splits: expected patients with labelled cases for {', '.join(SPLITS)}, for which one modality needs at least "
+        f"{_SMALLEST_SPLIT_MODALITY}, found none for {', '.join(empty)}: {len(names)} in all ({listing}){same}. "
+        "No split was recorded. Add labelled cases of further patients, or correct the groups map if it merges them"
+    )
+
+
 def _kin(tied: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """Return group -> its family's members."""
     by_family: defaultdict[str, list[str]] = defaultdict(list)

@@ -1,47 +1,141 @@
 """The map of files to data sets and patients, as users write it.
 
-What belongs here: reading and judging it. Not here: what a group means for splits (`storage.releases.splits`).
+What belongs here: reading it, and finding the case that each row means. Not here: what a group means for splits
+(`storage.releases.splits`).
 """
 
-import logging
-from pathlib import Path
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
 
 import pandas as pd
 
 from storage.base.errors import StorageError
-from storage.sources.npz_listing import ENDING
 
-logger = logging.getLogger(__name__)
+_COLUMNS: Final = ["file", "dataset", "group"]
+_ENDING: Final = re.compile(r"\.[A-Za-z]{1,5}$")
 
 
-def read_groups(path: Path) -> pd.DataFrame:
-    """Read the group map, indexed by case id.
+@dataclass(frozen=True, eq=False)
+class GroupMap:
+    """What a map says of the cases of a source."""
+
+    by_case: pd.DataFrame
+    """dataset and group, by case id."""
+    without_file: tuple[str, ...] = ()
+    """Rows, as written, that name no file of the source."""
+    without_row: tuple[str, ...] = ()
+    """Cases that no row names: each is a patient of its own."""
+
+
+def read_group_map(path: Path, case_ids: Iterable[str], place: str) -> GroupMap:
+    """Read a map and find the case that each row names.
+
+    A row's path may be written with backslashes, with `./` in front, with or without an ending, and with folders in
+    front that all rows have in common or that the source itself lies in. Each row names one case at most; as it is
+    written first, and only then with folders left out.
+
+    Args:
+        path: CSV table with the columns file, dataset, group; further ones are ignored.
+        case_ids: The cases of the source.
+        place: Where the source lies.
 
     Raises:
-        StorageError: Listing everything wrong with it.
+        StorageError: Listing everything wrong with the rows, or if no row names a case.
+    """
+    table = _read(path)
+    known = set(case_ids)
+    found = [case_id or "" for case_id in _cases_of(table["file"].tolist(), known, place)]
+    named = pd.Series(found, dtype="str")
+    twice = named[(named != "") & named.duplicated(keep=False)]
+    if len(twice):
+        written = table["file"][twice.index]
+        problems = [f"{file}: listed twice, as {case}" for file, case in zip(written, twice, strict=True)]
+        raise _incomplete(path, problems)
+    if known and not any(found):
+        instead = f"{len(table)} rows, such as {table['file'][0]!r}" if len(table) else "no rows at all"
+        raise StorageError(
+            f"{path}: expected rows that name files in {place}, found none: {instead}, where files are such as "
+            f"{min(known)!r}; write each path as it is below that folder, or take away a map of another data set"
+        )
+    rows = table[named != ""].assign(case_id=named[named != ""])
+    return GroupMap(
+        by_case=rows.set_index("case_id")[["dataset", "group"]],
+        without_file=tuple(table["file"][named == ""]),
+        without_row=tuple(sorted(known - set(found))),
+    )
+
+
+def _incomplete(path: Path, problems: list[str]) -> StorageError:
+    listing = "\n  ".join(problems)
+    return StorageError(f"{path}: expected one complete row per file, found:\n  {listing}\ncorrect these rows")
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """Read the table.
+
+    Raises:
+        StorageError: If it is none, or listing its incomplete rows.
     """
     try:
         table = pd.read_csv(path, dtype="str", keep_default_na=False)
     except (OSError, ValueError) as error:
         raise StorageError(f"{path}: expected a CSV table with file, dataset, group, found: {error}") from error
-    missing = [name for name in ("file", "dataset", "group") if name not in table.columns]
+    missing = [name for name in _COLUMNS if name not in table.columns]
     if missing:
         raise StorageError(f"{path}: expected the columns file, dataset, group, found none of name {missing}; add them")
     problems = [f"{file}: listed twice" for file in table["file"][table["file"].duplicated()].unique()]
-    problems += [f"{file}: does not end in {ENDING}" for file in table["file"][~table["file"].str.endswith(ENDING)]]
+    problems += [f"row {row + 2}: empty file" for row in table.index[table["file"].str.strip() == ""]]
     for column in ("dataset", "group"):
-        problems += [f"{file}: empty {column}" for file in table["file"][table[column] == ""]]
+        problems += [f"{file}: empty {column}" for file in table["file"][table[column].str.strip() == ""]]
     if problems:
-        listing = "\n  ".join(problems)
-        raise StorageError(f"{path}: expected one complete row per file, found:\n  {listing}\ncorrect these rows")
-    return table.set_index(table["file"].str.removesuffix(ENDING))
+        raise _incomplete(path, problems)
+    return table[_COLUMNS]
 
 
-def report_coverage(case_ids: pd.Series, groups: pd.DataFrame) -> None:
-    """Warn of rows without a file and of files without a row."""
-    unknown = groups["file"][~groups.index.isin(case_ids)].tolist()
-    if unknown:
-        logger.warning("group map: %d rows name no file of the source: %s", len(unknown), ", ".join(unknown[:20]))
-    alone = case_ids[~case_ids.isin(groups.index)].tolist()
-    if alone:
-        logger.warning("group map: %d files have no row and are their own group: %s", len(alone), ", ".join(alone[:20]))
+def _cases_of(files: list[str], known: set[str], place: str) -> Iterator[str | None]:
+    """Yield the case that each row's path names, None if it names none."""
+    paths = [_plain(file) for file in files]
+    plain = [_first_known(path, known) for path in paths]
+    shared = 0 if any(plain) else _folders_in_front(paths, known)
+    above = PurePosixPath(place.replace("\\", "/")).parts
+    prefixes = ["/".join(above[start:]).lstrip("/") + "/" for start in range(len(above))]
+    for path, case_id in zip(paths, plain, strict=True):
+        yield case_id or _first_known(_cut(path, shared), known) or _below(path, prefixes, known)
+
+
+def _folders_in_front(paths: list[str], known: set[str]) -> int:
+    """Return how many folders that all paths begin with are to be left out, so that at least half name a case."""
+    shortest = min((path.count("/") for path in paths), default=0)
+    for folders in range(1, shortest + 1):
+        if len({tuple(path.split("/")[:folders]) for path in paths}) > 1:
+            break
+        if 2 * sum(1 for path in paths if _first_known(_cut(path, folders), known)) >= len(paths):
+            return folders
+    return 0
+
+
+def _plain(file: str) -> str:
+    """Return a path with slashes and without what says nothing: `./`, empty folders, a drive's letter."""
+    parts = file.strip().replace("\\", "/").split("/")
+    return "/".join(part for part in parts if part not in ("", ".") and not part.endswith(":"))
+
+
+def _first_known(path: str, known: set[str]) -> str | None:
+    """Return the case that a path names with its ending, or without."""
+    stem = _ENDING.sub("", path)
+    return path if path in known else stem if stem in known else None
+
+
+def _cut(path: str, folders: int) -> str:
+    return path.split("/", folders)[-1]
+
+
+def _below(path: str, prefixes: list[str], known: set[str]) -> str | None:
+    """Return the case that a path names below one of the folders that the source lies in."""
+    for prefix in prefixes:
+        if path.startswith(prefix) and (case_id := _first_known(path.removeprefix(prefix), known)):
+            return case_id
+    return None

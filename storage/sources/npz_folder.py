@@ -22,6 +22,11 @@ class NpzFolder:
     config: SourceConfig
 
     @property
+    def place(self) -> str:
+        """The folder's path."""
+        return str(self.root)
+
+    @property
     def reading(self) -> Reading:
         """How files are read."""
         earlier = range(ACCEPTED_ALIKE_SINCE, READER_VERSION)

@@ -18,7 +18,7 @@ import pandas as pd
 from storage.base.errors import BadSampleError
 from storage.base.memory_budget import MemoryBudget
 from storage.base.modalities import MODALITIES, modality_of_word
-from storage.sources.group_map import read_groups, report_coverage
+from storage.sources.group_map import GroupMap, read_group_map
 from storage.sources.manifest_table import COLUMNS, Facts, accepted_facts, rejected_facts, typed
 from storage.sources.source import Reading, Source, reject
 
@@ -49,6 +49,8 @@ class Scan:
     """The manifest: the columns of `COLUMNS`, sorted by case id."""
     skipped: pd.DataFrame
     """What else lies in the source and is no case: reason, count, examples."""
+    groups: GroupMap | None
+    """How the map of groups fits; None without one."""
 
 
 def scan(
@@ -70,7 +72,7 @@ def scan(
 
     Args:
         source: Where the cases are.
-        groups_csv: Table with the columns file, dataset, group; further ones are ignored.
+        groups_csv: Map of files to data sets and patients; see `read_group_map`.
         previous: The table of an earlier scan of the same source.
         limits: How much is read at once.
         withdrawn: Cases that are rejected whatever their file holds, which is not read.
@@ -80,9 +82,10 @@ def scan(
     Raises:
         StorageError: If the source or `groups_csv` cannot be used; the message lists everything wrong with the latter.
     """
-    groups = read_groups(groups_csv) if groups_csv else None
     listing = source.list()
-    files = listing.files.assign(modality=[source.modality(case_id) for case_id in listing.files["case_id"]])
+    groups = read_group_map(groups_csv, listing.files["case_id"], source.place) if groups_csv else None
+    modalities = pd.Series([source.modality(case_id) for case_id in listing.files["case_id"]], dtype="str")
+    files = listing.files.assign(modality=modalities)
     files["reader"] = source.reading.now
     usable, refused = _without_withdrawn(files, withdrawn)
     kept = _taken_over(usable, previous, source.reading)
@@ -93,9 +96,7 @@ def scan(
         tables.append(batch)
         if checkpoint and number % _CHECKPOINT_BATCHES == 0:
             checkpoint(_joined(tables, groups))
-    if groups is not None:
-        report_coverage(usable["case_id"], groups)
-    return Scan(_joined(tables, groups), listing.skipped)
+    return Scan(_joined(tables, groups), listing.skipped, groups)
 
 
 def _without_withdrawn(files: pd.DataFrame, withdrawn: Collection[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -149,14 +150,14 @@ def _require_modality(modality: str) -> None:
         reject("no_modality", f"expected one of {', '.join(MODALITIES)}, found none; {remedy}")
 
 
-def _joined(tables: list[pd.DataFrame], groups: pd.DataFrame | None) -> pd.DataFrame:
+def _joined(tables: list[pd.DataFrame], groups: GroupMap | None) -> pd.DataFrame:
     """Put the batches together, sorted, with data set and group."""
     table = pd.concat([part for part in tables if len(part)] or tables[:1], ignore_index=True)
     table["dataset"] = [_dataset(*row) for row in zip(table["case_id"], table["modality"], strict=True)]
     table["group"] = table["case_id"]
     if groups is not None:
         for column in ("dataset", "group"):
-            table[column] = table["case_id"].map(groups[column]).fillna(table[column])
+            table[column] = table["case_id"].map(groups.by_case[column]).fillna(table[column])
     return typed(table).sort_values("case_id", ignore_index=True)
 
 

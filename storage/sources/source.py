@@ -68,11 +68,15 @@ class Listing:
     files: pd.DataFrame
     """One row for each case, sorted: case_id, n_bytes, mtime_ns, ctime_ns."""
     skipped: pd.DataFrame
-    """What else lies there and was not taken: path (below the root), reason."""
+    """What else lies there and was not taken: reason, count, examples (paths below the place, separated by commas)."""
 
 
 class Source(Protocol):
     """A place that holds cases. May be pickled: worker processes read it too."""
+
+    @property
+    def place(self) -> str:
+        """Where it lies: a path or a URL."""
 
     @property
     def reading(self) -> Reading:

@@ -16,6 +16,7 @@ from pipelines.base.workspace import Workspace
 from pipelines.definitions import build_defs
 from pipelines.ingest import releases
 from pipelines.ingest import tasks as ingest
+from pipelines.ingest.scanning import scan_source
 from storage.base.modalities import MODALITIES
 from storage.slices.layout import load_plan
 from tests.benchmarks._ct_like import ct_like_cases
@@ -40,7 +41,7 @@ def _silent(_text: str) -> None:
 
 def _directly(environment: dict[str, str]) -> None:
     space = Workspace(read_settings({**os.environ, **environment}))
-    manifest = ingest.scan_source(space, _silent).value
+    manifest = scan_source(space, _silent).value
     stores = []
     for modality in MODALITIES:
         written = [

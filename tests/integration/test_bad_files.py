@@ -23,6 +23,7 @@ from pipelines.evaluation.predictors import box_predictors
 from pipelines.evaluation.reports import write_report
 from pipelines.evaluation.scoring import cases_of_release, predict_and_score
 from pipelines.ingest.releases import release_reader
+from storage.releases.splits import SPLITS
 from tests.integration.deployment import DAGSTER, Deployment, deploy
 
 PROFILE = """\
@@ -70,7 +71,7 @@ GOOD: dict[str, Arrays] = {
     "US/SetC/US_label_two": {"imgs": _image(4, 40, 40), "gts": _square(2)},
     "US/SetC/US_one_pixel": {"imgs": _image(5, 1, 1), "gts": np.ones((1, 1), np.uint8)},
     "Microscopy/SetD/Microscopy_cells": {"imgs": _image(6, 60, 60), "gts": _many_objects()},
-    "X-Ray/SetE/scan_0001": {"imgs": _image(7, 40, 40), "gts": _square()},
+    **{f"X-Ray/SetE/scan_000{n}": {"imgs": _image(20 + n, 40, 40), "gts": _square()} for n in (1, 2, 3)},
     "OCT/SetF/OCT_without_masks": {"imgs": _image(8, 40, 40), "boxes": np.array([[5, 10, 24, 19]])},
 }
 """Case id -> what its file holds."""
@@ -142,8 +143,9 @@ def test_every_good_file_is_accepted(manifest: pd.DataFrame) -> None:
 
 
 def test_the_release_gives_back_every_labelled_case(ingested: Deployment) -> None:
-    reader = release_reader(ingested.workspace, ingested.value("dataset_release"), "train")
-    found = {case.identity.case_id: case for case in cases_of_release(reader, "train")}
+    readers = {split: release_reader(ingested.workspace, ingested.value("dataset_release"), split) for split in SPLITS}
+    cases = [case for split, reader in readers.items() for case in cases_of_release(reader, split)]
+    found = {case.identity.case_id: case for case in cases}
     assert set(found) == {name for name, arrays in GOOD.items() if "gts" in arrays}
     for name, case in found.items():
         np.testing.assert_array_equal(case.imgs, GOOD[name]["imgs"])
@@ -164,8 +166,8 @@ def test_a_case_without_foreground_is_never_drawn(ingested: Deployment) -> None:
 
 
 def test_every_labelled_case_is_scored(ingested: Deployment, tmp_path: Path) -> None:
-    reader = release_reader(ingested.workspace, ingested.value("dataset_release"), "train")
-    cases = cases_of_release(reader, "test")
+    readers = [release_reader(ingested.workspace, ingested.value("dataset_release"), split) for split in SPLITS]
+    cases = (case for reader in readers for case in cases_of_release(reader, "test"))
     rows, labels = predict_and_score(cases, box_predictors(), tmp_path, lambda _: None)
     box = rows[rows["predictor"] == "filled_box"].set_index("case_id")
     assert box["n_labels"].to_dict() == {
@@ -176,6 +178,8 @@ def test_every_labelled_case_is_scored(ingested: Deployment, tmp_path: Path) -> 
         "US/SetC/US_label_two": 1,
         "US/SetC/US_one_pixel": 1,
         "X-Ray/SetE/scan_0001": 1,
+        "X-Ray/SetE/scan_0002": 1,
+        "X-Ray/SetE/scan_0003": 1,
     }
     # Every object fills its box, so the filled box is right everywhere but where there is no object.
     scores = box["dsc"].drop("Fundus/SetB/Fundus_nothing_on_it")

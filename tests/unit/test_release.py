@@ -18,7 +18,15 @@ from storage.releases.release import (
     release_difference,
     save_release,
 )
-from storage.releases.splits import SPLITS, SplitFractions, assign_splits, families, labelled_groups
+from storage.releases.splits import (
+    SPLITS,
+    SplitFractions,
+    assign_splits,
+    families,
+    labelled_groups,
+    patients_by_split,
+    require_all_splits,
+)
 
 FRACTIONS = SplitFractions(validation=0.2, test=0.1)
 
@@ -151,6 +159,51 @@ class TestAssignSplits:
     def test_fractions(self, validation: float, test: float) -> None:
         with pytest.raises(ValueError, match="expected both above 0"):
             SplitFractions(validation, test)
+
+
+class TestEnoughPatients:
+    def require(self, groups: pd.DataFrame, recorded: dict[str, str], tied: dict[str, str]) -> None:
+        require_all_splits(groups, assign_splits(groups, recorded, FRACTIONS, 0, tied), tied)
+
+    @pytest.mark.parametrize("groups", [{"CT": names(3)}, {"CT": names(3), "US": names(1, "u")}])
+    def test_three_in_one_modality_are_enough(self, groups: dict[str, list[str]]) -> None:
+        self.require(pairs(**groups), {}, {})
+
+    @pytest.mark.parametrize(
+        ("groups", "found"),
+        [
+            ({"CT": names(1)}, "1 in all (CT 1)"),
+            ({"CT": names(2)}, "2 in all (CT 2)"),
+            ({"CT": names(2), "US": names(2, "u"), "MR": names(1, "m")}, "5 in all (CT 2, MR 1, US 2)"),
+            ({"CT": names(1), "US": names(1)}, "1 in all (CT 1, US 1)"),
+        ],
+    )
+    def test_fewer_are_refused_with_the_numbers(self, groups: dict[str, list[str]], found: str) -> None:
+        with pytest.raises(
+            StorageError, match="one modality needs at least 3, found none for validation, test"
+        ) as caught:
+            self.require(pairs(**groups), {}, {})
+        assert found in str(caught.value)
+
+    def test_none_at_all(self) -> None:
+        nothing = pairs(CT=["a"]).iloc[:0]
+        with pytest.raises(StorageError, match=r"found none for train, validation, test: 0 in all \(none\)"):
+            self.require(nothing, {}, {})
+
+    def test_many_that_are_one(self) -> None:
+        with pytest.raises(StorageError, match=r"9 in all .*1 when those that share identical cases count as one"):
+            self.require(pairs(CT=names(9)), {}, dict.fromkeys(names(9), "g0"))
+
+    def test_many_of_which_all_are_recorded_in_one_split(self) -> None:
+        with pytest.raises(StorageError, match="found none for validation, test: 4 in all"):
+            self.require(pairs(CT=names(4)), dict.fromkeys(names(4), "train"), {})
+
+    def test_counts_of_patients(self) -> None:
+        splits = {"a": "train", "b": "test", "c": "validation", "unused": "test"}
+        table = patients_by_split(pairs(US=["a", "b", "a"], CT=["c"]), splits)
+        assert table.to_dict("list") == {
+            "modality": ["CT", "US"], "train": [0, 1], "validation": [1, 0], "test": [0, 1]
+        }  # fmt: skip
 
 
 class TestMakeRelease:

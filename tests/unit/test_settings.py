@@ -74,6 +74,16 @@ def test_counts_below_one_are_refused(name: str, value: str) -> None:
         read_settings({name: value})
 
 
+@pytest.mark.parametrize(("value", "accepted"), [(None, False), ("", False), ("0", False), ("1", True)])
+def test_a_loss_is_accepted_only_when_told(value: str | None, accepted: bool) -> None:
+    assert read_settings({} if value is None else {"MEDSAM_ACCEPT_LOSS": value}).accept_loss is accepted
+
+
+def test_a_switch_is_0_or_1() -> None:
+    with pytest.raises(ProfileError, match="MEDSAM_ACCEPT_LOSS: expected 0 or 1, found 'yes'"):
+        read_settings({"MEDSAM_ACCEPT_LOSS": "yes"})
+
+
 def test_stores_lie_with_the_state_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     home = {"MEDSAM_HOME": str(tmp_path / "home")}
@@ -101,6 +111,7 @@ def test_an_unknown_executor_is_refused() -> None:
             "MEDSAM_STORES": "s3://bucket/stores",
             "MEDSAM_WORKERS": "3",
             "MEDSAM_MEMORY": "1000000",
+            "MEDSAM_ACCEPT_LOSS": "1",
             "MLFLOW_TRACKING_URI": "http://tracker:5000",
         },
     ],

@@ -15,7 +15,8 @@ import storage
 from pipelines.base.profile import ProfileError, load_profile
 from pipelines.base.settings import read_settings
 from pipelines.base.workspace import Workspace
-from pipelines.ingest.tasks import plan_store, publish_store, scan_source, write_store_parts
+from pipelines.ingest.scanning import scan_source
+from pipelines.ingest.tasks import plan_store, publish_store, write_store_parts
 from storage.base.errors import StorageError
 from storage.base.fingerprints import array_hash
 from storage.sources import kinds
@@ -34,6 +35,10 @@ class ToySource:
     root: Path
     config: SourceConfig
     reading: Reading = field(default_factory=lambda: Reading("toy"))
+
+    @property
+    def place(self) -> str:
+        return str(self.root)
 
     def list(self) -> Listing:
         paths = sorted(self.root.glob("*.txt"))
@@ -91,7 +96,7 @@ def test_a_source_crosses_to_another_process(tmp_path: Path) -> None:
     "modules",
     [
         "storage.slices.index, storage.slices.writer, storage.slices.reader, storage.releases.reader",
-        "pipelines.base.settings",
+        "pipelines.base.settings, storage.sources.raw_manifest",
     ],
 )
 def test_who_only_reads_stores_or_settings_loads_no_zip_layer(modules: str) -> None:

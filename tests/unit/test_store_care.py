@@ -9,6 +9,7 @@ from pipelines.base.settings import InputError, read_settings
 from pipelines.base.workspace import Workspace
 from pipelines.cli import main
 from pipelines.ingest import tasks as ingest
+from pipelines.ingest.scanning import scan_source
 from pipelines.ingest.store_care import erase_cases, published_modalities, repair_store, verify_stores
 from storage.slices.index import build_index
 from storage.slices.layout import load_plan
@@ -39,7 +40,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 
 def ingested(space: Workspace) -> None:
-    manifest = ingest.scan_source(space, quiet).value
+    manifest = scan_source(space, quiet).value
     for modality in ("CT", "US"):
         for batch in ingest.plan_store(space, modality, manifest):
             ingest.write_store_parts(space, modality, batch, quiet)
@@ -70,7 +71,7 @@ def test_damage_is_told_by_the_command_and_mended_by_its_repair(
 def test_repair_ends_an_ingest_that_was_stopped_after_its_plan(workspace: Workspace) -> None:
     path = workspace.settings.data / "US" / "2DBox_US_9.npz"
     np.savez_compressed(path, imgs=np.ones((40, 30), np.uint8), gts=np.ones((40, 30), np.uint8))
-    manifest = ingest.scan_source(workspace, quiet).value
+    manifest = scan_source(workspace, quiet).value
     assert ingest.plan_store(workspace, "US", manifest)
     assert main(["verify"]) == 1
     assert main(["verify", "--repair"]) == 0
@@ -96,7 +97,7 @@ def test_an_erased_case_leaves_every_byte_of_the_store(workspace: Workspace) -> 
     ingested(workspace)
     before = workspace.stores.sizes("CT")
     erase_cases(workspace, ["CT/2DBox_CT_2"], quiet)
-    scan = ingest.scan_source(workspace, quiet)
+    scan = scan_source(workspace, quiet)
     table = ingest._manifest(workspace, scan.value).set_index("case_id")
     assert table.loc["CT/2DBox_CT_2", ["status", "reason_code"]].tolist() == ["rejected", "withdrawn"]
     rows = build_index(workspace.stores, ["CT"], table.reset_index())

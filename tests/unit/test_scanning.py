@@ -1,0 +1,228 @@
+"""A scan that finds much less than the one before stops before anything is planned; what it found is told."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipelines.base.results import TaskResult
+from pipelines.base.settings import InputError, read_settings
+from pipelines.base.workspace import Workspace
+from pipelines.ingest import tasks as ingest
+from pipelines.ingest.releases import freeze_release
+from pipelines.ingest.scanning import scan_source
+from storage.base.errors import StorageError
+from storage.base.modalities import MODALITIES
+from storage.sources.losses import LossError, losses
+
+
+def save(path: Path, seed: int, **changes: object) -> None:
+    """Write a labelled image of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    arrays = {"imgs": rng.integers(0, 256, (20, 24), dtype=np.uint8), "gts": rng.integers(0, 2, (20, 24)), **changes}
+    np.savez(path, **{name: np.asarray(array) for name, array in arrays.items() if array is not None})
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Workspace:
+    """A workspace whose data are 4 CT and 4 US cases, not yet scanned."""
+    for number in range(8):
+        modality = "CT" if number < 4 else "US"
+        save(tmp_path / "data" / modality / f"2DBox_{modality}_{number}.npz", number)
+    environment = {"MEDSAM_HOME": "home", "MEDSAM_DATA": "data"}
+    settings = read_settings({"MEDSAM_PROFILE": "real"} | {name: str(tmp_path / v) for name, v in environment.items()})
+    return Workspace(settings)
+
+
+def quiet(_text: str) -> None:
+    """Say nothing."""
+
+
+def released(space: Workspace) -> TaskResult:
+    """Ingest up to the release."""
+    manifest = scan_source(space, quiet).value
+    stores = []
+    for modality in MODALITIES:
+        made = [
+            ingest.write_store_parts(space, modality, batch, quiet)
+            for batch in ingest.plan_store(space, modality, manifest)
+        ]
+        stores.append(ingest.publish_store(space, modality, manifest, made).value)
+    return freeze_release(space, ingest.make_index(space, manifest, stores).value, quiet)
+
+
+def remove(space: Workspace, pattern: str) -> None:
+    for path in space.settings.data.rglob(pattern):
+        path.unlink()
+
+
+class TestLoss:
+    @pytest.mark.parametrize(
+        ("pattern", "counts"),
+        [
+            ("*.npz", "CT 4, of which 4 gone and 0 rejected now, US 4, of which 4 gone"),
+            ("*_US_*.npz", "US 4, of which 4 gone"),
+            ("*_US_[45].npz", "US 4, of which 2 gone"),
+            ("*_[04567].npz", "CT 4, of which 1 gone"),
+        ],
+        ids=["all", "one modality", "half of one modality", "most"],
+    )
+    def test_stops_and_changes_nothing_until_it_is_accepted(self, space: Workspace, pattern: str, counts: str) -> None:
+        scan_source(space, quiet)
+        kept = space.scan_file.read_bytes()
+        remove(space, pattern)
+        for _ in range(2):
+            with pytest.raises(LossError, match="found half or more of them lost") as caught:
+                scan_source(space, quiet)
+            assert counts in str(caught.value)
+            assert "MEDSAM_ACCEPT_LOSS=1" in str(caught.value)
+            assert space.scan_file.read_bytes() == kept, "what the next scan is measured by"
+        accepting = Workspace(replace(space.settings, accept_loss=True))
+        result = scan_source(accepting, quiet)
+        assert result.notes["found"] == len(list(space.settings.data.rglob("*.npz")))
+        assert scan_source(accepting, quiet).made == 0
+
+    def test_is_over_when_the_files_are_back(self, space: Workspace, tmp_path: Path) -> None:
+        first = scan_source(space, quiet)
+        space.settings.data.rename(tmp_path / "unmounted")
+        space.settings.data.mkdir()
+        with pytest.raises(LossError):
+            scan_source(space, quiet)
+        space.settings.data.rmdir()
+        (tmp_path / "unmounted").rename(space.settings.data)
+        again = scan_source(space, quiet)
+        assert (again.fingerprint, again.made) == (first.fingerprint, 0)
+
+    @pytest.mark.parametrize("content", [b"", b"<html>Sign in</html>"])
+    def test_files_that_all_went_bad_are_lost_too(self, space: Workspace, content: bytes) -> None:
+        scan_source(space, quiet)
+        for path in (space.settings.data / "US").iterdir():
+            path.write_bytes(content)
+        with pytest.raises(LossError, match="US 4, of which 0 gone and 4 rejected now"):
+            scan_source(space, quiet)
+
+    def test_another_data_set_in_its_place_is_a_loss(self, space: Workspace) -> None:
+        scan_source(space, quiet)
+        shutil.rmtree(space.settings.data)
+        for number in range(20):
+            save(space.settings.data / "MR" / f"2DBox_MR_{number}.npz", number)
+        with pytest.raises(LossError, match="CT 4, of which 4 gone"):
+            scan_source(space, quiet)
+
+    def test_less_than_half_may_go_and_anything_may_come(self, space: Workspace) -> None:
+        scan_source(space, quiet)
+        remove(space, "*_[04].npz")
+        save(space.settings.data / "MR" / "2DBox_MR_9.npz", 9)
+        assert scan_source(space, quiet).notes["found"] == 7
+
+    def test_what_was_rejected_before_is_no_loss(self, space: Workspace) -> None:
+        for number in range(9):
+            (space.settings.data / f"CT_bad_{number}.npz").write_bytes(b"bad")
+        scan_source(space, quiet)
+        remove(space, "CT_bad_*")
+        assert scan_source(space, quiet).notes["found"] == 8
+
+    def test_withdrawn_cases_are_no_loss(self, space: Workspace) -> None:
+        scan_source(space, quiet)
+        space.withdrawn_file.write_text('["US/2DBox_US_4", "US/2DBox_US_5", "US/2DBox_US_6"]')
+        remove(space, "*_US_4.npz")
+        assert scan_source(space, quiet).notes["accepted"] == 5
+
+    def test_a_scan_that_was_stopped_does_not_hide_it(self, space: Workspace) -> None:
+        """What a stopped scan has read is kept apart, so that the next is still measured by the last whole one."""
+        scan_source(space, quiet)
+        partial = pd.read_parquet(space.scan_file).iloc[:1]
+        partial.to_parquet(space.unfinished_scan_file)
+        remove(space, "*_US_*.npz")
+        with pytest.raises(LossError):
+            scan_source(space, quiet)
+
+    def test_counts(self) -> None:
+        rows = [("a", "CT"), ("b", "CT"), ("c", "US"), ("d", "MR")]
+        before = pd.DataFrame(rows, columns=["case_id", "modality"]).assign(status="accepted")
+        before.loc[3, "status"] = "rejected"
+        now = pd.DataFrame({"case_id": ["a", "c"], "status": ["rejected", "accepted"]})
+        assert losses(before, now).to_numpy().tolist() == [["CT", 2, 1, 1], ["US", 1, 0, 0]]
+
+
+class TestNothingUsable:
+    def test_an_empty_folder(self, space: Workspace) -> None:
+        shutil.rmtree(space.settings.data)
+        space.settings.data.mkdir()
+        with pytest.raises(InputError, match="expected cases, found none that can be used: nothing"):
+            scan_source(space, quiet)
+
+    def test_only_rejected_files_are_told_by_reason(self, space: Workspace) -> None:
+        shutil.rmtree(space.settings.data)
+        for number in range(3):
+            save(space.settings.data / f"case_{number}.npz", number)
+        (space.settings.data / "US_bad.npz").write_bytes(b"")
+        (space.settings.data / "readme.txt").write_text("")
+        with pytest.raises(InputError) as caught:
+            scan_source(space, quiet)
+        told = str(caught.value)
+        assert "rejected, no_modality: 3; rejected, truncated: 1; skipped, no npz file: *.txt: 1" in told
+        assert "\n  US_bad: expected" in told
+        assert not space.scan_file.is_file()
+
+
+class TestTooFewPatients:
+    def test_are_refused_before_a_split_is_recorded(self, space: Workspace) -> None:
+        remove(space, "*_[236].npz")
+        remove(space, "*_7.npz")
+        with pytest.raises(StorageError, match=r"4 in all \(CT 2, US 2\)"):
+            released(space)
+        assert not space.splits_file.exists()
+        for number in range(4):
+            save(space.settings.data / f"2DBox_US_{number}.npz", 50 + number)
+        notes = released(space).notes
+        counts = notes["patients by modality and split"].set_index("modality")
+        assert counts.loc["US"].min() >= 1
+        assert notes["modalities without a test patient, and so without a score of their own"] == "CT (2 patients)"
+
+    def test_cases_without_labels_are_no_patients(self, space: Workspace) -> None:
+        for path in space.settings.data.rglob("*.npz"):
+            save(path, len(path.name), gts=None)
+        with pytest.raises(StorageError, match=r"0 in all \(none\)"):
+            released(space)
+
+    def test_a_map_that_makes_all_one_patient(self, space: Workspace) -> None:
+        rows = [f"{path.relative_to(space.settings.data)},d,p" for path in space.settings.data.rglob("*.npz")]
+        (space.settings.data / "groups.csv").write_text("\n".join(["file,dataset,group", *rows]))
+        with pytest.raises(StorageError, match=r"1 in all \(CT 1, US 1\).*correct the groups map"):
+            released(space)
+        assert not space.splits_file.exists()
+
+
+class TestGroupsMap:
+    def test_that_fits_no_file_stops_before_a_split_is_recorded(self, space: Workspace) -> None:
+        (space.settings.data / "groups.csv").write_text("file,dataset,group\nelsewhere.npz,d,p\n")
+        with pytest.raises(StorageError, match=r"found none: 1 rows, such as 'elsewhere\.npz'"):
+            released(space)
+        assert not space.scan_file.exists()
+        assert not space.splits_file.exists()
+
+    @pytest.mark.parametrize("prefix", ["", "./", "data/"])
+    def test_with_the_data_folder_in_front_keeps_each_patient_in_one_split(self, space: Workspace, prefix: str) -> None:
+        paths = sorted(space.settings.data.rglob("*.npz"))
+        rows = [f"{prefix}{path.relative_to(space.settings.data)},d,p{n // 2}" for n, path in enumerate(paths)]
+        for number in range(8, 12):
+            save(space.settings.data / "US" / f"2DBox_US_{number}.npz", number)
+        (space.settings.data / "groups.csv").write_text("\n".join(["file,dataset,group", *rows]))
+        released(space)
+        assert {"p0", "p1", "p2", "p3"} <= set(pd.read_json(space.splits_file, typ="series").index)
+
+    def test_that_fits_in_part_is_told_on_the_page_and_in_the_log(self, space: Workspace) -> None:
+        (space.settings.data / "groups.csv").write_text("file,dataset,group\nUS/2DBox_US_4.npz,d,p\nx.npz,d,q\n")
+        said: list[str] = []
+        notes = scan_source(space, said.append).notes
+        assert notes["groups map: rows that name a file"] == "1"
+        assert notes["groups map: rows that name no file"] == "1, such as x.npz"
+        assert str(notes["groups map: files without a row, each its own patient"]).startswith(
+            "7, such as CT/2DBox_CT_0"
+        )
+        assert "groups map: rows that name no file: 1, such as x.npz" in said
