@@ -1,4 +1,4 @@
-"""The console script `medsam`. What belongs here: arguments and printing. Not here: any work.
+"""The console script `medsam`. What belongs here: arguments. Not here: any work, or what errors end in.
 
 torch, MLflow and Dagster are imported by the commands that need them.
 """
@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.base.profile import ProfileError
+from pipelines.base.exit_status import run_command
 from pipelines.base.settings import InputError, Settings, read_settings
-from storage.base.errors import StorageError
+from pipelines.base.terminal import log as _log
 from storage.base.modalities import MODALITIES
 
 DAGSTER_YAML = """\
@@ -28,10 +28,6 @@ run_monitoring:
   enabled: true
   free_slots_after_run_end_seconds: 60
 """
-
-
-def _log(text: str) -> None:
-    print(text, flush=True)
 
 
 def _init(settings: Settings, _args: argparse.Namespace) -> int:
@@ -117,9 +113,16 @@ def _caches(settings: Settings, args: argparse.Namespace) -> int:
 
 
 def _make_teacher(_settings: Settings, args: argparse.Namespace) -> int:
+    from medsam_core.models.checkpoints import CheckpointError
     from medsam_core.stand_in import make_stand_in
+    from medsam_core.training.errors import TrainingError
 
-    make_stand_in(args.output, args.work, _log)
+    for folder in (args.output.parent, args.work):  # before hours of training, not after
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        make_stand_in(args.output, args.work, _log)
+    except (CheckpointError, TrainingError) as error:
+        raise InputError(str(error)) from error
     return 0
 
 
@@ -172,16 +175,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the console script; returns the exit status, 2 for wrong settings or input."""
+    """Run the console script; returns the exit status, 2 for wrong settings, input or surroundings."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = _parser().parse_args(arguments)
-    try:
-        settings = read_settings()
-        status: int = args.run_command(settings, args)
-    except (InputError, ProfileError, StorageError, FileNotFoundError, NotADirectoryError) as error:
-        print(f"medsam {args.command}: {error}", file=sys.stderr)
-        return 2
-    return status
+
+    def act() -> int:
+        status: int = args.run_command(read_settings(), args)
+        return status
+
+    return run_command(args.command, act)
 
 
 if __name__ == "__main__":

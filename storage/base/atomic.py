@@ -3,6 +3,7 @@
 A file appears under its name whole or not at all: written aside, flushed to the device, renamed, its folder flushed.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -30,6 +31,12 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _name_place(error: OSError, path: Path) -> None:
+    """Say which file a full disk could not take, which the system does not; not the name it is written aside under."""
+    if error.filename2 is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        error.filename, error.filename2 = str(path), None
+
+
 def _aside(path: Path) -> Path:
     """Return a name beside `path` that no other writer has; of a long name only the beginning is in it."""
     ending = os.fsencode(f".{os.getpid()}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
@@ -53,6 +60,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        _name_place(error, path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
@@ -71,6 +81,9 @@ def create_bytes(path: Path, data: bytes) -> bool:
         os.link(temporary, path)
     except FileExistsError:
         return False
+    except OSError as error:
+        _name_place(error, path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
