@@ -5,7 +5,7 @@ matplotlib is imported inside the functions: a run that reuses everything draws 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +13,13 @@ import numpy.typing as npt
 from storage.base.atomic import atomic_file
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from medsam_core.rendering import GroupBatch
 
 Image = npt.NDArray[np.uint8]
-Labels = npt.NDArray[Any]
+Labels = npt.NDArray[np.integer]
 
 _COLUMNS = 4
 
@@ -30,7 +31,7 @@ def _save(figure: "Figure", path: Path) -> Path:
     return path
 
 
-def _sheet(count: int, columns: int = _COLUMNS) -> tuple["Figure", Sequence[Any]]:
+def _sheet(count: int, columns: int = _COLUMNS) -> tuple["Figure", Sequence["Axes"]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -43,12 +44,12 @@ def _sheet(count: int, columns: int = _COLUMNS) -> tuple["Figure", Sequence[Any]
     return figure, list(axes)
 
 
-def _show(axis: Any, image: Image, title: str) -> None:  # noqa: ANN401
+def _show(axis: "Axes", image: Image, title: str) -> None:
     axis.imshow(image, cmap="gray" if image.ndim == 2 else None, vmin=0, vmax=255)
     axis.set_title(title, fontsize=7)
 
 
-def _outline(axis: Any, mask: Labels, colour: str) -> None:  # noqa: ANN401
+def _outline(axis: "Axes", mask: Labels, colour: str) -> None:
     for label in np.unique(mask[mask > 0]):
         axis.contour(mask == label, levels=[0.5], colors=[colour], linewidths=0.8)
 

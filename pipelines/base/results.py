@@ -54,7 +54,7 @@ class TaskResult(Generic[V]):
     fingerprint: str
     made: int
     reused: int
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, object] = field(default_factory=dict)
 
 
 def markdown_table(table: pd.DataFrame) -> str:
@@ -62,7 +62,7 @@ def markdown_table(table: pd.DataFrame) -> str:
     return str(table.to_markdown(index=False, floatfmt=".4f"))
 
 
-def _metadata(note: Any) -> Any:  # noqa: ANN401
+def _metadata(note: object) -> Any:  # noqa: ANN401 - MetadataValue, or what Dagster makes one of
     if isinstance(note, pd.DataFrame):
         return dg.MetadataValue.md(markdown_table(note))
     if isinstance(note, Link):

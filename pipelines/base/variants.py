@@ -9,7 +9,6 @@ during distillation, which its text words ambiguously, so both readings are here
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from medsam_core.config import StageConfig
 from medsam_core.stages import Stage
@@ -31,7 +30,7 @@ class Variant:
 
     name: str
     description: str
-    augmentation: Mapping[str, Any] = field(default_factory=dict)
+    augmentation: Mapping[str, object] = field(default_factory=dict)
     mask_distillation: bool = True
     is_ablation: bool = True
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from medsam_core.plan import Plan
 from pipelines.base.workspace import Workspace
@@ -52,7 +51,7 @@ class CacheCost:
         return plan_epochs * self.seconds_per_slot / saved if saved > 0 else math.inf
 
 
-def _made_from(workspace: Workspace, digest: str) -> dict[str, Any]:
+def _made_from(workspace: Workspace, digest: str) -> dict[str, object]:
     training = workspace.profile.training
     return {
         "cache": digest,
@@ -79,7 +78,7 @@ def measure(
         load: Loads the teacher; what it returns is called with a first and a stop slot and returns their answers.
     """
 
-    def build(_folder: Path) -> dict[str, Any]:
+    def build(_folder: Path) -> dict[str, object]:
         count = min(-(-PROBE_SLOTS // group_size) * group_size, spec.n_slots)
         answer = load()
         for _ in range(2):
@@ -152,7 +151,7 @@ def _smaller(workspace: Workspace, plan: Plan, cost: CacheCost, room: float) -> 
     return found
 
 
-def notes(workspace: Workspace, plan: Plan, spec: CacheSpec, digest: str) -> dict[str, Any]:
+def notes(workspace: Workspace, plan: Plan, spec: CacheSpec, digest: str) -> dict[str, object]:
     """Return the estimate of a cache that was measured, for the page; nothing if it was not."""
     probe = workspace.artefacts.find("cache_probe", _made_from(workspace, digest))
     if probe is None:
