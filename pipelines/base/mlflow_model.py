@@ -28,9 +28,8 @@ class RepViTMedSAM(PythonModel):  # type: ignore[misc]
     def predict(
         self,
         context: PythonModelContext,  # noqa: ARG002 - MLflow's signature
-        model_input: list[
-            dict[str, Any]
-        ],  # MLflow makes the model's signature of these hints: it knows no other arrays
+        # MLflow reads the model's signature off these two hints, and knows none for arrays but Any.
+        model_input: list[dict[str, Any]],
         params: dict[str, object] | None = None,  # noqa: ARG002 - MLflow's signature
     ) -> list[Any]:
         """Return `segs` of each case as in the challenge: uint16 of its shape, label = 1-based order of the box.
