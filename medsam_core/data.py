@@ -8,10 +8,13 @@ Boxes are `xyxy_px`: x_min, y_min, x_max, y_max, half-open, in pixels of the nam
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+LabelMap = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+"""Label ids of a slice, (H, W)."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,6 @@ class SliceTable:
 class SliceReader(Protocol):
     """Reads slices by their row in a `SliceTable`."""
 
-    def read(self, row: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any] | None]:
+    def read(self, row: int) -> tuple[npt.NDArray[np.uint8], LabelMap | None]:
         """Return the image, (H, W) or (H, W, 3) uint8, and the label map, (H, W) unsigned, or None without one."""
         ...

@@ -7,14 +7,13 @@ Legend: B slots of a group, K boxes of a slot, S side of the model frame, G side
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medsam_core.data import SliceReader
+from medsam_core.data import LabelMap, SliceReader
 from medsam_core.geometry import Geometry
 from medsam_core.preprocessing import image_to_model, masks_to_grid
 from medsam_core.sampling import MIX_KINDS
@@ -122,7 +121,7 @@ def cutmix(images: Tensor, partner: Tensor, cut: tuple[int, ...]) -> Tensor:
     return mixed
 
 
-def _masks_of(slot: np.void, label_map: npt.NDArray[Any] | None) -> npt.NDArray[np.bool_]:
+def _masks_of(slot: np.void, label_map: LabelMap | None) -> npt.NDArray[np.bool_]:
     """Return (K, H, W) bool: the native mask of each of the slot's labels."""
     if label_map is None:
         raise ValueError(

@@ -6,14 +6,13 @@ profile trains it further on real groups (`pipelines.teacher.tasks`).
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from medsam_core.config import AugmentationConfig, OptimiserConfig, StageConfig, TeacherConfig
-from medsam_core.data import SliceTable
+from medsam_core.data import LabelMap, SliceTable
 from medsam_core.models.checkpoints import load_model, save_model
 from medsam_core.models.segmenter import build_teacher
 from medsam_core.plan import Plan
@@ -56,15 +55,15 @@ RECIPE = StageConfig(
 class MemoryReader:
     """Slices held in memory, read by row."""
 
-    def __init__(self, slices: Sequence[tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]]) -> None:
+    def __init__(self, slices: Sequence[tuple[npt.NDArray[np.uint8], LabelMap]]) -> None:
         self._slices = slices
 
-    def read(self, row: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any] | None]:
+    def read(self, row: int) -> tuple[npt.NDArray[np.uint8], LabelMap | None]:
         """Return the image and label map of a row."""
         return self._slices[row]
 
 
-def table_of(slices: Sequence[tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]], modality: Sequence[int]) -> SliceTable:
+def table_of(slices: Sequence[tuple[npt.NDArray[np.uint8], LabelMap]], modality: Sequence[int]) -> SliceTable:
     """Describe slices as the training plan reads them.
 
     Args:
@@ -87,9 +86,9 @@ def table_of(slices: Sequence[tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]], m
 
 def synthetic_slices(
     seed: int, cases: int, volumes: int
-) -> tuple[list[tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]], list[int]]:
+) -> tuple[list[tuple[npt.NDArray[np.uint8], LabelMap]], list[int]]:
     """Return the slices of synthetic cases and the index of each one's modality."""
-    slices: list[tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]] = []
+    slices: list[tuple[npt.NDArray[np.uint8], LabelMap]] = []
     modality: list[int] = []
     for case in sample_cases(seed, cases, volumes):
         imgs, gts = case.arrays["imgs"], case.arrays["gts"]

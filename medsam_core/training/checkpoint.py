@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import NotRequired, Self, TypedDict
 
 import torch
 from torch import Tensor
@@ -22,6 +22,22 @@ from medsam_core.training.errors import DivergedError, OutputBusyError, Training
 
 CHECKPOINT_VERSION = 1
 """Raised by hand whenever an older checkpoint can no longer be resumed from."""
+
+
+class TrainingState(TypedDict):
+    """What a checkpoint holds."""
+
+    version: NotRequired[int]
+    identity: dict[str, str]
+    """What the training is made from."""
+    step: int
+    """Steps done."""
+    log_length: int
+    """Bytes of the metrics log at that point."""
+    model: dict[str, Tensor]
+    optimizer: dict[str, object]
+    scaler: dict[str, object]
+    """Loss scale; empty unless the networks run in float16."""
 
 
 @contextmanager
@@ -63,7 +79,7 @@ def require_finite_weights(weights: Mapping[str, Tensor]) -> None:
         )
 
 
-def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+def save_checkpoint(path: Path, state: TrainingState) -> None:
     """Publish a checkpoint atomically; its `model` entry must be finite.
 
     Raises:
@@ -74,7 +90,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         torch.save({"version": CHECKPOINT_VERSION, **state}, file)
 
 
-def load_checkpoint(path: Path, device: torch.device, identity: Mapping[str, str]) -> dict[str, Any]:
+def load_checkpoint(path: Path, device: torch.device, identity: Mapping[str, str]) -> TrainingState:
     """Read a checkpoint that was made by the same training.
 
     Args:
@@ -85,7 +101,7 @@ def load_checkpoint(path: Path, device: torch.device, identity: Mapping[str, str
     Raises:
         TrainingError: If it belongs to another training or version, listing the differences.
     """
-    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    state: TrainingState = torch.load(path, map_location=device, weights_only=True)
     expected = {"version": str(CHECKPOINT_VERSION), **identity}
     require_same_training(path, expected, {"version": str(state.get("version")), **state.get("identity", {})})
     return state

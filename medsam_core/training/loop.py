@@ -23,6 +23,7 @@ from medsam_core.models.segmenter import Segmenter
 from medsam_core.training.batchnorm import recalibrate_batchnorm
 from medsam_core.training.checkpoint import (
     MetricsLog,
+    TrainingState,
     load_checkpoint,
     output_lock,
     require_same_training,
@@ -176,7 +177,7 @@ class _Loop:
             self._publish(self.run.epoch_weights(epoch), done)
         if within == 0 or done % self.checkpoint_steps == 0:
             stepper = self.stepper
-            state = {
+            state: TrainingState = {
                 "identity": self.identity,
                 "step": done,
                 "log_length": log.sync(),

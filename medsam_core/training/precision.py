@@ -3,8 +3,6 @@
 Not here: losses, which are always taken in float32.
 """
 
-from typing import Any
-
 import torch
 
 from medsam_core.training.errors import TrainingError
@@ -32,11 +30,11 @@ class Precision:
         """Return the context in which the networks run."""
         return torch.autocast(self._device_type, dtype=self._dtype, enabled=self._amp)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return the loss scale's state; empty unless the format is float16."""
         return self.scaler.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, object]) -> None:
         """Take up a saved loss scale."""
         if state:
             self.scaler.load_state_dict(state)

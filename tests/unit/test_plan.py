@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from medsam_core.config import AugmentationConfig, OptimiserConfig, StageConfig
 from medsam_core.counter_rng import CounterRng
 from medsam_core.data import SliceTable
-from medsam_core.plan import PLAN_VERSION, Plan, build_epoch, plan_inputs, slots_of_epoch
+from medsam_core.plan import PLAN_VERSION, Plan, plan_inputs
+from medsam_core.plan_epoch import build_epoch, slots_of_epoch
 from medsam_core.sampling import MIX_KINDS, draw_labels
 from medsam_core.stages import DISTILLATION, FINETUNING, STAGES, Stage
 from tests.unit.slices import table_of_counts

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from medsam_core.config import AugmentationConfig, StageConfig
 from medsam_core.geometry import Geometry
-from medsam_core.plan import Plan, group_dtype, slot_dtype
+from medsam_core.plan import Plan
+from medsam_core.plan_epoch import group_dtype, slot_dtype
 from medsam_core.preprocessing import image_to_model, masks_to_grid
 from medsam_core.rendering import GroupBatch, cutmix, mix, mixpatch, render_group, view_of
 from medsam_core.sampling import MIX_KINDS
