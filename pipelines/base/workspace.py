@@ -11,6 +11,7 @@ from pipelines.base.profile import Profile
 from pipelines.base.settings import Settings
 from storage.base.artefacts import Artefacts
 from storage.base.blobs import Blobs, LocalBlobs, open_blobs
+from storage.base.decisions import Decisions, text_list, text_map
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,19 @@ class Workspace:
         return self.settings.state / "manifest" / "unfinished_scan.parquet"
 
     @property
-    def adopted_file(self) -> Path:
-        """The release that training and evaluation were last given."""
-        return self.settings.state / "adopted_release.json"
+    def adopted(self) -> Decisions[dict[str, str]]:
+        """The fingerprint of the release that training and evaluation were last given."""
+        return Decisions(self.settings.state / "adopted_release.json", text_map)
 
     @property
-    def withdrawn_file(self) -> Path:
+    def withdrawn(self) -> Decisions[list[str]]:
         """Ids of the cases that are never to be used again."""
-        return self.settings.state / "withdrawn.json"
+        return Decisions(self.settings.state / "withdrawn.json", text_list)
 
     @property
-    def splits_file(self) -> Path:
+    def splits(self) -> Decisions[dict[str, str]]:
         """The recorded assignment of groups to splits; it only ever grows."""
-        return self.settings.state / "splits.json"
+        return Decisions(self.settings.state / "splits.json", text_map)
 
     def cache_folder(self, kind: str) -> Path:
         """Folder of all teacher caches of one kind of answers."""

@@ -13,7 +13,6 @@ from medsam_core.pixel_statistics import balanced_statistics
 from pipelines.base.results import TaskResult
 from pipelines.base.workspace import Workspace
 from storage.base.artefacts import Artefact
-from storage.base.atomic import read_json, write_json
 from storage.base.errors import IntegrityError
 from storage.base.modalities import MODALITIES
 from storage.base.references import ArtefactRef
@@ -54,14 +53,14 @@ def _assigned(workspace: Workspace, table: pd.DataFrame) -> dict[str, str]:
     Raises:
         StorageError: If none would train, none select or none test; nothing is recorded then.
     """
-    recorded = read_json(workspace.splits_file) if workspace.splits_file.is_file() else {}
+    recorded = workspace.splits.read() or {}
     split = workspace.profile.split
     groups, tied = labelled_groups(table), families(table)
     splits = assign_splits(groups, recorded, SplitFractions(split.validation, split.test), split.seed, tied)
     if workspace.profile.release == "latest":
         require_all_splits(groups, splits, tied)
     if splits != recorded:
-        write_json(workspace.splits_file, {**recorded, **splits})
+        workspace.splits.write({**recorded, **splits})
     return {str(group): splits[str(group)] for group in groups["group"].unique()}
 
 
@@ -90,7 +89,7 @@ def freeze_release(workspace: Workspace, index: ArtefactRef, log: Log) -> TaskRe
         "leaks between splits": "\n".join(chosen.info["leaks"]) or "none",
         "content that several cases share": twins.head(200) if len(twins) else "none",
         "left out, for a more held out split has them": release.left_out if left_out else "none",
-        "recorded splits": workspace.splits_file,
+        "recorded splits": workspace.splits.path,
         **_moves(workspace, made, pinned, release, log),
     }
     return TaskResult(chosen.reference(), chosen.fingerprint, int(not made.reused), int(made.reused), notes)
@@ -112,7 +111,7 @@ def _moves(
 ) -> dict[str, str | pd.DataFrame]:
     """Say how the newest release differs from the one in use, what moving to it makes anew, and note which is used."""
     before = pinned or _adopted(workspace)
-    write_json(workspace.adopted_file, {"fingerprint": (pinned or made).fingerprint})
+    workspace.adopted.write({"fingerprint": (pinned or made).fingerprint})
     if before is None or before.fingerprint == made.fingerprint:
         return {}
     change = release_difference(load_release(before.path), release)
@@ -133,9 +132,10 @@ def _moves(
 
 
 def _adopted(workspace: Workspace) -> Artefact | None:
-    if not workspace.adopted_file.is_file():
+    adopted = workspace.adopted.read()
+    if adopted is None:
         return None
-    reference = ArtefactRef("release", read_json(workspace.adopted_file)["fingerprint"], {}, reused=True)
+    reference = ArtefactRef("release", adopted["fingerprint"], {}, reused=True)
     try:
         return workspace.artefacts.get(reference)
     except IntegrityError:

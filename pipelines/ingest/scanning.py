@@ -14,7 +14,7 @@ from pipelines.base.results import TaskResult
 from pipelines.base.settings import InputError
 from pipelines.base.workspace import Workspace
 from storage.base.artefacts import Artefact
-from storage.base.atomic import read_json, write_parquet
+from storage.base.atomic import write_parquet
 from storage.base.references import ArtefactRef
 from storage.sources.group_map import GroupMap
 from storage.sources.kinds import open_source
@@ -66,13 +66,13 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult[ArtefactRef]:
         raise FileNotFoundError(
             f"MEDSAM_DATA: expected a folder of npz files, found none at {data}; set it, then run again"
         )
-    before = _table(workspace.scan_file)
+    before = last_scan(workspace, log)
     found = _scan(workspace, source_at(data, workspace.profile), before, log)
     for line in _findings(found):
         log(line)
     if not workspace.settings.accept_loss:
         if before is not None:
-            before = before[~before["case_id"].isin(_withdrawn(workspace))]
+            before = before[~before["case_id"].isin(workspace.withdrawn.read() or ())]
             require_kept(before, found.table, str(data), "if the loss is meant, set MEDSAM_ACCEPT_LOSS=1 for one run")
         _require_cases(found, data)
     write_parquet(workspace.scan_file, found.table)
@@ -82,17 +82,31 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult[ArtefactRef]:
     return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)
 
 
-def _withdrawn(workspace: Workspace) -> list[str]:
-    return read_json(workspace.withdrawn_file) if workspace.withdrawn_file.is_file() else []
+def last_scan(workspace: Workspace, log: Log) -> pd.DataFrame | None:
+    """Return what the last scan found; where its record is damaged, the newest manifest. None before the first scan."""
+    if not workspace.scan_file.is_file():
+        return None
+    manifests = (workspace.settings.state / "artefacts" / "manifest").glob("*/manifest.parquet")
+    newest = sorted(manifests, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    tables = (_table(path, log) for path in (workspace.scan_file, *newest))
+    return next((table for table in tables if table is not None), None)
 
 
-def _table(path: Path) -> pd.DataFrame | None:
-    return pd.read_parquet(path) if path.is_file() else None
+def _table(path: Path, log: Log) -> pd.DataFrame | None:
+    """Return a table of cases; None if it is not there, or damaged, which costs no more than reading files again."""
+    try:
+        table = pd.read_parquet(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log(f"{path} is damaged and not used: {error}")
+        return None
+    return table if {"case_id", "modality", "status"} <= set(table.columns) else None
 
 
 def _scan(workspace: Workspace, source: Source, before: pd.DataFrame | None, log: Log) -> Scan:
     """Scan, going on where a scan was stopped; what was read is kept apart until it is judged as a whole."""
-    known = [table for table in (_table(workspace.unfinished_scan_file), before) if table is not None]
+    known = [table for table in (_table(workspace.unfinished_scan_file, log), before) if table is not None]
 
     def progress(done: int, total: int) -> None:
         if done == total or done % 1000 == 0:
@@ -106,7 +120,7 @@ def _scan(workspace: Workspace, source: Source, before: pd.DataFrame | None, log
         workspace.settings.groups_csv,
         pd.concat(known, ignore_index=True) if known else None,
         limits=ReadLimits(workspace.settings.workers, workspace.settings.memory_bytes),
-        withdrawn=_withdrawn(workspace),
+        withdrawn=workspace.withdrawn.read() or (),
         progress=progress,
         checkpoint=keep,
     )

@@ -11,8 +11,7 @@ import pandas as pd
 from pipelines.base.settings import InputError
 from pipelines.base.workspace import Workspace
 from pipelines.ingest import tasks as ingest
-from pipelines.ingest.scanning import scan_source
-from storage.base.atomic import read_json, write_json
+from pipelines.ingest.scanning import last_scan, scan_source
 from storage.base.errors import IntegrityError
 from storage.base.modalities import MODALITIES
 from storage.shards.fragments import MANIFEST
@@ -96,15 +95,15 @@ def erase_cases(workspace: Workspace, case_ids: Sequence[str], log: Log) -> list
     Raises:
         InputError: If a case is not in the manifest of the last scan.
     """
-    scan = pd.read_parquet(workspace.scan_file) if workspace.scan_file.is_file() else pd.DataFrame({"case_id": []})
+    last = last_scan(workspace, log)
+    scan = pd.DataFrame({"case_id": [], "modality": []}) if last is None else last
     unknown = sorted(set(case_ids) - set(scan["case_id"]))
     if unknown:
         raise InputError(
             f"erase: expected cases of the last scan, found none named {', '.join(unknown[:9])}; give paths below the "
             "data without .npz"
         )
-    recorded = read_json(workspace.withdrawn_file) if workspace.withdrawn_file.is_file() else []
-    write_json(workspace.withdrawn_file, sorted({*recorded, *case_ids}))
+    workspace.withdrawn.write(sorted({*(workspace.withdrawn.read() or ()), *case_ids}))
     manifest = scan_source(workspace, log).value
     manifests = []
     for modality in sorted(set(scan.loc[scan["case_id"].isin(case_ids), "modality"]) & set(MODALITIES)):

@@ -1,5 +1,6 @@
 """A scan that finds much less than the one before stops before anything is planned; what it found is told."""
 
+import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -128,7 +129,7 @@ class TestLoss:
 
     def test_withdrawn_cases_are_no_loss(self, space: Workspace) -> None:
         scan_source(space, quiet)
-        space.withdrawn_file.write_text('["US/2DBox_US_4", "US/2DBox_US_5", "US/2DBox_US_6"]')
+        space.withdrawn.path.write_text('["US/2DBox_US_4", "US/2DBox_US_5", "US/2DBox_US_6"]')
         remove(space, "*_US_4.npz")
         assert scan_source(space, quiet).notes["accepted"] == 5
 
@@ -176,7 +177,7 @@ class TestTooFewPatients:
         remove(space, "*_7.npz")
         with pytest.raises(StorageError, match=r"4 in all \(CT 2, US 2\)"):
             released(space)
-        assert not space.splits_file.exists()
+        assert not space.splits.path.exists()
         for number in range(4):
             save(space.settings.data / f"2DBox_US_{number}.npz", 50 + number)
         notes = released(space).notes
@@ -195,7 +196,7 @@ class TestTooFewPatients:
         (space.settings.data / "groups.csv").write_text("\n".join(["file,dataset,group", *rows]))
         with pytest.raises(StorageError, match=r"1 in all \(CT 1, US 1\).*correct the groups map"):
             released(space)
-        assert not space.splits_file.exists()
+        assert not space.splits.path.exists()
 
 
 class TestGroupsMap:
@@ -204,7 +205,7 @@ class TestGroupsMap:
         with pytest.raises(StorageError, match=r"found none: 1 rows, such as 'elsewhere\.npz'"):
             released(space)
         assert not space.scan_file.exists()
-        assert not space.splits_file.exists()
+        assert not space.splits.path.exists()
 
     @pytest.mark.parametrize("prefix", ["", "./", "data/"])
     def test_with_the_data_folder_in_front_keeps_each_patient_in_one_split(self, space: Workspace, prefix: str) -> None:
@@ -214,7 +215,7 @@ class TestGroupsMap:
             save(space.settings.data / "US" / f"2DBox_US_{number}.npz", number)
         (space.settings.data / "groups.csv").write_text("\n".join(["file,dataset,group", *rows]))
         released(space)
-        assert {"p0", "p1", "p2", "p3"} <= set(pd.read_json(space.splits_file, typ="series").index)
+        assert {"p0", "p1", "p2", "p3"} <= set(pd.read_json(space.splits.path, typ="series").index)
 
     def test_that_fits_in_part_is_told_on_the_page_and_in_the_log(self, space: Workspace) -> None:
         (space.settings.data / "groups.csv").write_text("file,dataset,group\nUS/2DBox_US_4.npz,d,p\nx.npz,d,q\n")
@@ -226,3 +227,33 @@ class TestGroupsMap:
             "7, such as CT/2DBox_CT_0"
         )
         assert "groups map: rows that name no file: 1, such as x.npz" in said
+
+
+class TestTornRecords:
+    @pytest.mark.parametrize("name", ["scan_file", "unfinished_scan_file"])
+    @pytest.mark.parametrize("content", ["", "cut", "other", "html"])
+    def test_a_torn_scan_costs_reading_again(self, space: Workspace, name: str, content: str) -> None:
+        first = scan_source(space, quiet)
+        whole = space.scan_file.read_bytes()
+        pd.DataFrame({"other": [1]}).to_parquet(space.settings.home / "other.parquet")
+        other = (space.settings.home / "other.parquet").read_bytes()
+        path: Path = getattr(space, name)
+        path.write_bytes({"": b"", "cut": whole[: len(whole) // 2], "other": other, "html": b"<html>"}[content])
+        again = scan_source(space, quiet)
+        assert (again.fingerprint, again.made) == (first.fingerprint, 0)
+        pd.testing.assert_frame_equal(pd.read_parquet(space.scan_file), pd.read_parquet(io.BytesIO(whole)))
+
+    def test_a_torn_scan_does_not_hide_a_loss(self, space: Workspace) -> None:
+        scan_source(space, quiet)
+        space.scan_file.write_bytes(b"")
+        remove(space, "*_US_*.npz")
+        with pytest.raises(LossError):
+            scan_source(space, quiet)
+
+    def test_a_cut_withdrawal_takes_nobody_back_in(self, space: Workspace) -> None:
+        scan_source(space, quiet)
+        space.withdrawn.write(["US/2DBox_US_4"])
+        whole = space.withdrawn.path.read_bytes()
+        for length in (0, 1, len(whole) // 2, len(whole) - 2):
+            space.withdrawn.path.write_bytes(whole[:length])
+            assert scan_source(space, quiet).notes["accepted"] == 7

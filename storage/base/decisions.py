@@ -1,0 +1,80 @@
+"""Records of decisions, which cannot be made again from anything: splits, withdrawn cases, the release in use.
+
+What belongs here: keeping two copies of such a record, and reading whichever is whole. Not here: what was decided.
+Caches and results are no decisions: what is damaged of them is made again (`storage.base.artefacts`).
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from storage.base.atomic import read_json, write_json
+from storage.base.errors import IntegrityError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T", dict[str, str], list[str])
+
+
+def text_map(content: object) -> dict[str, str] | None:
+    """Return JSON content that maps text to text; None if it is anything else."""
+    if isinstance(content, dict) and all(isinstance(value, str) for value in content.values()):
+        return content
+    return None
+
+
+def text_list(content: object) -> list[str] | None:
+    """Return JSON content that lists text; None if it is anything else."""
+    return content if isinstance(content, list) and all(isinstance(item, str) for item in content) else None
+
+
+@dataclass(frozen=True)
+class Decisions(Generic[T]):
+    """A record and its second copy, `<name>.copy.json`, which is written first."""
+
+    path: Path
+    parse: Callable[[object], T | None]
+    """Returns JSON content if it is such a record."""
+
+    @property
+    def copy(self) -> Path:
+        """The second copy."""
+        return self.path.with_suffix(".copy.json")
+
+    def read(self) -> T | None:
+        """Return the record, from its copy where it is damaged or missing; None if nothing was recorded.
+
+        Whatever of the two is missing or damaged is then written again.
+
+        Raises:
+            IntegrityError: If neither is whole.
+        """
+        if not self.path.exists() and not self.copy.exists():
+            return None
+        found = self._whole(self.path)
+        if found is None:
+            found = self._whole(self.copy)
+            if found is None:
+                raise IntegrityError(
+                    f"{self.path}: expected a record of decisions, found it and its copy {self.copy.name} damaged or "
+                    "missing; restore one of them from a backup. Do not remove them: what was decided would be lost"
+                )
+            logger.warning("%s is damaged or missing: its copy %s is used", self.path, self.copy.name)
+            write_json(self.path, found)
+        elif self._whole(self.copy) is None:
+            write_json(self.copy, found)
+        return found
+
+    def write(self, value: T) -> None:
+        """Record both copies, each whole or not at all."""
+        write_json(self.copy, value)
+        write_json(self.path, value)
+
+    def _whole(self, path: Path) -> T | None:
+        """Return what one of the two holds; None if it is missing, cut, or holds something else."""
+        try:
+            return self.parse(read_json(path))
+        except (FileNotFoundError, IntegrityError):
+            return None
