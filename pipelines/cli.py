@@ -10,32 +10,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.base.dagster_home import prepare_dagster
 from pipelines.base.exit_status import run_command
 from pipelines.base.settings import InputError, Settings, read_settings
 from pipelines.base.terminal import log as _log
 from storage.base.modalities import MODALITIES
 
-DAGSTER_YAML = """\
-telemetry:
-  enabled: false
-nux:
-  enabled: false
-concurrency:
-  pools:
-    granularity: op
-    default_limit: 1
-run_monitoring:
-  enabled: true
-  free_slots_after_run_end_seconds: 60
-"""
-
 
 def _init(settings: Settings, _args: argparse.Namespace) -> int:
     folder = Path(os.environ.get("DAGSTER_HOME") or settings.home / "dagster").absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "dagster.yaml"
-    if not file.is_file():
-        file.write_text(DAGSTER_YAML)
+    prepare_dagster(folder)
     settings.mlflow_folder.mkdir(parents=True, exist_ok=True)
     return 0
 
@@ -60,7 +44,10 @@ def _summary(settings: Settings, args: argparse.Namespace) -> int:
 
 
 def _mlflow(settings: Settings, args: argparse.Namespace) -> int:
-    settings.mlflow_folder.mkdir(parents=True, exist_ok=True)
+    from pipelines.base.tracking import Tracker
+
+    # Its tables are made under a lock, and it finds the artefacts of a folder that moved.
+    Tracker(settings)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.tracking_uri]
     os.execv(command[0], [*command, "--host", "127.0.0.1", "--port", str(args.port), "--workers", "1"])  # noqa: S606
 
@@ -130,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="medsam", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    commands.add_parser("init", help="create the state folder and dagster.yaml").set_defaults(run_command=_init)
+    commands.add_parser("init", help="create the state folder and Dagster's tables").set_defaults(run_command=_init)
     commands.add_parser("sample", help="make the synthetic data").set_defaults(run_command=_sample)
 
     summary = commands.add_parser("summary", help="print the newest report and what the last run made")

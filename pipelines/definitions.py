@@ -10,8 +10,9 @@ import dagster as dg
 warnings.filterwarnings("ignore", category=dg.BetaWarning, message=".*data_version.*")
 
 from pipelines import jobs  # noqa: E402
+from pipelines.base.executors import executor_of  # noqa: E402
 from pipelines.base.json_io import JsonIOManager  # noqa: E402
-from pipelines.base.resources import WorkspaceResource, multiprocess_executor  # noqa: E402
+from pipelines.base.resources import WorkspaceResource  # noqa: E402
 from pipelines.base.settings import read_settings  # noqa: E402
 
 
@@ -23,13 +24,12 @@ def build_defs(overrides: Mapping[str, str] | None = None) -> dg.Definitions:
     """
     changes = dict(overrides or {})
     settings = read_settings({**os.environ, **changes})
-    executor = dg.in_process_executor if settings.executor == "in_process" else multiprocess_executor(settings)
     return dg.Definitions(
         assets=jobs.ASSETS,
         asset_checks=jobs.CHECKS,
         jobs=jobs.JOBS,
         schedules=jobs.SCHEDULES,
-        executor=executor,
+        executor=executor_of(settings),
         resources={
             "workspace": WorkspaceResource(overrides=changes),
             "io_manager": JsonIOManager(folder=str(settings.state / "values")),

@@ -7,36 +7,10 @@ import dagster as dg
 from pydantic import PrivateAttr
 
 from medsam_core.training.parent_watch import require_parent
-from pipelines.base.dead_runs import end_dead_runs, note_executor
-from pipelines.base.settings import Settings, read_settings
+from pipelines.base.dead_runs import note_executor
+from pipelines.base.executors import end_what_died
+from pipelines.base.settings import read_settings
 from pipelines.base.workspace import Workspace
-
-
-def end_what_died(instance: dg.DagsterInstance, settings: Settings, this_run: str = "") -> None:
-    """End runs whose process is gone, in Dagster and in MLflow."""
-    if end_dead_runs(instance, settings.state / "runs", this_run):
-        from pipelines.base.tracking import Tracker
-
-        Tracker(settings).close_stale()
-
-
-def multiprocess_executor(settings: Settings) -> dg.ExecutorDefinition:
-    """Return Dagster's executor of a process for each step, which frees pools before it asks for a slot of one.
-
-    Steps free them too, but where a dead run holds the slot that the first step waits for, no step ever starts.
-    """
-    inner = dg.multiprocess_executor.configured({"max_concurrent": 2})
-
-    def create(context: dg.InitExecutorContext) -> dg.Executor:
-        end_what_died(context.instance, settings)
-        return inner.executor_creation_fn(context)  # type: ignore[misc]  # a built-in executor has one
-
-    return dg.ExecutorDefinition(
-        name=inner.name,
-        config_schema=inner.config_schema,  # type: ignore[arg-type]  # as resolved by `configured`
-        requirements=dg.multiple_process_executor_requirements(),
-        executor_creation_fn=create,
-    )
 
 
 class WorkspaceResource(dg.ConfigurableResource):  # type: ignore[type-arg]

@@ -105,6 +105,11 @@ def _url(environment: Mapping[str, str], name: str) -> str | None:
     return value if value and "://" in value else str(Path(value).expanduser().absolute()) if value else None
 
 
+def _sqlite_url(file: Path) -> str:
+    """Return the URL of a database file, with those characters encoded that would change its path or end it."""
+    return f"sqlite:///{str(file).replace('%', '%25').replace('?', '%3F')}"
+
+
 def _count(environment: Mapping[str, str], name: str, default: int) -> int:
     value = environment.get(name)
     if not value:
@@ -167,5 +172,5 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         workers=_count(env, "MEDSAM_WORKERS", os.cpu_count() or 1),
         memory_bytes=_count(env, "MEDSAM_MEMORY", 4 * 2**30),
         accept_loss=_switch(env, "MEDSAM_ACCEPT_LOSS"),
-        tracking_uri=env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow' / 'mlflow.db'}",
+        tracking_uri=env.get("MLFLOW_TRACKING_URI") or _sqlite_url(home / "mlflow" / "mlflow.db"),
     )

@@ -1,4 +1,4 @@
-"""MLflow: one run per stage and variant under a parent, found by fingerprint. The only module that imports mlflow.
+"""MLflow: one run per stage and variant under a parent, found by fingerprint.
 
 What belongs here: everything said to MLflow. Not here: what is worth saying.
 
@@ -7,23 +7,27 @@ a resumed one goes on after the last step it logged.
 """
 
 import json
+import logging
 import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlflow.artifacts
 import mlflow.pyfunc
-from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import LifecycleStage, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 
+from pipelines.base.mlflow_client import first_line, open_client, use_store
 from pipelines.base.settings import Settings
+from pipelines.base.tracking_store import TrackingError, local_path, shown
 from storage.base.locks import waiting_lock
 from storage.base.processes import Process, birth, process_note, read_process, this_process
+
+logger = logging.getLogger(__name__)
 
 FINGERPRINT_TAG = "medsam.fingerprint"
 PROCESS_TAG = "medsam.process"
@@ -35,6 +39,8 @@ CHAMPION = "champion"
 
 _BATCH = 900
 """Metrics sent at once; MLflow takes at most 1000 a call."""
+
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 Point = tuple[int, Mapping[str, float]]
 
@@ -59,13 +65,15 @@ class Tracker:
         self._local = self._uri.startswith("sqlite:///")
         # Several processes that create the tables of a fresh sqlite file at once race and die.
         with waiting_lock(self._folder / "init.lock"):
-            mlflow.set_tracking_uri(self._uri)
-            self._client = MlflowClient(self._uri)
+            self._client = open_client(settings)
             self._experiment_id = self._experiment()
 
     def _experiment(self) -> str:
         found = self._client.get_experiment_by_name(self._experiment_name)
         if found is not None:
+            if found.lifecycle_stage == LifecycleStage.DELETED:
+                logger.warning("MLflow experiment %s was deleted; restored with its runs", self._experiment_name)
+                self._client.restore_experiment(found.experiment_id)
             return str(found.experiment_id)
         location = (self._folder / "artifacts").as_uri() if self._local else None
         return str(self._client.create_experiment(self._experiment_name, artifact_location=location))
@@ -75,10 +83,16 @@ class Tracker:
         return f"{base}/#/experiments/{self._experiment_id}/runs/{run_id}"
 
     def find(self, fingerprint: str) -> Run | None:
-        """Return the run of this fingerprint, or None."""
+        """Return the run of this fingerprint, or None; one that was deleted on the page is restored."""
         query = f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'"
-        runs = self._client.search_runs([self._experiment_id], query, ViewType.ACTIVE_ONLY, max_results=1)
-        return runs[0] if runs else None
+        for view in (ViewType.ACTIVE_ONLY, ViewType.DELETED_ONLY):
+            for run in self._client.search_runs([self._experiment_id], query, view, max_results=1):
+                if view == ViewType.DELETED_ONLY:
+                    logger.warning("MLflow run %s (%s) was deleted; restored", run.info.run_name, run.info.run_id)
+                    self._client.restore_run(run.info.run_id)
+                found: Run = run
+                return found
+        return None
 
     def open_run(
         self,
@@ -87,7 +101,7 @@ class Tracker:
         *,
         parent: Callable[[], TrackedRun] | None = None,
         tags: Mapping[str, str] | None = None,
-        params: Mapping[str, Any] | None = None,
+        params: Mapping[str, object] | None = None,
     ) -> TrackedRun:
         """Find the run of this fingerprint, or start it.
 
@@ -197,10 +211,14 @@ class Tracker:
         """
         self._ensure_registered_model()
         existing = self._client.search_model_versions(f"name = '{self._model}' and run_id = '{run.run_id}'")
+        files = {"model": model_file, **{file.stem: file for file in beside}}
         if existing:
             version = existing[0]
+            if self._local and _gone(version.source):
+                logger.warning("%s: the files of version %s are gone; written again", self._model, version.version)
+                self._log_model(run, files)
         else:
-            self._log_model(run, {"model": model_file, **{file.stem: file for file in beside}})
+            self._log_model(run, files)
             version = self._client.create_model_version(
                 self._model,
                 source=f"{self._client.get_run(run.run_id).info.artifact_uri}/model",
@@ -214,12 +232,16 @@ class Tracker:
             holder = self.champion()
         return str(version.version), bool(holder is not None and holder.version == version.version)
 
-    def champion(self) -> Any | None:  # noqa: ANN401
+    def champion(self) -> ModelVersion | None:
         """Return the model version that holds the `champion` alias, or None."""
         try:
-            return self._client.get_model_version_by_alias(self._model, CHAMPION)
-        except MlflowException:
-            return None
+            found: ModelVersion = self._client.get_model_version_by_alias(self._model, CHAMPION)
+        except TrackingError as error:
+            # An alias that nobody holds is called an invalid parameter; a store that fails is not the same thing.
+            if isinstance(error.__cause__, MlflowException) and error.__cause__.error_code in _ABSENT:
+                return None
+            raise
+        return found
 
     def _ensure_registered_model(self) -> None:
         if not self._client.search_registered_models(f"name = '{self._model}'"):
@@ -236,6 +258,11 @@ class Tracker:
                 pip_requirements=["repvit-medsam"],
             )
             self._client.log_artifacts(run.run_id, str(folder), "model")
+
+
+def _gone(source: str) -> bool:
+    """Return whether the local folder that a version names is not there."""
+    return source.startswith("file:") and not local_path(source).exists()
 
 
 def _own_tags() -> dict[str, str]:
@@ -271,13 +298,20 @@ def download_model(uri: str, tracking_uri: str, to: Path) -> Path:
 
     Raises:
         FileNotFoundError: If the URI names nothing, or something that holds no safetensors file.
+        TrackingError: If the store cannot be used.
     """
-    mlflow.set_tracking_uri(tracking_uri)
+    use_store(tracking_uri)
     try:
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(to)))
-    except MlflowException as error:
-        raise FileNotFoundError(f"{uri}: expected a model in {tracking_uri}, found none: {error}") from error
+    except (MlflowException, OSError) as error:
+        raise FileNotFoundError(
+            f"{uri}: expected a model in {shown(tracking_uri)}, found none: {first_line(error)}; name another "
+            "model, or run full_pipeline to register one"
+        ) from error
     files = sorted(folder.rglob("*.safetensors")) if folder.is_dir() else [folder]
     if len(files) != 1:
-        raise FileNotFoundError(f"{uri}: expected one .safetensors file, found {len(files)}; name another model")
+        raise FileNotFoundError(
+            f"{uri}: expected one .safetensors file, found {len(files)}; name another model"
+            ", or run full_pipeline to write its files again"
+        )
     return files[0]

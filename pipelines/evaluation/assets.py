@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from pipelines.base.executors import TRACKED
 from pipelines.base.resources import WorkspaceResource
 from pipelines.base.results import materialised
 from pipelines.base.values import TeacherRef
@@ -71,6 +72,7 @@ def _report(variant: Variant) -> dg.AssetsDefinition:
         key=key,
         group_name=variant.name,
         kinds={"mlflow"},
+        op_tags=TRACKED,
         ins={
             "release": dg.AssetIn("dataset_release"),
             "student": dg.AssetIn([variant.name, "student_finetuned"]),
@@ -98,6 +100,7 @@ def _report(variant: Variant) -> dg.AssetsDefinition:
 @dg.asset(
     group_name="evaluation",
     kinds={"mlflow"},
+    op_tags=TRACKED,
     ins={
         "release": dg.AssetIn("dataset_release"),
         "proposed": dg.AssetIn(["proposed", "student_finetuned"]),
@@ -117,7 +120,7 @@ def ablation_report(
     return materialised(context.op_execution_context, space, "ablation_report", result)
 
 
-@dg.asset(group_name="evaluation", kinds={"mlflow"}, ins={"release": dg.AssetIn("dataset_release")})
+@dg.asset(group_name="evaluation", kinds={"mlflow"}, op_tags=TRACKED, ins={"release": dg.AssetIn("dataset_release")})
 def registered_model_report(
     context: dg.AssetExecutionContext, workspace: WorkspaceResource, release: ArtefactRef
 ) -> dg.Output[ArtefactRef]:

@@ -13,7 +13,7 @@ from storage.base.modalities import MODALITIES
 from storage.base.references import ArtefactRef
 
 RETRY = dg.RetryPolicy(max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL)
-"""For steps that write parts: a passing fault costs one part, not the run."""
+"""For steps that write parts and publish them: a passing fault costs one part, and another process at work a wait."""
 
 
 @dg.asset(group_name="ingest", kinds={"parquet"})
@@ -37,7 +37,7 @@ def _slice_store(modality: str) -> dg.AssetsDefinition:
     def write(context: dg.OpExecutionContext, workspace: WorkspaceResource, part_ids: list[str]) -> PartsMade:
         return ingest.write_store_parts(workspace.open(), modality, part_ids, context.log.info)
 
-    @dg.op(name=f"publish_{modality}", ins={"manifest": dg.In(ArtefactRef)})
+    @dg.op(name=f"publish_{modality}", ins={"manifest": dg.In(ArtefactRef)}, retry_policy=RETRY)
     def publish(
         context: dg.OpExecutionContext, workspace: WorkspaceResource, manifest: ArtefactRef, written: list[PartsMade]
     ) -> dg.Output[StoreRef]:

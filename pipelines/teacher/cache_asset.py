@@ -100,7 +100,7 @@ def _write_step(cache: CacheAsset) -> dg.OpDefinition:
 
 
 def _publish_step(cache: CacheAsset) -> dg.OpDefinition:
-    @dg.op(name=cache.step("publish"), ins=_INS)
+    @dg.op(name=cache.step("publish"), retry_policy=RETRY, ins=_INS)
     def publish(
         context: dg.OpExecutionContext,
         workspace: WorkspaceResource,

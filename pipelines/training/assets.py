@@ -4,6 +4,7 @@ import dagster as dg
 
 from medsam_core.stages import DISTILLATION, FINETUNING
 from pipelines.base.asset_keys import distillation_asset
+from pipelines.base.executors import TRACKED
 from pipelines.base.launch import launch_trainer
 from pipelines.base.resources import WorkspaceResource
 from pipelines.base.results import materialised
@@ -55,6 +56,7 @@ def _distilled(variant: Variant) -> dg.AssetsDefinition:
         group_name=variant.name,
         kinds={"pytorch"},
         pool=TRAINER_POOL,
+        op_tags=TRACKED,
         ins={
             "release": dg.AssetIn("dataset_release"),
             "statistics": dg.AssetIn("pixel_statistics"),
@@ -98,6 +100,7 @@ def _finetuned(variant: Variant) -> dg.AssetsDefinition:
         group_name=variant.name,
         kinds={"pytorch"},
         pool=TRAINER_POOL,
+        op_tags=TRACKED,
         ins=ins,
         description=f"Stage 2, the whole student fine-tuned (Table 2). {variant.description}",
     )

@@ -110,16 +110,17 @@ class Deployment:
 
     def run_pipeline(self) -> pd.DataFrame:
         """Run the literal job command and return the run's ledger, indexed by asset."""
-        before = set(self._ledgers())
+        before = set(self.ledgers())
         self.run(*FULL_PIPELINE)
-        (path,) = set(self._ledgers()) - before
+        (path,) = set(self.ledgers()) - before
         return read_ledger(path)
 
     def ledger(self) -> pd.DataFrame:
         """Return the last run's ledger, indexed by asset."""
-        return read_ledger(self._ledgers()[-1])
+        return read_ledger(self.ledgers()[-1])
 
-    def _ledgers(self) -> list[Path]:
+    def ledgers(self) -> list[Path]:
+        """Return the ledger files of all runs, the oldest first."""
         return sorted((self.state / "runs").glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
 
     def value(self, asset: str, kind: type[T] = ArtefactRef) -> T:  # type: ignore[assignment]  # of most assets

@@ -1,0 +1,101 @@
+"""How a run is executed. What belongs here: what happens in a run's main process before its first step.
+
+Not here: how steps reach the workspace (`pipelines.base.resources`).
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import dagster as dg
+from dagster._core.errors import DagsterUserCodeProcessError
+from dagster_shared.error import SerializableErrorInfo
+
+from pipelines.base.dead_runs import end_dead_runs, note_executor
+from pipelines.base.settings import Settings
+from pipelines.base.tracking_store import TrackingError, require_tracking
+from pipelines.base.turns import turn
+
+if TYPE_CHECKING:
+    from dagster._core.execution.context.system import PlanOrchestrationContext
+    from dagster._core.execution.plan.plan import ExecutionPlan
+    from dagster._core.execution.retries import RetryMode
+    from dagster._core.execution.step_dependency_config import StepDependencyConfig
+
+logger = logging.getLogger(__name__)
+
+TRACKED = {"medsam/mlflow": "logs"}
+"""Tag of the steps that speak to MLflow: a run that has one is refused at its start where MLflow cannot be reached."""
+
+
+def end_what_died(instance: dg.DagsterInstance, settings: Settings, this_run: str = "") -> None:
+    """End runs whose process is gone, in Dagster and in MLflow."""
+    if end_dead_runs(instance, settings.state / "runs", this_run):
+        from pipelines.base.tracking import Tracker
+
+        try:
+            Tracker(settings).close_stale()
+        except TrackingError as error:
+            logger.warning("runs that MLflow still calls running stay so: %s", error)
+
+
+class OneRunAtATime(dg.Executor):
+    """Executes a run as another executor does, once no other run of the same state is at work."""
+
+    def __init__(self, inner: dg.Executor, settings: Settings) -> None:
+        self._inner = inner
+        self._settings = settings
+
+    @property
+    def retries(self) -> "RetryMode":
+        """As the executor within has them."""
+        return self._inner.retries
+
+    @property
+    def step_dependency_config(self) -> "StepDependencyConfig":
+        """As the executor within has it."""
+        return self._inner.step_dependency_config
+
+    def execute(
+        self, plan_context: "PlanOrchestrationContext", execution_plan: "ExecutionPlan"
+    ) -> Iterator[dg.DagsterEvent]:
+        """Wait for this run's turn, end what died before, look whether MLflow can be reached, then run the steps."""
+        settings, run_id = self._settings, plan_context.run_id
+        note_executor(settings.state / "runs", run_id, in_process=True)
+        try:
+            if any(
+                (step.tags or {}).items() >= TRACKED.items() for step in execution_plan.get_all_steps_in_topo_order()
+            ):
+                require_tracking(settings.tracking_uri)
+        except TrackingError as error:
+            # Without a stack: where in the code a server was not found helps nobody.
+            said = SerializableErrorInfo(str(error), [], type(error).__name__)
+            raise DagsterUserCodeProcessError(str(error), user_code_process_error_infos=[said]) from None  # type: ignore[no-untyped-call]
+        end_what_died(plan_context.instance, settings, run_id)
+        with turn(settings.state, run_id, plan_context.log.warning):
+            # Those that died while this one waited hold slots of pools, too.
+            end_what_died(plan_context.instance, settings, run_id)
+            yield from self._inner.execute(plan_context, execution_plan)
+
+
+def _tracked(execution_plan: "ExecutionPlan") -> bool:
+    """Return whether a run has a step that speaks to MLflow."""
+    return any(TRACKED.items() <= (step.tags or {}).items() for step in execution_plan.get_all_steps_in_topo_order())
+
+
+def executor_of(settings: Settings) -> dg.ExecutorDefinition:
+    """Return the executor that the settings name: all steps in one process, or a process for each step."""
+    if settings.executor == "in_process":
+        inner = dg.in_process_executor
+    else:
+        inner = dg.multiprocess_executor.configured({"max_concurrent": 2})
+
+    def create(context: dg.InitExecutorContext) -> dg.Executor:
+        return OneRunAtATime(inner.executor_creation_fn(context), settings)  # type: ignore[misc]  # built-ins have one
+
+    return dg.ExecutorDefinition(
+        name=inner.name,
+        config_schema=inner.config_schema,  # type: ignore[arg-type]  # as resolved by `configured`
+        requirements=None if settings.executor == "in_process" else dg.multiple_process_executor_requirements(),
+        executor_creation_fn=create,
+    )
