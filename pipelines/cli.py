@@ -68,18 +68,10 @@ def _evaluate(settings: Settings, args: argparse.Namespace) -> int:
 
 def _verify(settings: Settings, args: argparse.Namespace) -> int:
     from pipelines.base.workspace import Workspace
-    from pipelines.ingest.store_care import published_modalities, repair_store, verify_stores
+    from pipelines.verification import verify_workspace
 
-    workspace = Workspace(settings)
-    modalities = args.modality or published_modalities(workspace)
-    if not modalities:
-        raise FileNotFoundError(f"expected published stores in {settings.stores}, found none; run the ingest job")
-    damaged = verify_stores(workspace, modalities, _log)
-    if args.repair:
-        for modality in dict.fromkeys(damaged["modality"]):
-            repair_store(workspace, modality, _log)
-        return 0
-    return 1 if len(damaged) else 0
+    modalities = args.modality or ()
+    return 0 if verify_workspace(Workspace(settings), _log, modalities=modalities, repair=args.repair) else 1
 
 
 def _erase(settings: Settings, args: argparse.Namespace) -> int:
@@ -141,9 +133,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--groups", type=Path, help="CSV file,dataset,group")
     evaluate.set_defaults(run_command=_evaluate)
 
-    verify = commands.add_parser("verify", help="compare every byte of the slice stores with their manifests")
-    verify.add_argument("--modality", action="append", choices=MODALITIES, help="one store; all by default")
-    verify.add_argument("--repair", action="store_true", help="write what is damaged again, from the source")
+    verify = commands.add_parser("verify", help="compare every byte of stores, caches and results")
+    verify.add_argument("--modality", action="append", choices=MODALITIES, help="only this store; by default all state")
+    verify.add_argument(
+        "--repair", action="store_true", help="write stores again; let the next run make the rest again"
+    )
     verify.set_defaults(run_command=_verify)
 
     erase = commands.add_parser("erase", help="withdraw cases for good and remove their pixels from the stores")

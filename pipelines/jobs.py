@@ -58,7 +58,7 @@ verify_caches = dg.define_asset_job(
     "verify_caches",
     selection=dg.AssetSelection.checks(*teacher.PROPOSED_CHECKS),
     config=_QUIET,
-    description=f"Ask the teacher again about random slots of the caches of `{PROPOSED.name}`, and compare.",
+    description=f"Read the caches of `{PROPOSED.name}` byte by byte, and ask the teacher again about random slots.",
 )
 
 nightly_reevaluation = dg.ScheduleDefinition(

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from pipelines.base.artefact_care import Damaged, asset_values
+from pipelines.base.progress import ByteProgress
 from pipelines.base.settings import InputError
 from pipelines.base.workspace import Workspace
 from pipelines.ingest import tasks as ingest
 from pipelines.ingest.scanning import last_scan, scan_source
-from storage.base.errors import IntegrityError
+from storage.base.errors import IntegrityError, StorageError
 from storage.base.modalities import MODALITIES
 from storage.shards.fragments import MANIFEST
 from storage.slices import layout, publishing
@@ -23,9 +25,21 @@ from storage.slices.verification import Verification, verify, verify_again, with
 Log = Callable[[str], None]
 
 
+def is_published(workspace: Workspace, modality: str) -> bool:
+    """Return whether a modality has a published store."""
+    return workspace.stores.below(modality).size(MANIFEST) is not None
+
+
 def published_modalities(workspace: Workspace) -> list[str]:
     """Return the modalities that have a published store, in canonical order."""
-    return [name for name in MODALITIES if workspace.stores.below(name).size(MANIFEST) is not None]
+    return [name for name in MODALITIES if is_published(workspace, name)]
+
+
+def known_modalities(workspace: Workspace) -> list[str]:
+    """Return the modalities that have a published store, or once had one, in canonical order."""
+    had = {name.removeprefix("slice_store/") for name, _ in asset_values(workspace)}
+    planned = (name for name in had if workspace.stores.below(name).size(layout.LAYOUT) is not None)
+    return sorted({*published_modalities(workspace), *planned} & set(MODALITIES), key=MODALITIES.index)
 
 
 def verify_store(workspace: Workspace, modality: str, log: Log) -> Verification:
@@ -35,7 +49,7 @@ def verify_store(workspace: Workspace, modality: str, log: Log) -> Verification:
         StorageError: If it is not published.
         IntegrityError: If its manifest is damaged.
     """
-    found = verify(workspace.stores, modality)
+    found = verify(workspace.stores, modality, ByteProgress(modality, log))
     state = f"{len(found.damages)} damaged" if found.damages else "whole"
     log(f"{modality}: {found.n_blobs} files, {found.n_bytes} bytes, {state}, {len(found.unnamed)} left over")
     for damage in found.damages:
@@ -50,11 +64,37 @@ def verify_stores(workspace: Workspace, modalities: Sequence[str], log: Log) -> 
     for modality in modalities:
         try:
             tables.append(verify_store(workspace, modality, log).table())
-        except IntegrityError as error:
+        except StorageError as error:
             log(f"{modality}: {error}")
             row = {"modality": modality, "key": MANIFEST, "problem": str(error), "part_id": "", "cases": ""}
             tables.append(pd.DataFrame([row]))
     return pd.concat(tables, ignore_index=True)
+
+
+def verify_and_repair(workspace: Workspace, modalities: Sequence[str], log: Log, *, repair: bool) -> list[Damaged]:
+    """Verify stores and return what is damaged.
+
+    Args:
+        workspace: Where everything lies.
+        modalities: Which stores; at least one.
+        log: Where it is said.
+        repair: Write what is damaged again, from the source.
+    """
+    table = verify_stores(workspace, modalities, log)
+    mended = {name: repair and _repaired(workspace, name, log) for name in dict.fromkeys(table["modality"])}
+    return [
+        Damaged(f"slice_store/{row.modality}", str(row.key), str(row.problem), mended[str(row.modality)])
+        for row in table.itertuples()
+    ]
+
+
+def _repaired(workspace: Workspace, modality: str, log: Log) -> bool:
+    try:
+        repair_store(workspace, modality, log)
+    except (StorageError, OSError) as error:
+        log(f"{modality}: not repaired: {error}")
+        return False
+    return True
 
 
 def repair_store(workspace: Workspace, modality: str, log: Log) -> Verification:
@@ -63,9 +103,8 @@ def repair_store(workspace: Workspace, modality: str, log: Log) -> Verification:
     Raises:
         StorageError: If a file is no longer the one that was stored, or nothing is left to tell the store from.
     """
-    try:
-        found = verify_store(workspace, modality, log)
-    except IntegrityError:
+    found = _as_published(workspace, modality, log)
+    if found is None:
         # The manifest repeats what plan and fragments say.
         _write_missing(workspace, modality, log)
         publishing.publish(workspace.stores, modality, layout.load_layout(workspace.stores, modality).parts)
@@ -73,6 +112,16 @@ def repair_store(workspace: Workspace, modality: str, log: Log) -> Verification:
     withdraw(workspace.stores, found)
     _write_missing(workspace, modality, log)
     return verify_again(workspace.stores, modality)
+
+
+def _as_published(workspace: Workspace, modality: str, log: Log) -> Verification | None:
+    """Return what is found in a store; None where its manifest is gone or altered."""
+    if not is_published(workspace, modality):
+        return None
+    try:
+        return verify_store(workspace, modality, log)
+    except IntegrityError:
+        return None
 
 
 def _write_missing(workspace: Workspace, modality: str, log: Log) -> None:

@@ -1,5 +1,7 @@
 """Assets of the teacher and its answers. What belongs here: the graph's nodes, no work."""
 
+from collections.abc import Iterable
+
 import dagster as dg
 
 from pipelines.base.asset_keys import distillation_asset
@@ -10,6 +12,7 @@ from pipelines.base.values import TeacherRef
 from pipelines.base.variants import OWNERS, PROPOSED, Variant
 from pipelines.teacher import tasks as teacher
 from pipelines.teacher.cache_asset import CacheAsset, answers_check, cache_asset
+from pipelines.teacher.cache_byte_check import byte_check
 from storage.base.references import ArtefactRef
 
 
@@ -42,12 +45,13 @@ _LOGITS = CacheAsset(
 )
 
 
-PROPOSED_CHECKS = [answers_check(cache) for cache in (_embeddings(PROPOSED), _LOGITS)]
+def _checks(caches: Iterable[CacheAsset]) -> list[dg.AssetChecksDefinition]:
+    return [check(cache) for cache in caches for check in (answers_check, byte_check)]
 
-CHECKS = [
-    *PROPOSED_CHECKS,
-    *[answers_check(_embeddings(variant)) for variant in OWNERS if variant is not PROPOSED],
-]
+
+PROPOSED_CHECKS = _checks([_embeddings(PROPOSED), _LOGITS])
+
+CHECKS = [*PROPOSED_CHECKS, *_checks(_embeddings(variant) for variant in OWNERS if variant is not PROPOSED)]
 
 ASSETS = [
     teacher_checkpoint,

@@ -1,6 +1,7 @@
 """Keeping teacher caches in hand: which are used, by what, and deleting the others.
 
-What belongs here: the record of use, the listing, deletion. Not here: making caches (`pipelines.teacher.caches`).
+What belongs here: the record of use, the listing, deletion. Not here: making caches (`pipelines.teacher.caches`),
+verifying them (`pipelines.teacher.cache_verification`).
 """
 
 import shutil
@@ -16,6 +17,7 @@ from storage.answers.cache_locks import exclusive_access
 from storage.base.atomic import read_json, write_json
 from storage.base.blobs import LocalBlobs
 from storage.base.errors import BusyError
+from storage.shards.fragments import MANIFEST
 
 KINDS = ("embeddings", "logits")
 
@@ -80,7 +82,7 @@ def _row(answers: str, folder: Path, pins: dict[tuple[str, str], list[str]]) -> 
     return {
         "answers": answers,
         "cache": folder.name,
-        "state": "published" if "manifest.json" in sizes else "unfinished",
+        "state": "published" if MANIFEST in sizes else "unfinished",
         "parts": sum(key.startswith("parts/") for key in sizes),
         "bytes": sum(sizes.values()),
         "age_s": time.time() - newest,

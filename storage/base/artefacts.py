@@ -10,6 +10,7 @@ resume. A result whose files are no longer those that were made is never used: i
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,15 @@ class Artefact:
     def reference(self) -> ArtefactRef:
         """Return what names it between steps: no path, so that the root may move."""
         return ArtefactRef(self.kind, self.fingerprint, self.info, self.reused)
+
+
+def artefact_lock(folder: Path, kind: str) -> AbstractContextManager[None]:
+    """Keep others from making, withdrawing or vouching for an artefact for a block.
+
+    Raises:
+        BusyError: If another process is at it.
+    """
+    return exclusive_lock(folder.with_name(f"{folder.name}.lock"), what=f"{kind} {folder.name}")
 
 
 class Artefacts:
@@ -137,7 +147,8 @@ class Artefacts:
             made_from: Plain value that determines the result completely.
             build: Called with the folder, which may hold what a killed predecessor left, or what is whole of a damaged
                 result; returns plain facts.
-            inseparable: Patterns of files that `build` makes only together with all others.
+            inseparable: Patterns of files that `build` makes only together with all others: if one of them is damaged
+                later, it begins with an empty folder.
 
         Raises:
             BusyError: If another process is building it.
@@ -148,14 +159,14 @@ class Artefacts:
             return found
         digest = fingerprint(made_from)
         folder = self.folder(kind, digest)
-        with exclusive_lock(folder.with_name(f"{folder.name}.lock"), what=f"{kind} {digest[:16]}"):
+        with artefact_lock(folder, kind):
             found, problem = self._look(kind, made_from)
             if found:
                 return found
             if problem or (folder / FILES).is_file():
-                kept = clear_damaged(folder, inseparable)
+                kept = clear_damaged(folder)
                 logger.warning("%s in %s is made again; %d of its files are whole and stay", kind, folder, len(kept))
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / MADE_FROM, dict(made_from))
-            write_finished(folder, build(folder))
+            write_finished(folder, build(folder), inseparable)
         return self._opened(kind, digest, reused=False)

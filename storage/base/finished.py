@@ -32,7 +32,7 @@ so that reuse takes milliseconds however many gigabytes lie there."""
 Hashed = Callable[[str, FileRecord], bool]
 """Says of a file whether its hash is compared, besides its size."""
 
-_OWN: Final = (DONE, FILES, MADE_FROM)
+_OWN: Final = (DONE, FILES)
 _REMEDY: Final = "it is made again"
 _PASSING: Final = (f"*{PARTIAL_SUFFIX}", "*.lock")
 """Files that come and go; nothing is kept in them."""
@@ -76,10 +76,16 @@ def listed_names(folder: Path) -> list[str]:
     return [name for name in names if not any(fnmatch(name, pattern) for pattern in _PASSING)]
 
 
-def write_finished(folder: Path, info: Mapping[str, object]) -> None:
-    """Vouch for the files that lie in a folder now, and say that it is finished."""
-    records = {name: FileRecord.of_file(folder / name) for name in listed_names(folder)}
-    listing = seal({"format": FORMAT, "files": {name: vars(record) for name, record in records.items()}})
+def write_finished(folder: Path, info: Mapping[str, object], inseparable: Sequence[str] = ()) -> None:
+    """Vouch for the files that lie in a folder now, and say that it is finished.
+
+    Args:
+        folder: The artefact's folder.
+        info: The maker's facts.
+        inseparable: Patterns of files that are made only together with all others.
+    """
+    records = {name: vars(FileRecord.of_file(folder / name)) for name in listed_names(folder)}
+    listing = seal({"format": FORMAT, "files": records, "inseparable": list(inseparable)})
     done = seal({"format": FORMAT, "info": dict(info), "files": vars(FileRecord.of(listing))})
     write_bytes(folder / FILES, listing)
     write_bytes(folder / DONE, done)
@@ -107,32 +113,32 @@ def _records(listing: JsonObject) -> dict[str, FileRecord]:
     return {name: FileRecord(**record) for name, record in listing["files"].items()}
 
 
-def listed_files(folder: Path) -> dict[str, FileRecord]:
-    """Return the records of a folder whose `done.json` may be damaged; none where the list is gone or altered."""
+def read_listing(folder: Path) -> tuple[dict[str, FileRecord], list[str]]:
+    """Return the records, and the patterns of inseparable files, of a folder whose `done.json` may be damaged.
+
+    Both are empty where the list is gone or altered.
+    """
     path = folder / FILES
     try:
-        return _records(unseal(path.read_bytes(), str(path), _REMEDY))
+        listing = unseal(path.read_bytes(), str(path), _REMEDY)
     except (FileNotFoundError, IntegrityError):
-        return {}
+        return {}, []
+    return _records(listing), listing["inseparable"]
 
 
-def clear_damaged(folder: Path, inseparable: Sequence[str]) -> list[str]:
+def clear_damaged(folder: Path) -> list[str]:
     """Make of a damaged folder one that its maker can go on with, as with what a killed predecessor left.
 
-    What is damaged goes, and so does what nothing vouches for; every file that stays was compared byte for byte.
-
-    Args:
-        folder: The artefact's folder.
-        inseparable: Patterns of files that are made only together with all others: nothing stays if one is damaged.
+    What is damaged goes, and so does what nothing vouches for; every file that stays was compared byte for byte. If a
+    file is damaged that is made only together with all others, nothing stays.
 
     Returns:
         Paths of the files that stay.
     """
-    kept: set[str] = set()
-    records = listed_files(folder)
+    records, inseparable = read_listing(folder)
     problems = differing_files(folder, records, always)
-    if not any(fnmatch(name, pattern) for name in problems for pattern in inseparable):
-        kept = records.keys() - problems.keys()
+    lost = any(fnmatch(name, pattern) for name in problems for pattern in inseparable)
+    kept = set() if lost else records.keys() - problems.keys()
     for name in listed_names(folder):
         if name not in kept:
             (folder / name).unlink()

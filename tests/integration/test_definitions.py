@@ -133,7 +133,11 @@ def test_the_check_of_a_store_reads_every_byte(definitions: dg.Definitions, tmp_
 
 @pytest.mark.parametrize(
     ("check", "job", "count"),
-    [("is_whole", "verify_stores", len(MODALITIES)), ("answers_recomputed", "verify_caches", 2)],
+    [
+        ("is_whole", "verify_stores", len(MODALITIES)),
+        ("is_whole", "verify_caches", 2),
+        ("answers_recomputed", "verify_caches", 2),
+    ],
 )
 def test_only_their_own_job_verifies_stores_and_caches(
     definitions: dg.Definitions, check: str, job: str, count: int

@@ -1,0 +1,112 @@
+"""Reading artefacts again to find what is damaged, and making ready what has to be made again.
+
+What belongs here: every folder below a root, byte for byte; withdrawing a damaged one; vouching for one of an earlier
+version. Not here: what reuse looks at (`storage.base.artefacts`), making again.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from storage.base.artefacts import artefact_lock
+from storage.base.atomic import read_json
+from storage.base.errors import IntegrityError
+from storage.base.file_records import differing_files
+from storage.base.fingerprints import fingerprint
+from storage.base.finished import (
+    DONE,
+    FILES,
+    MADE_FROM,
+    always,
+    clear_damaged,
+    read_finished,
+    read_listing,
+    write_finished,
+)
+
+State = Literal["whole", "damaged", "unfinished", "unvouched"]
+"""`unvouched`: finished by an earlier version, which kept no hashes of files."""
+
+
+@dataclass(frozen=True)
+class FolderState:
+    """What was found in one artefact's folder.
+
+    Attributes:
+        kind: What it is, for example `release`.
+        folder: Where it lies.
+        state: In a word.
+        n_files: Files that are vouched for.
+        n_bytes: Their size.
+        damages: Path below the folder -> problem.
+    """
+
+    kind: str
+    folder: Path
+    state: State
+    n_files: int = 0
+    n_bytes: int = 0
+    damages: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Kind and place in short."""
+        return f"{self.kind} {self.folder.name}"
+
+
+def artefact_folders(root: Path) -> list[tuple[str, Path]]:
+    """Return kind and folder of every artefact below a root, finished or not."""
+    return [(path.parent.name, path) for path in sorted(root.glob("*/*")) if path.is_dir()]
+
+
+def verify_folder(kind: str, folder: Path) -> FolderState:
+    """Compare every file of an artefact with what vouches for it."""
+    if not (folder / DONE).is_file() and not (folder / FILES).is_file():
+        return FolderState(kind, folder, "unfinished")
+    damages = _origin_damage(folder)
+    try:
+        files = read_finished(folder).files
+    except FileNotFoundError:
+        damages[DONE] = f"expected it beside {FILES}, found no file"
+        files = read_listing(folder)[0]
+    except IntegrityError as error:
+        files = read_listing(folder)[0]
+        damages[DONE if files else FILES] = str(error)
+    if files is None:
+        return FolderState(kind, folder, "damaged" if damages else "unvouched", damages=damages)
+    damages |= differing_files(folder, files, always)
+    n_bytes = sum(record.n_bytes for record in files.values())
+    return FolderState(kind, folder, "damaged" if damages else "whole", len(files), n_bytes, damages)
+
+
+def _origin_damage(folder: Path) -> dict[str, str]:
+    """Return what is wrong with `made_from.json`, whose fingerprint names the folder."""
+    try:
+        digest = fingerprint(read_json(folder / MADE_FROM))
+    except FileNotFoundError:
+        return {MADE_FROM: "expected what it was made from, found no file"}
+    except IntegrityError as error:
+        return {MADE_FROM: str(error)}
+    if digest.startswith(folder.name):
+        return {}
+    return {MADE_FROM: f"expected the origin of fingerprint {folder.name}, found that of {digest[:16]}"}
+
+
+def withdraw_folder(found: FolderState) -> list[str]:
+    """Make of a damaged artefact unfinished work, so that what made it makes it again; returns the files that stay.
+
+    Raises:
+        BusyError: If another process is making it.
+    """
+    with artefact_lock(found.folder, found.kind):
+        return clear_damaged(found.folder)
+
+
+def vouch_for_folder(found: FolderState) -> None:
+    """Record sizes and hashes of the files that an artefact of an earlier version has now.
+
+    Raises:
+        BusyError: If another process is making it.
+    """
+    with artefact_lock(found.folder, found.kind):
+        write_finished(found.folder, read_finished(found.folder).info)
