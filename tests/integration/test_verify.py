@@ -87,7 +87,7 @@ def test_a_run_heals_by_itself_what_it_meets_damaged(own: Deployment) -> None:
 
 def test_the_job_that_verifies_caches_reads_every_byte(own: Deployment) -> None:
     flipped(first_shard(own, "logits"))
-    own.run(DAGSTER, "job", "execute", "-j", "verify_caches")
+    own.start(DAGSTER, "job", "execute", "-j", "verify_caches").wait()
     (run,) = own.instance.get_runs()
     found = {}
     for event in own.instance.all_logs(run.run_id):

@@ -81,7 +81,7 @@ def test_a_result_that_is_gone_is_told_where_an_assets_value_names_it(
 ) -> None:
     made = make(workspace, Maker())
     values = workspace.settings.state / "values" / "assets"
-    write_json(values / "proposed" / "evaluation_report.json", made.reference())
+    write_json(values / "proposed" / "evaluation_report.json", vars(made.reference()))
     write_json(values / "raw_manifest.json", {"mode": "of another kind"})
     assert verify(capsys)[0] == 0
     shutil.rmtree(made.path)
