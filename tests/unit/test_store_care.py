@@ -11,6 +11,7 @@ from pipelines.cli import main
 from pipelines.ingest import tasks as ingest
 from pipelines.ingest.scanning import scan_source
 from pipelines.ingest.store_care import erase_cases, published_modalities, repair_store, verify_stores
+from storage.base.atomic import write_json
 from storage.slices.index import build_index
 from storage.slices.layout import load_plan
 from storage.slices.publishing import publish
@@ -112,3 +113,33 @@ def test_an_erased_case_leaves_every_byte_of_the_store(workspace: Workspace) -> 
 def test_erasing_a_case_that_is_not_there_is_refused(workspace: Workspace) -> None:
     with pytest.raises(InputError, match="none named CT/2DBox_CT_99"):
         erase_cases(workspace, ["CT/2DBox_CT_99"], quiet)
+
+
+def test_a_lost_manifest_is_told_and_published_again(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a store's value names was published; a plan alone may be an ingest that has not come so far."""
+    folder = Path(workspace.settings.stores)
+    good = files_below(folder)
+    write_json(workspace.settings.state / "values" / "assets" / "slice_store" / "CT.json", {"modality": "CT"})
+    for modality in ("CT", "US"):
+        (folder / modality / "manifest.json").unlink()
+    assert main(["verify"]) == 1
+    assert "1 damaged, 0 repaired or withdrawn, 1 left" in capsys.readouterr().out
+    assert main(["verify", "--repair"]) == 0
+    assert files_below(folder / "CT") == {key[3:]: data for key, data in good.items() if key.startswith("CT/")}
+    assert main(["verify"]) == 0
+
+
+def test_a_store_that_cannot_be_repaired_leaves_the_others_to_be(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(workspace.settings.stores)
+    good = files_below(folder / "US")
+    for modality in ("CT", "US"):
+        (folder / modality / "imgs" / "c" / "0").unlink()
+    path = workspace.settings.data / "CT" / "2DBox_CT_1.npz"
+    np.savez_compressed(path, imgs=np.zeros((40, 30), np.uint8), gts=np.zeros((40, 30), np.uint8))
+    assert main(["verify", "--repair"]) == 1
+    told = capsys.readouterr().out
+    assert "CT: not repaired: " in told
+    assert "2 damaged, 1 repaired or withdrawn, 1 left" in told
+    assert files_below(folder / "US") == good
