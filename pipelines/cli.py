@@ -92,7 +92,7 @@ def _caches(settings: Settings, args: argparse.Namespace) -> int:
 
 
 def _make_teacher(_settings: Settings, args: argparse.Namespace) -> int:
-    from medsam_core.models.checkpoints import CheckpointError
+    from medsam_core.models.weights import CheckpointError
     from medsam_core.stand_in import make_stand_in
     from medsam_core.training.errors import TrainingError
 

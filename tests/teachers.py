@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from medsam_core.config import TeacherConfig
-from medsam_core.models.checkpoints import load_model, load_strictly
+from medsam_core.models.checkpoints import load_model
 from medsam_core.models.encoders.sam_vit import from_sam_keys
 from medsam_core.models.segmenter import Segmenter, build_teacher
+from medsam_core.models.weights import load_strictly
 from medsam_core.synthetic import write_sample
 from storage.answers.cache_plan import ArraySpec, CacheSpec, plan_cache_parts
 from storage.answers.cache_writer import publish, write_part

@@ -50,7 +50,8 @@ def model_file(model: str, settings: Settings, scratch: Path) -> Path:
 
 
 def _load(file: Path) -> "Segmenter":
-    from medsam_core.models.checkpoints import CheckpointError, load_model
+    from medsam_core.models.checkpoints import load_model
+    from medsam_core.models.weights import CheckpointError
 
     try:
         return load_model(file)

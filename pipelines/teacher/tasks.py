@@ -66,8 +66,9 @@ def load_weights(source: Path, config: TeacherConfig) -> "Segmenter":
         CheckpointError: If the file cannot be read, or does not fit its architecture.
         InputError: If its model has another geometry than the profile's teacher.
     """
-    from medsam_core.models.checkpoints import load_model, load_published
+    from medsam_core.models.checkpoints import load_model
     from medsam_core.models.file_kinds import file_kind
+    from medsam_core.models.published import load_published
 
     if not file_kind(source).is_safetensors:
         return load_published(source, config)
@@ -89,7 +90,8 @@ def make_teacher(workspace: Workspace, release: ArtefactRef, launch: Launch, log
     base = {"architecture": architecture, "sha256": file_hash(source), "version": 1}
 
     def build(folder: Path) -> dict[str, object]:
-        from medsam_core.models.checkpoints import parameter_counts, save_model
+        from medsam_core.models.checkpoints import save_model
+        from medsam_core.models.weights import parameter_counts
 
         teacher = load_weights(source, profile.teacher)
         save_model(folder / "model.safetensors", teacher, {"role": "teacher", "sha256": str(base["sha256"])})

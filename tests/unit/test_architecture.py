@@ -118,3 +118,41 @@ def test_reading_loads_nothing_that_only_writing_needs(module: str) -> None:
     assert module in loaded
     assert not loaded & {"zarr", "pandas", "pyarrow", "isal"}
     assert not {name for name in loaded if name.startswith("storage.") and "writ" in name}
+
+
+STRIDES = {4, 8, 16}
+"""Of encoders and of SAM's decoder: `medsam_core.geometry` and the encoders' registry alone know them."""
+
+FREE_OF_STRIDES = {"medsam_core/models/sam.py"}
+"""Divides channels, not pixels."""
+
+STAGE_WORDS = {"distillation", "finetuning", "embeddings", "logits"}
+
+
+def strides_in(tree: ast.AST) -> list[int]:
+    """Return the lines that divide by a stride."""
+    divisions = (node for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.FloorDiv))
+    return [node.lineno for node in divisions if isinstance(node.right, ast.Constant) and node.right.value in STRIDES]
+
+
+def branches_on_stages(tree: ast.AST) -> list[int]:
+    """Return the lines that compare something with the name of a stage or of its answers."""
+    compared = [node for node in ast.walk(tree) if isinstance(node, ast.Compare)]
+    words = [{part.value for part in ast.walk(node) if isinstance(part, ast.Constant)} for node in compared]
+    return [node.lineno for node, values in zip(compared, words, strict=True) if STAGE_WORDS & values]
+
+
+def test_the_search_for_strides_and_branches_sees_what_it_is_meant_to_see() -> None:
+    source = "a = size // 16\nb = grid // 4\nc = size // n\nd = stage == 'distillation'\ne = x in ('logits', 'y')\n"
+    tree = ast.parse(source)
+    assert (strides_in(tree), branches_on_stages(tree)) == ([1, 2], [4, 5])
+
+
+def test_no_code_knows_a_stride_or_asks_which_stage_it_is() -> None:
+    found = {}
+    for path in MODULES:
+        tree = ast.parse(path.read_text())
+        lines = branches_on_stages(tree) + ([] if name_of(path) in FREE_OF_STRIDES else strides_in(tree))
+        if lines:
+            found[name_of(path)] = lines
+    assert not found

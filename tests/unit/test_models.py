@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from medsam_core.config import StudentConfig, TeacherConfig
-from medsam_core.models.checkpoints import parameter_counts
 from medsam_core.models.encoders.sam_vit import from_sam_keys, resize_positions, to_sam_keys
 from medsam_core.models.segmenter import Segmenter, build_student, build_teacher, init_decoder_from
 from medsam_core.models.timm_backbones import reparameterise
+from medsam_core.models.weights import parameter_counts
 from tests.golden_weights import golden_description
 
 MEAN, STD = [0.2, 0.3, 0.4], [0.1, 0.2, 0.3]

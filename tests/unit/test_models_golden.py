@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from medsam_core.config import StudentConfig
-from medsam_core.models.checkpoints import load_strictly, parameter_counts
 from medsam_core.models.encoders.repvit import RepViTEncoder
 from medsam_core.models.encoders.sam_vit import MEDSAM_VIT_B, from_sam_keys
 from medsam_core.models.sam import MaskDecoder, PromptEncoder
 from medsam_core.models.segmenter import Segmenter, build_student
 from medsam_core.models.timm_backbones import reparameterise
+from medsam_core.models.weights import load_strictly, parameter_counts
 from tests.golden_weights import (
     NORM_TOLERANCE,
     RELATIVE_TOLERANCE,
