@@ -7,6 +7,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Runs a server and leaves none of its processes behind, however make ends.
+KEEP := $(BIN)/python -m pipelines.base.keeper
 
 export MEDSAM_HOME ?= $(CURDIR)/.medsam
 export DAGSTER_HOME ?= $(MEDSAM_HOME)/dagster
@@ -41,11 +43,11 @@ ablations: setup ## Run the ablations after the pipeline and compare them
 	DAGSTER_MODULE_NAME=pipelines.definitions MEDSAM_EXECUTOR=in_process $(BIN)/dagster job execute -j ablations
 	$(BIN)/medsam summary
 
-dev: setup ## Serve the Dagster page on 127.0.0.1:3000
-	env -u DAGSTER_MODULE_NAME $(BIN)/dagster dev -w workspace.yaml
+dev: setup ## Serve the Dagster page on 127.0.0.1:3000 (PORT=...)
+	exec env -u DAGSTER_MODULE_NAME $(KEEP) $(BIN)/dagster dev -w workspace.yaml --port $(or $(PORT),3000)
 
-mlflow: setup ## Serve the MLflow page on 127.0.0.1:5000
-	$(BIN)/medsam mlflow
+mlflow: setup ## Serve the MLflow page on 127.0.0.1:5000 (PORT=...)
+	exec $(KEEP) $(BIN)/medsam mlflow --port $(or $(PORT),5000)
 
 test: setup ## Run the fast tests, the linters and the type checker
 	$(BIN)/ruff check .
