@@ -4,6 +4,7 @@ import dagster as dg
 
 from pipelines.base.variants import ABLATIONS, PROPOSED
 from pipelines.evaluation import assets as evaluation
+from pipelines.evaluation import report_assets as reports
 from pipelines.ingest import assets as ingest
 from pipelines.teacher import assets as teacher
 from pipelines.training import assets as students
@@ -12,8 +13,8 @@ _QUIET = {"loggers": {"console": {"config": {"log_level": "INFO"}}}}
 """What the terminal shows; the page keeps every event."""
 
 _ABLATION_KEYS = dg.AssetSelection.key_prefixes(*[[variant.name] for variant in ABLATIONS])
-_ABLATIONS_ONLY = _ABLATION_KEYS | dg.AssetSelection.assets(*evaluation.ABLATION_ASSETS)
-_REGISTERED = dg.AssetSelection.assets(evaluation.registered_model_report)
+_ABLATIONS_ONLY = _ABLATION_KEYS | dg.AssetSelection.assets(*reports.ABLATION_ASSETS)
+_REGISTERED = dg.AssetSelection.assets(reports.registered_model_report)
 
 _EVERY_BYTE = dg.AssetSelection.checks(*ingest.STORE_CHECKS)
 
@@ -71,5 +72,5 @@ nightly_reevaluation = dg.ScheduleDefinition(
 JOBS = [ingest_job, full_pipeline, ablations, reevaluate, verify_stores, verify_caches]
 SCHEDULES = [nightly_reevaluation]
 
-ASSETS = [*ingest.ASSETS, *teacher.ASSETS, *students.ASSETS, *evaluation.ASSETS]
+ASSETS = [*ingest.ASSETS, *teacher.ASSETS, *students.ASSETS, *evaluation.ASSETS, *reports.ASSETS]
 CHECKS = [*ingest.CHECKS, *teacher.CHECKS, *evaluation.CHECKS]

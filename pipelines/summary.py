@@ -2,14 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from pipelines.base.results import ledger_file, markdown_table
 from pipelines.base.values import from_json
 from pipelines.base.workspace import Workspace
+from pipelines.evaluation.report_files import read_comparison
 from storage.base.atomic import read_json
 from storage.base.references import ArtefactRef
+
+if TYPE_CHECKING:
+    from medsam_core.metric_table import Metric
 
 
 def _last_ledger(workspace: Workspace) -> Path | None:
@@ -40,16 +45,23 @@ def summary(workspace: Workspace, run_id: str | None = None) -> str:
 
 
 def _report(workspace: Workspace) -> str:
+    from medsam_core import metric_table
+
     value = workspace.settings.state / "values" / "assets" / "proposed" / "evaluation_report.json"
     if not value.is_file():
         return "No evaluation report yet: materialise proposed/evaluation_report."
     report = workspace.artefacts.get(from_json(ArtefactRef, read_json(value), "proposed/evaluation_report"))
-    comparison = pd.read_csv(report.path / "comparison.csv")
-    tables = [_metric_table(comparison, "DSC"), _metric_table(comparison, "NSD", ", tolerance 2 px or 2 mm")]
-    return "\n".join([*tables, f"Report: {report.path}"])
+    comparison = read_comparison(report.path)
+    tables = [_metric_table(comparison, metric) for metric in metric_table.standard()]
+    return "\n".join([*filter(None, tables), f"Report: {report.path}"])
 
 
-def _metric_table(comparison: pd.DataFrame, metric: str, remark: str = "") -> str:
-    own = {name: name.removeprefix(f"{metric} ") for name in comparison.columns if name.startswith(metric)}
+def _metric_table(comparison: pd.DataFrame, metric: "Metric") -> str:
+    """Return one metric's columns as text; nothing where the report was made without that metric."""
+    title = f"{metric.title} "
+    own = {name: name.removeprefix(title) for name in map(str, comparison.columns) if name.startswith(title)}
+    if not own:
+        return ""
     table = comparison[["modality", "cases", *own]].rename(columns=own)
-    return f"{metric} on test groups{remark}\n{markdown_table(table)}\n"
+    remarks = [metric.unit, metric.remark, "" if metric.better == "higher" else "lower is better"]
+    return f"{', '.join([f'{metric.title} on test groups', *filter(None, remarks)])}\n{markdown_table(table)}\n"

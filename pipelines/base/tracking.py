@@ -196,7 +196,7 @@ class Tracker:
         return stale
 
     def register(
-        self, run: TrackedRun, model_file: Path, score: float, *, beside: Iterable[Path] = ()
+        self, run: TrackedRun, model_file: Path, score: float, *, metric: str = "dsc", beside: Iterable[Path] = ()
     ) -> tuple[str, bool]:
         """Register a model file as a version, and move the `champion` alias to it if it scores higher on validation.
 
@@ -204,7 +204,8 @@ class Tracker:
             run: The run that the version belongs to.
             model_file: A model saved by `medsam_core.models.checkpoints.save_model`.
             beside: Further files that lie next to it, and are to do so wherever the version is brought.
-            score: Validation score; test scores are never used to choose.
+            score: Mean over validation cases, more is better; test scores are never used to choose.
+            metric: What the score is of; a version that holds the alias by another one gives it up.
 
         Returns:
             The version, and whether it holds the alias now.
@@ -223,10 +224,10 @@ class Tracker:
                 self._model,
                 source=f"{self._client.get_run(run.run_id).info.artifact_uri}/model",
                 run_id=run.run_id,
-                tags={"validation_dsc": repr(score)},
+                tags={f"validation_{metric}": repr(score)},
             )
         holder = self.champion()
-        held = -1.0 if holder is None else float(holder.tags.get("validation_dsc", "-1"))
+        held = -math.inf if holder is None else float(holder.tags.get(f"validation_{metric}", "-inf"))
         if holder is None or score > held or math.isnan(held):
             self._client.set_registered_model_alias(self._model, CHAMPION, version.version)
             holder = self.champion()

@@ -1,13 +1,16 @@
-"""Assets of predictions and reports. What belongs here: the graph's nodes and checks, no work."""
+"""Assets of predictions and scores. What belongs here: the graph's nodes and checks, no work.
+
+Not here: the reports made of scores (`report_assets`).
+"""
 
 import dagster as dg
 
-from pipelines.base.executors import TRACKED
 from pipelines.base.resources import WorkspaceResource
 from pipelines.base.results import materialised
 from pipelines.base.values import TeacherRef
-from pipelines.base.variants import ABLATIONS, VARIANTS, Variant
-from pipelines.evaluation import tasks as evaluation
+from pipelines.base.variants import VARIANTS, Variant
+from pipelines.evaluation.predictions import BaselineInputs, predict_baselines, predict_student
+from pipelines.evaluation.scores import better_than_ellipse, score_predictions
 from storage.base.references import ArtefactRef
 
 
@@ -31,18 +34,9 @@ def baseline_predictions(
 ) -> dg.Output[ArtefactRef]:
     """What the student is held against: box, ellipse, teacher, untrained student, and the student shown no image."""
     space = workspace.open()
-    inputs = evaluation.BaselineInputs(release, statistics, teacher, student)
-    result = evaluation.predict_baselines(space, inputs, context.log.info)
+    inputs = BaselineInputs(release, statistics, teacher, student)
+    result = predict_baselines(space, inputs, context.log.info)
     return materialised(context.op_execution_context, space, "baseline_predictions", result)
-
-
-@dg.asset_check(asset=baseline_predictions)
-def teacher_beats_ellipse(baseline_predictions: ArtefactRef) -> dg.AssetCheckResult:
-    """The teacher is worth learning from: its mean test DSC lies above the ellipse's."""
-    means = baseline_predictions.info["test_dsc"]
-    return dg.AssetCheckResult(
-        passed=bool(means["teacher"] > means["ellipse"]), severity=dg.AssetCheckSeverity.WARN, metadata=means
-    )
 
 
 def _predictions(variant: Variant) -> dg.AssetsDefinition:
@@ -53,86 +47,54 @@ def _predictions(variant: Variant) -> dg.AssetsDefinition:
         group_name=variant.name,
         kinds={"pytorch"},
         ins={"release": dg.AssetIn("dataset_release"), "student": dg.AssetIn([variant.name, "student_finetuned"])},
-        description=f"Masks and per-label scores of validation and test cases. {variant.description}",
+        description=f"Masks of validation and test cases. {variant.description}",
     )
     def predictions(
         context: dg.AssetExecutionContext, workspace: WorkspaceResource, release: ArtefactRef, student: ArtefactRef
     ) -> dg.Output[ArtefactRef]:
         space = workspace.open()
-        result = evaluation.predict_student(space, variant, release, student, context.log.info)
+        result = predict_student(space, variant, release, student, context.log.info)
         return materialised(context.op_execution_context, space, "/".join(key), result)
 
     return predictions
 
 
-def _report(variant: Variant) -> dg.AssetsDefinition:
-    key = [variant.name, "evaluation_report"]
-
+def _scores(group: str, scored: dg.AssetKey, key: dg.AssetKey, remark: str) -> dg.AssetsDefinition:
     @dg.asset(
         key=key,
-        group_name=variant.name,
-        kinds={"mlflow"},
-        op_tags=TRACKED,
-        ins={
-            "release": dg.AssetIn("dataset_release"),
-            "student": dg.AssetIn([variant.name, "student_finetuned"]),
-            "predictions": dg.AssetIn([variant.name, "predictions"]),
-            "baselines": dg.AssetIn("baseline_predictions"),
-        },
-        description=f"DSC and NSD by modality beside the baselines, in MLflow. {variant.description}",
+        group_name=group,
+        kinds={"parquet"},
+        ins={"release": dg.AssetIn("dataset_release"), "predictions": dg.AssetIn(scored)},
+        description=f"Metrics by case and by label, of kept masks. {remark}",
     )
-    def report(
-        context: dg.AssetExecutionContext,
-        workspace: WorkspaceResource,
-        release: ArtefactRef,
-        student: ArtefactRef,
-        predictions: ArtefactRef,
-        baselines: ArtefactRef,
+    def scores(
+        context: dg.AssetExecutionContext, workspace: WorkspaceResource, release: ArtefactRef, predictions: ArtefactRef
     ) -> dg.Output[ArtefactRef]:
         space = workspace.open()
-        inputs = evaluation.ReportInputs(release, student, predictions, baselines)
-        result = evaluation.report(space, variant, inputs, context.log.info)
-        return materialised(context.op_execution_context, space, "/".join(key), result)
+        result = score_predictions(space, release, predictions, context.log.info)
+        return materialised(context.op_execution_context, space, key.to_user_string(), result)
 
-    return report
-
-
-@dg.asset(
-    group_name="evaluation",
-    kinds={"mlflow"},
-    op_tags=TRACKED,
-    ins={
-        "release": dg.AssetIn("dataset_release"),
-        "proposed": dg.AssetIn(["proposed", "student_finetuned"]),
-        **{variant.name: dg.AssetIn([variant.name, "predictions"], dagster_type=ArtefactRef) for variant in ABLATIONS},
-    },
-)
-def ablation_report(
-    context: dg.AssetExecutionContext,
-    workspace: WorkspaceResource,
-    release: ArtefactRef,
-    proposed: ArtefactRef,
-    **ablations: ArtefactRef,
-) -> dg.Output[ArtefactRef]:
-    """Variants side by side as in the paper's Table 4, all after the same number of fine-tuning epochs."""
-    space = workspace.open()
-    result = evaluation.compare_variants(space, release, proposed, ablations, context.log.info)
-    return materialised(context.op_execution_context, space, "ablation_report", result)
+    return scores
 
 
-@dg.asset(group_name="evaluation", kinds={"mlflow"}, op_tags=TRACKED, ins={"release": dg.AssetIn("dataset_release")})
-def registered_model_report(
-    context: dg.AssetExecutionContext, workspace: WorkspaceResource, release: ArtefactRef
-) -> dg.Output[ArtefactRef]:
-    """The model behind the registry's `champion` alias, scored on the release."""
-    space = workspace.open()
-    result = evaluation.report_registered(space, release, context.log.info)
-    return materialised(context.op_execution_context, space, "registered_model_report", result)
+def _scores_of(variant: Variant) -> dg.AssetsDefinition:
+    own = dg.AssetKey([variant.name, "predictions"]), dg.AssetKey([variant.name, "scores"])
+    return _scores(variant.name, *own, variant.description)
 
 
 predictions = [_predictions(variant) for variant in VARIANTS]
-reports = [_report(variant) for variant in VARIANTS]
+scores = [_scores_of(variant) for variant in VARIANTS]
+baseline_scores = _scores(
+    "evaluation", baseline_predictions.key, dg.AssetKey("baseline_scores"), "What the student is held against."
+)
 
-ABLATION_ASSETS = [ablation_report]
-ASSETS = [baseline_predictions, *predictions, *reports, ablation_report, registered_model_report]
+
+@dg.asset_check(asset=baseline_scores)
+def teacher_beats_ellipse(baseline_scores: ArtefactRef) -> dg.AssetCheckResult:
+    """The teacher is worth learning from: its mean over test cases is better than the ellipse's."""
+    passed, means = better_than_ellipse(baseline_scores)
+    return dg.AssetCheckResult(passed=passed, severity=dg.AssetCheckSeverity.WARN, metadata=means)
+
+
+ASSETS = [baseline_predictions, *predictions, baseline_scores, *scores]
 CHECKS = [teacher_beats_ellipse]

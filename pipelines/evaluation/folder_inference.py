@@ -24,7 +24,7 @@ from storage.sources.source import Source, Use
 
 if TYPE_CHECKING:
     from medsam_core.models.segmenter import Segmenter
-    from pipelines.evaluation.scoring import EvaluationCase
+    from pipelines.evaluation.cases import EvaluationCase
 
 Log = Callable[[str], None]
 
@@ -85,7 +85,7 @@ def predict_folder(settings: Settings, model: str, source: Path, output: Path, l
         InputError: If the model cannot be used, or predictions would replace the files they are made from.
     """
     from medsam_core.inference import Predictor
-    from pipelines.evaluation.scoring import save_segs
+    from pipelines.evaluation.cases import save_segs
 
     if source.resolve() == output.resolve():
         raise InputError(f"--output: expected another folder than --input, found {output} for both")
@@ -124,7 +124,7 @@ def _case_to_predict(file: Path, settings: Settings) -> tuple[Case, npt.NDArray[
 def cases_of_folder(source: Source, table: pd.DataFrame, seen: dict[str, str]) -> Iterator["EvaluationCase"]:
     """Yield the accepted cases of a source that have ground truth, in the order of their ids."""
     from medsam_core.case_scores import CaseIdentity
-    from pipelines.evaluation.scoring import EvaluationCase
+    from pipelines.evaluation.cases import EvaluationCase
 
     for row in table.sort_values(["modality", "case_id"]).to_dict("records"):
         case = source.read(str(row["case_id"]))
@@ -146,14 +146,14 @@ def _claim(output: Path, model: Path, table: pd.DataFrame, settings: Settings) -
     Raises:
         FingerprintMismatchError: If it does; predictions that lie there are taken over, not made again.
     """
-    from pipelines.evaluation.scoring import SCORING_VERSION
+    from pipelines.evaluation.versions import PREDICTION_VERSION
 
     cases = dict(zip(table["case_id"].astype(str), table["content_hash"].astype(str), strict=True))
     made_from = {
         "model": file_hash(model),
         "cases": fingerprint(cases),
         "spacing_order": settings.profile.source.spacing_order,
-        "version": SCORING_VERSION,
+        "version": PREDICTION_VERSION,
     }
     record = output / "made_from.json"
     if record.is_file():
@@ -191,7 +191,7 @@ def evaluate_folder(
     _claim(output, file, table, settings)
     predictors = {"student": predictor(_load(file)), **box_predictors()}
     cases = cases_of_folder(source_at(data, settings.profile), table, seen)
-    rows, _ = predict_and_score(cases, predictors, output, log)
+    rows = predict_and_score(cases, predictors, output, log).cases
     if rows.empty:
         raise FileNotFoundError(f"--data: expected npz files with gts below {data}, found none")
     marked = rows.loc[~rows["split"].isin(HEADLINE), "case_id"].nunique()

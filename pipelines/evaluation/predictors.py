@@ -6,7 +6,7 @@ from pipelines.base.workspace import Workspace
 
 if TYPE_CHECKING:
     from medsam_core.models.segmenter import Segmenter
-    from pipelines.evaluation.scoring import Predict
+    from pipelines.evaluation.cases import Predict
 
 
 def predictor(model: "Segmenter", *, constant_image: int | None = None, device: str = "cpu") -> "Predict":

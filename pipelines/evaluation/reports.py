@@ -1,11 +1,40 @@
-"""A report's tables as files and metrics. What belongs here: laying out case rows. Not here: who was predicted."""
+"""A report's tables, and its numbers in MLflow. What belongs here: laying out case rows by the table of metrics.
 
+Not here: who was predicted, or how tables lie on disk (`report_files`).
+"""
+
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
+from pipelines.evaluation.report_files import ReportTables, write_tables
+from pipelines.evaluation.versions import SPLITS
+
 ORDER = ("student", "teacher", "ellipse", "filled_box", "untrained_student", "student_no_image")
-"""Columns of the printed table, as far as a report has them."""
+"""Predictors in tables, as far as there are any; others follow by name."""
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return the names of predictors as tables have them."""
+    known = set(names)
+    return [*(name for name in ORDER if name in known), *sorted(known - set(ORDER))]
+
+
+def report_tables(rows: pd.DataFrame, headline: tuple[str, ...] = ("test",)) -> ReportTables:
+    """Return a report's tables.
+
+    Args:
+        rows: Case rows with `predictor` and `split`.
+        headline: Splits whose cases the comparison is made of.
+    """
+    from medsam_core.comparisons import comparison_table
+    from medsam_core.reporting import modality_table
+
+    summaries = [modality_table(part).assign(split=split) for split, part in rows.groupby("split")]
+    counted = rows[rows["split"].isin(headline)]
+    differences = comparison_table(counted, "ellipse") if "ellipse" in set(counted["predictor"]) else None
+    return ReportTables(rows, pd.concat(summaries, ignore_index=True), differences, compare(counted))
 
 
 def write_report(rows: pd.DataFrame, folder: Path, headline: tuple[str, ...] = ("test",)) -> pd.DataFrame:
@@ -13,25 +42,15 @@ def write_report(rows: pd.DataFrame, folder: Path, headline: tuple[str, ...] = (
 
     Args:
         rows: Case rows with `predictor` and `split`.
-        folder: Receives `cases.csv` (every row), `summary.csv` (means, intervals and counts by split, predictor and
-            modality), `differences.csv` (paired against the ellipse, where it is there) and `comparison.csv`.
+        folder: Receives the files of `report_files`.
         headline: Splits whose cases the comparison is made of.
 
     Returns:
         The comparison: a row per modality and their mean, the standard metrics of each predictor.
     """
-    from medsam_core.comparisons import comparison_table
-    from medsam_core.reporting import modality_table
-
-    rows.to_csv(folder / "cases.csv", index=False)
-    summaries = [modality_table(part).assign(split=split) for split, part in rows.groupby("split")]
-    pd.concat(summaries, ignore_index=True).to_csv(folder / "summary.csv", index=False)
-    counted = rows[rows["split"].isin(headline)]
-    if "ellipse" in set(counted["predictor"]):
-        comparison_table(counted, "ellipse").to_csv(folder / "differences.csv", index=False)
-    comparison = compare(counted)
-    comparison.to_csv(folder / "comparison.csv", index=False)
-    return comparison
+    tables = report_tables(rows, headline)
+    write_tables(folder, tables)
+    return tables.comparison
 
 
 def compare(rows: pd.DataFrame) -> pd.DataFrame:
@@ -40,23 +59,35 @@ def compare(rows: pd.DataFrame) -> pd.DataFrame:
     from medsam_core.reporting import modality_table, side_by_side
 
     summary = modality_table(rows)
-    names = list(dict.fromkeys([*ORDER, *sorted(rows["predictor"].unique())]))
     columns = {"cases": side_by_side(summary, "n_cases").iloc[:, 0].astype(int)}
     for metric in metric_table.standard():
         wide = side_by_side(summary, metric.name)
-        columns |= {f"{metric.title} {name}": wide[name] for name in names if name in wide}
+        columns |= {f"{metric.title} {name}": wide[name] for name in in_order(rows["predictor"]) if name in wide}
     return pd.DataFrame(columns).rename_axis("modality").reset_index()
 
 
-def report_metrics(folder: Path) -> dict[str, float]:
+def report_metrics(summary: pd.DataFrame) -> dict[str, float]:
     """Return a report's means as MLflow metrics: `<split>.<metric>.<predictor>.<modality>`, NaN left out."""
     from medsam_core import metric_table
     from medsam_core.reporting import ALL_MODALITIES
 
     metrics = {}
-    for row in pd.read_csv(folder / "summary.csv").to_dict("records"):
+    for row in summary.to_dict("records"):
         modality = "mean" if row["modality"] == ALL_MODALITIES else row["modality"]
         for metric in metric_table.names():
             if pd.notna(row[metric]):
                 metrics[f"{row['split']}.{metric}.{row['predictor']}.{modality}"] = float(row[metric])
     return metrics
+
+
+def choosing_means(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Return the mean of modalities of the metric that models are chosen by: `<split>_<metric>`, then predictor."""
+    from medsam_core.metric_table import CHOOSING
+
+    by_modality = rows.groupby(["split", "predictor", "modality"])[CHOOSING].mean()
+    means = by_modality.groupby(level=["split", "predictor"]).mean()
+    names = rows["predictor"].unique()
+    return {
+        f"{split}_{CHOOSING}": {str(name): float(means[split, name]) for name in names if (split, name) in means.index}
+        for split in SPLITS
+    }

@@ -1,121 +1,108 @@
 """Predicting and scoring cases, from a release or from a folder alike.
 
-What belongs here: the one way in which a case becomes rows, so that `medsam evaluate` and the assets agree exactly.
+What belongs here: the one way in which a case becomes a prediction and a prediction rows, so that `medsam evaluate` and
+the assets agree exactly. Not here: where cases and predictions lie (`cases`), or where rows do (`score_files`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
-
-from medsam_core.case_scores import CaseIdentity, CaseScore
+from medsam_core.case_scores import Row
 from medsam_core.prompts import tight_boxes
 from medsam_core.scoring import score_case
-from storage.base.atomic import atomic_file, write_parquet
-from storage.releases.reader import ReleaseReader
+from pipelines.evaluation.cases import EvaluationCase, Predict, load_segs, save_segs, segs_file
+from pipelines.evaluation.score_files import ScoreTable, score_table, write_scores
 
-Predict = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64], bool], npt.NDArray[np.uint16]]
-"""Images, boxes (half-open in x and y, z closed) and whether it is a volume, to `segs` labelled by box order."""
+Log = Callable[[str], None]
 
-SCORING_VERSION = 1
-"""Raised by hand whenever the same model gives other rows."""
-
-
-@dataclass(frozen=True, eq=False)
-class EvaluationCase:
-    """A case with ground truth.
-
-    Attributes:
-        identity: Case, modality, data set, group.
-        split: `train`, `validation`, `test`, or `unseen` for a case that no release knows.
-        imgs: (H, W), (H, W, 3) or (D, H, W) uint8.
-        gts: (H, W) or (D, H, W), original label ids.
-        spacing_zyx: mm, or None.
-        is_3d: Whether it is a volume.
-    """
-
-    identity: CaseIdentity
-    split: str
-    imgs: npt.NDArray[np.uint8]
-    gts: npt.NDArray[Any]
-    spacing_zyx: tuple[float, float, float] | None
-    is_3d: bool
+_SAY_EVERY = 20
+"""Cases between two lines of progress."""
 
 
-def cases_of_release(reader: ReleaseReader, split: str) -> Iterator[EvaluationCase]:
-    """Yield the cases of one split of a release, in release order."""
-    table = reader.table
-    for _, rows in table.groupby("case_id", sort=False, observed=True):
-        first = rows.iloc[0]
-        is_3d = bool(first["is_3d"])
-        imgs, gts = reader.read_case(rows.index.to_list())
-        if gts is None:
-            raise ValueError(f"{first['case_id']}: expected a release of cases with ground truth, found one without")
-        z, y, x = (float(first[f"spacing_{axis}"]) for axis in "zyx")
-        yield EvaluationCase(
-            identity=CaseIdentity(*(str(first[name]) for name in ("case_id", "modality", "dataset", "group"))),
-            split=split,
-            imgs=imgs if is_3d else imgs[0],
-            gts=gts if is_3d else gts[0],
-            spacing_zyx=None if np.isnan((z, y, x)).any() else (z, y, x),
-            is_3d=is_3d,
-        )
-
-
-def segs_file(folder: Path, case_id: str) -> Path:
-    """Return where a case's prediction lies below a folder."""
-    return folder / f"{case_id}.npz"
-
-
-def save_segs(path: Path, segs: npt.NDArray[np.uint16]) -> None:
-    """Publish a prediction in the challenge's contract, atomically."""
-    with atomic_file(path) as file:
-        np.savez_compressed(file, segs=segs)
-
-
-def predict_case(case: EvaluationCase, predict: Predict, file: Path) -> CaseScore:
-    """Predict one case, unless its prediction is there already, and score it."""
-    labels, boxes = tight_boxes(case.gts)
-    if not file.is_file():
-        save_segs(file, predict(case.imgs, boxes, case.is_3d))
-    with np.load(file, allow_pickle=False) as content:
-        segs = content["segs"]
-    return score_case(case.identity, case.gts, segs, labels.tolist(), case.spacing_zyx, is_3d=case.is_3d)
-
-
-def predict_and_score(
-    cases: Iterable[EvaluationCase],
-    predictors: Mapping[str, Predict],
-    folder: Path,
-    log: Callable[[str], None],
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Predict and score cases with several predictors; what a killed run left is taken over.
+def predict_cases(cases: Iterable[EvaluationCase], predictors: Mapping[str, Predict], folder: Path, log: Log) -> int:
+    """Predict cases with several predictors; what a killed run left is taken over.
 
     Args:
         cases: What to predict.
         predictors: By name.
-        folder: Receives `segs/<predictor>/<case>.npz`, `cases.parquet` and `labels.parquet`.
+        folder: Receives `segs/<predictor>/<case>.npz`.
         log: Where progress is said.
 
     Returns:
-        The case rows and the label rows, each with columns `predictor` and `split` in front.
+        How many cases there are.
     """
-    case_rows: list[dict[str, Any]] = []
-    label_rows: list[dict[str, Any]] = []
+    number = 0
     for number, case in enumerate(cases, start=1):
-        for name, predict in predictors.items():
-            file = segs_file(folder / "segs" / name, case.identity.case_id)
-            score = predict_case(case, predict, file)
-            mark = {"predictor": name, "split": case.split}
-            case_rows.append({**mark, **score.case_row()})
-            label_rows += [{**mark, **row} for row in score.label_rows()]
-        if number % 20 == 0:
-            log(f"predicted {number} cases with {', '.join(predictors)}")
-    by_case, by_label = pd.DataFrame(case_rows), pd.DataFrame(label_rows)
-    write_parquet(folder / "cases.parquet", by_case)
-    write_parquet(folder / "labels.parquet", by_label)
-    return by_case, by_label
+        _predict(case, predictors, folder)
+        _say(log, "predicted", number, predictors)
+    return number
+
+
+def score_cases(cases: Iterable[EvaluationCase], predictors: Sequence[str], folder: Path, log: Log) -> ScoreTable:
+    """Score the predictions of cases.
+
+    Args:
+        cases: What was predicted.
+        predictors: Whose predictions, in the order of the rows of a case.
+        folder: Holds `segs/<predictor>/<case>.npz`.
+        log: Where progress is said.
+
+    Raises:
+        IntegrityError: If a prediction is missing.
+    """
+    case_rows: list[Row] = []
+    label_rows: list[Row] = []
+    for number, case in enumerate(cases, start=1):
+        _score(case, predictors, folder, case_rows, label_rows)
+        _say(log, "scored", number, predictors)
+    return score_table(case_rows, label_rows)
+
+
+def predict_and_score(
+    cases: Iterable[EvaluationCase], predictors: Mapping[str, Predict], folder: Path, log: Log
+) -> ScoreTable:
+    """Predict and score cases that are read once; predictions that are there are taken over, scores are made anew.
+
+    Args:
+        cases: What to predict.
+        predictors: By name.
+        folder: Receives predictions and rows.
+        log: Where progress is said.
+
+    Returns:
+        The rows.
+    """
+    case_rows: list[Row] = []
+    label_rows: list[Row] = []
+    for number, case in enumerate(cases, start=1):
+        _predict(case, predictors, folder)
+        _score(case, list(predictors), folder, case_rows, label_rows)
+        _say(log, "predicted", number, predictors)
+    scores = score_table(case_rows, label_rows)
+    write_scores(folder, scores)
+    return scores
+
+
+def _predict(case: EvaluationCase, predictors: Mapping[str, Predict], folder: Path) -> None:
+    for name, predict in predictors.items():
+        file = segs_file(folder, name, case.identity.case_id)
+        if not file.is_file():
+            _, boxes = tight_boxes(case.gts)
+            save_segs(file, predict(case.imgs, boxes, case.is_3d))
+
+
+def _score(
+    case: EvaluationCase, predictors: Sequence[str], folder: Path, case_rows: list[Row], label_rows: list[Row]
+) -> None:
+    labels, _ = tight_boxes(case.gts)
+    for name in predictors:
+        segs = load_segs(segs_file(folder, name, case.identity.case_id))
+        score = score_case(case.identity, case.gts, segs, labels.tolist(), case.spacing_zyx, is_3d=case.is_3d)
+        mark: Row = {"predictor": name, "split": case.split}
+        case_rows.append({**mark, **score.case_row()})
+        label_rows += [{**mark, **row} for row in score.label_rows()]
+
+
+def _say(log: Log, verb: str, number: int, predictors: Iterable[str]) -> None:
+    if number % _SAY_EVERY == 0:
+        log(f"{verb} {number} cases with {', '.join(predictors)}")

@@ -189,8 +189,11 @@ def recomputed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
         lines += ["pixel_statistics", "distillation_plan and finetuning_plan", "teacher_checkpoint, if trained here"]
         lines += ["teacher_embeddings and teacher_logits", "student_distilled and student_finetuned of every variant"]
     if changed:
-        lines += ["baseline_predictions, predictions and evaluation_report of every variant", "ablation_report"]
-        lines += ["registered_model_report"]
+        lines += [
+            "baseline_predictions and baseline_scores",
+            "predictions, scores and evaluation_report of every variant",
+        ]
+        lines += ["ablation_report", "registered_model_report"]
     return lines
 
 

@@ -20,6 +20,7 @@ import pandas as pd
 from pipelines.base.settings import read_settings
 from pipelines.base.values import TeacherRef, from_json
 from pipelines.base.workspace import Workspace
+from pipelines.evaluation.score_files import read_case_rows
 from storage.base.atomic import read_json
 from storage.base.references import ArtefactRef
 from storage.releases.release import load_release
@@ -133,8 +134,8 @@ class Deployment:
         return self.workspace.artefacts.get(self.value(asset, kind)).path
 
     def rows(self, asset: str) -> pd.DataFrame:
-        """Return an asset's case rows."""
-        return pd.read_parquet(self.folder(asset) / "cases.parquet")
+        """Return the case rows of an asset of scores."""
+        return read_case_rows(self.folder(asset))
 
     def release(self) -> pd.DataFrame:
         """Return the table of the newest release."""

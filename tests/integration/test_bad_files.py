@@ -19,9 +19,10 @@ from medsam_core.plan import Plan
 from medsam_core.stages import STAGES
 from pipelines.base.adapters import slice_table
 from pipelines.base.variants import PROPOSED
+from pipelines.evaluation.cases import cases_of_release
 from pipelines.evaluation.predictors import box_predictors
 from pipelines.evaluation.reports import write_report
-from pipelines.evaluation.scoring import cases_of_release, predict_and_score
+from pipelines.evaluation.scoring import predict_and_score
 from pipelines.ingest.releases import release_reader
 from storage.releases.splits import SPLITS
 from tests.integration.deployment import DAGSTER, Deployment, deploy
@@ -168,7 +169,8 @@ def test_a_case_without_foreground_is_never_drawn(ingested: Deployment) -> None:
 def test_every_labelled_case_is_scored(ingested: Deployment, tmp_path: Path) -> None:
     readers = [release_reader(ingested.workspace, ingested.value("dataset_release"), split) for split in SPLITS]
     cases = (case for reader in readers for case in cases_of_release(reader, "test"))
-    rows, labels = predict_and_score(cases, box_predictors(), tmp_path, lambda _: None)
+    scores = predict_and_score(cases, box_predictors(), tmp_path, lambda _: None)
+    rows, labels = scores.cases, scores.labels
     box = rows[rows["predictor"] == "filled_box"].set_index("case_id")
     assert box["n_labels"].to_dict() == {
         "CT/SetA/CT_volume": 1,
@@ -182,8 +184,8 @@ def test_every_labelled_case_is_scored(ingested: Deployment, tmp_path: Path) -> 
         "X-Ray/SetE/scan_0003": 1,
     }
     # Every object fills its box, so the filled box is right everywhere but where there is no object.
-    scores = box["dsc"].drop("Fundus/SetB/Fundus_nothing_on_it")
-    assert scores.eq(1).all()
+    dsc = box["dsc"].drop("Fundus/SetB/Fundus_nothing_on_it")
+    assert dsc.eq(1).all()
     assert np.isnan(box["dsc"]["Fundus/SetB/Fundus_nothing_on_it"])
     assert labels.loc[labels["case_id"] == "US/SetC/US_label_two", "label"].eq(2).all()
 

@@ -20,7 +20,13 @@ from tests.integration.deployment import Deployment
 
 PREDICTORS = ("student", "teacher", "ellipse", "filled_box", "untrained_student", "student_no_image")
 STORES = {f"slice_store/{modality}" for modality in MODALITIES}
-EVALUATED = {"baseline_predictions", "proposed/predictions", "proposed/evaluation_report"}
+EVALUATED = {
+    "baseline_predictions",
+    "baseline_scores",
+    "proposed/predictions",
+    "proposed/scores",
+    "proposed/evaluation_report",
+}
 TRAINED = {
     "pixel_statistics",
     "distillation_plan",
@@ -214,7 +220,7 @@ def _by_case(rows: pd.DataFrame) -> pd.DataFrame:
 
 def test_evaluate_gives_the_assets_rows(finished: Finished, evaluated: tuple[pd.DataFrame, Path, str]) -> None:
     rows = evaluated[0].query("predictor == 'student'")
-    asset = finished.deployment.rows("proposed/predictions")
+    asset = finished.deployment.rows("proposed/scores")
     for split in ("validation", "test"):
         expected, found = (_by_case(table[table["split"] == split]) for table in (asset, rows))
         assert len(expected) >= len(MODALITIES)
@@ -240,7 +246,7 @@ def test_evaluate_takes_the_champion_from_the_registry(finished: Finished, tmp_p
     found = pd.read_parquet(output / "cases.parquet").query("predictor == 'student'").set_index("case_id")
     release = deployment.release().query("modality == 'Fundus'").set_index("case_id")["split"]
     assert found["split"].rename(lambda name: f"Fundus/{name}").to_dict() == release.to_dict()
-    asset = deployment.rows("proposed/predictions").query("modality == 'Fundus'").set_index("case_id")
+    asset = deployment.rows("proposed/scores").query("modality == 'Fundus'").set_index("case_id")
     pd.testing.assert_series_equal(
         found["dsc"].rename(lambda name: f"Fundus/{name}")[asset.index], asset["dsc"], check_exact=True
     )

@@ -147,7 +147,7 @@ def test_killed_trainings_end_in_the_same_bytes(
     assert (survivor.folder(name) / file).read_bytes() == expected.read_bytes()
 
 
-@pytest.mark.parametrize("asset", ["proposed/predictions", "baseline_predictions"])
+@pytest.mark.parametrize("asset", ["proposed/scores", "baseline_scores"])
 def test_killed_runs_end_in_the_same_metrics(survivor: Deployment, finished: Finished, asset: str) -> None:
     pd.testing.assert_frame_equal(survivor.rows(asset), finished.deployment.rows(asset), check_exact=True)
 

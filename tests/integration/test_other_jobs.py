@@ -57,8 +57,8 @@ def test_the_registered_model_is_scored_again_to_the_same_numbers(finished: Fini
     # Its records name the first home's files, which are still there.
     shutil.copytree(finished.deployment.home / "mlflow", deployment.home / "mlflow", dirs_exist_ok=True)
     deployment.run(DAGSTER, "job", "execute", "-j", "reevaluate")
-    rows = pd.read_parquet(deployment.folder("registered_model_report") / "cases.parquet")
-    asset = deployment.rows("proposed/predictions")
+    rows = pd.read_csv(deployment.folder("registered_model_report") / "cases.csv")
+    asset = deployment.rows("proposed/scores")
     columns = ["case_id", "split", "dsc", "nsd"]
     found, expected = (
         table.sort_values("case_id", ignore_index=True)[columns]

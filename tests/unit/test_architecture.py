@@ -58,7 +58,7 @@ def test_the_counting_sees_what_it_is_meant_to_see() -> None:
 def test_bodies_of_assets_are_short() -> None:
     found = {
         f"{name_of(path)}:{function.name}": n_statements(function)
-        for path in sorted((ROOT / "pipelines").glob("*/assets.py"))
+        for path in sorted((ROOT / "pipelines").glob("*/*assets.py"))
         for function in dagster_functions(ast.parse(path.read_text()))
     }
     assert len(found) > 15, "the assets have moved: look for them where they are"
@@ -80,6 +80,23 @@ def test_every_module_opens_by_saying_what_it_is_for(package: str) -> None:
     assert [name for name, text in docstrings.items() if len(text) < 15] == []
     silent = [name for name, text in docstrings.items() if "belongs here" not in text.lower()]
     assert [name for name in silent if not name.endswith("__init__.py")] == []
+
+
+TABLE_FILES = {"read_csv", "to_csv", "read_parquet", "to_parquet", "write_parquet"}
+"""What reads or writes a table on disk."""
+
+
+def test_tables_of_evaluation_are_written_and_read_by_one_module_each() -> None:
+    """`score_files` for rows, `report_files` for reports: a column or a name changes in one place."""
+    folder = ROOT / "pipelines" / "evaluation"
+    users = {
+        name_of(path)
+        for path in [*folder.glob("*.py"), ROOT / "pipelines" / "summary.py"]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Attribute) and node.attr in TABLE_FILES)
+        or (isinstance(node, ast.Name) and node.id in TABLE_FILES)
+    }
+    assert users == {f"pipelines/evaluation/{name}.py" for name in ("score_files", "report_files")}
 
 
 def imported(statement: str) -> set[str]:

@@ -1,0 +1,162 @@
+"""Masks of validation and test cases: a variant's student, and what it is held against.
+
+What belongs here: who is predicted, and what those predictions are made from. Not here: what they are worth (`scores`).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.base.results import Picture, TaskResult
+from pipelines.base.values import TeacherRef
+from pipelines.base.variants import Variant
+from pipelines.base.workspace import Workspace
+from pipelines.evaluation.predictors import box_predictors, device_of, predictor
+from pipelines.evaluation.versions import SPLITS, predicted_from
+from pipelines.ingest.releases import release_reader
+from storage.base.artefacts import Artefact
+from storage.base.references import ArtefactRef
+
+if TYPE_CHECKING:
+    from medsam_core.models.segmenter import Segmenter
+    from pipelines.evaluation.cases import EvaluationCase, Predict
+
+Log = Callable[[str], None]
+
+CONSTANT_GREY = 127
+"""What every pixel is when the student is shown no image."""
+
+PICTURES = "pictures.png"
+"""A test case of each modality, drawn with the prediction."""
+
+
+@dataclass(frozen=True)
+class BaselineInputs:
+    """Values of the assets that the baselines read."""
+
+    release: ArtefactRef
+    statistics: ArtefactRef
+    teacher: TeacherRef
+    student: ArtefactRef
+
+
+def evaluated_cases(workspace: Workspace, release: ArtefactRef) -> Iterator["EvaluationCase"]:
+    """Yield the cases that are predicted and scored, one at a time."""
+    from pipelines.evaluation.cases import cases_of_release
+
+    for split in SPLITS:
+        yield from cases_of_release(release_reader(workspace, release, split), split)
+
+
+def predict_into(
+    folder: Path, workspace: Workspace, release: ArtefactRef, predictors: dict[str, "Predict"], log: Log
+) -> dict[str, object]:
+    """Predict the release's cases and draw the answers of the first predictor; returns the facts of the artefact."""
+    from pipelines.evaluation.scoring import predict_cases
+
+    count = predict_cases(evaluated_cases(workspace, release), predictors, folder, log)
+    _draw(workspace, release, folder, next(iter(predictors)))
+    return {"cases": count}
+
+
+def predict_student(
+    workspace: Workspace,
+    variant: Variant,
+    release: ArtefactRef,
+    student: ArtefactRef,
+    log: Log,
+    *,
+    weights: str = "model",
+) -> TaskResult[ArtefactRef]:
+    """Predict validation and test cases with a variant's student.
+
+    Args:
+        workspace: Where everything lies.
+        variant: Whose student.
+        release: The release.
+        student: The fine-tuned model's reference.
+        log: Where progress is said.
+        weights: Which of its weights: `model`, or those kept after an epoch, `epoch_XX`.
+    """
+    made_from = {"model": student.fingerprint, "weights": weights, **predicted_from(release)}
+
+    def build(folder: Path) -> dict[str, object]:
+        model = _load(workspace, student, weights)
+        predictors = {"student": predictor(model, device=device_of(workspace))}
+        return predict_into(folder, workspace, release, predictors, log)
+
+    made = workspace.artefacts.make("predictions", made_from, build)
+    log(f"{variant.name} {weights}: {made.info['cases']} cases predicted")
+    return _result(made, "student")
+
+
+def predict_baselines(workspace: Workspace, inputs: BaselineInputs, log: Log) -> TaskResult[ArtefactRef]:
+    """Predict the same cases with what the student is held against."""
+    profile = workspace.profile
+    made_from = {
+        "teacher": inputs.teacher.fingerprint,
+        "student": inputs.student.fingerprint,
+        "untrained": {
+            "student": profile.student.model_dump(mode="json"),
+            "init_seed": profile.seeds.init,
+            "statistics": inputs.statistics.fingerprint,
+        },
+        "constant_grey": CONSTANT_GREY,
+        **predicted_from(inputs.release),
+    }
+    made = workspace.artefacts.make(
+        "predictions",
+        made_from,
+        lambda folder: predict_into(folder, workspace, inputs.release, _baselines(workspace, inputs), log),
+    )
+    return _result(made, "teacher")
+
+
+def _baselines(workspace: Workspace, inputs: BaselineInputs) -> dict[str, "Predict"]:
+    from medsam_core.models.segmenter import build_student
+
+    device, profile = device_of(workspace), workspace.profile
+    pixels = inputs.statistics.info
+    untrained = build_student(profile.student, pixels["mean"], pixels["std"], profile.seeds.init)
+    student = _load(workspace, inputs.student)
+    return {
+        "teacher": predictor(_load(workspace, inputs.teacher), device=device),
+        **box_predictors(),
+        "untrained_student": predictor(untrained, device=device),
+        "student_no_image": predictor(student, constant_image=CONSTANT_GREY, device=device),
+    }
+
+
+def _load(workspace: Workspace, reference: ArtefactRef, name: str = "model") -> "Segmenter":
+    from medsam_core.models.checkpoints import load_model
+
+    return load_model(workspace.artefacts.get(reference).path / f"{name}.safetensors")
+
+
+def _result(made: Artefact, shown: str) -> TaskResult[ArtefactRef]:
+    notes = {
+        "cases": made.info["cases"],
+        f"{shown} (magenta) over ground truth (yellow)": Picture(made.path / PICTURES),
+        "masks": made.path / "segs",
+    }
+    return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)
+
+
+def _draw(workspace: Workspace, release: ArtefactRef, folder: Path, name: str) -> None:
+    """Draw one test case of each modality: the middle slice of a volume."""
+    import numpy as np
+
+    from pipelines.base import pictures
+    from pipelines.evaluation.cases import cases_of_release, load_segs, segs_file
+
+    tiles = {}
+    for case in cases_of_release(release_reader(workspace, release, "test"), "test"):
+        if case.identity.modality in tiles:
+            continue
+        segs = load_segs(segs_file(folder, name, case.identity.case_id))
+        z = int(np.argmax(case.gts.reshape(len(case.gts), -1).astype(bool).sum(1))) if case.is_3d else None
+        layers = (case.imgs, case.gts, segs) if z is None else (case.imgs[z], case.gts[z], segs[z])
+        tiles[case.identity.modality] = (*layers, case.identity.case_id)
+    if tiles:
+        pictures.prediction_sheet(list(tiles.values()), folder / PICTURES)
