@@ -24,7 +24,8 @@ class PromptableModel(Protocol):
         """Encode an image for any number of `decode`.
 
         Args:
-            image: (3, S, S) float32 in the model frame, raw grey values 0 to 255; perhaps read-only.
+            image: (3, S, S) float32 in the model frame, raw grey values 0 to 255; it may be read-only
+                and of any strides.
 
         Returns:
             The embedding, in whatever form `decode` of the same model takes.

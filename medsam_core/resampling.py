@@ -16,6 +16,9 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
+_BLOCK = 64
+"""Pixels that are made by one product of matrices: few enough to leave most zero weights out."""
+
 
 class Resampler(Protocol):
     """Resamples between frames; all implementations agree but for rounding."""
@@ -58,7 +61,7 @@ class NumpyResampler:
         """Resize an image bilinearly with antialias; see `Resampler`."""
         planes = np.moveaxis(image.reshape(*image.shape[:2], -1), -1, 0).astype(np.float32, order="C")
         rows, columns = triangle_weights(image.shape[0], height), triangle_weights(image.shape[1], width)
-        return rows @ (planes @ columns.T)
+        return _weighted(_weighted(planes, columns).swapaxes(1, 2), rows).swapaxes(1, 2)
 
     def resize_logits(self, logits: Floats, height: int, width: int) -> Floats:
         """Resize logits bilinearly without antialias; see `Resampler`."""
@@ -97,6 +100,17 @@ def triangle_weights(length: int, wanted: int) -> Floats:
     weights /= weights.sum(axis=1, keepdims=True)
     weights.flags.writeable = False
     return weights
+
+
+def _weighted(values: Floats, weights: Floats) -> Floats:
+    """Return `values @ weights.T`, (..., wanted), in blocks of what is wanted: each needs a few of the pixels only."""
+    result = np.empty((*values.shape[:-1], len(weights)), dtype=np.float32)
+    for start in range(0, len(weights), _BLOCK):
+        block = weights[start : start + _BLOCK]
+        used = np.flatnonzero(block.any(axis=0))
+        window = slice(used[0], used[-1] + 1)
+        result[..., start : start + _BLOCK] = values[..., window] @ block[:, window].T
+    return result
 
 
 def _neighbours(length: int, wanted: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats]:
