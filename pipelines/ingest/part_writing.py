@@ -11,8 +11,8 @@ from typing import Final
 
 from medsam_core.training.parent_watch import require_parent
 from storage.base.blobs import Blobs
-from storage.slices.layout import PartPlan, PlannedCase
 from storage.slices.manifest import SliceFragment
+from storage.slices.planned import PartPlan, PlannedCase
 from storage.slices.writer import LoadCase, write_part
 from storage.sources.source import CASE_COPIES
 

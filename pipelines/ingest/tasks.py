@@ -23,6 +23,7 @@ from storage.releases.reader import ReleaseReader
 from storage.slices import index as slice_index
 from storage.slices import layout, publishing, store_plan
 from storage.slices import writer as slice_writer
+from storage.slices.config import StoreConfig
 
 Log = Callable[[str], None]
 
@@ -33,10 +34,10 @@ def _manifest(workspace: Workspace, reference: ArtefactRef) -> pd.DataFrame:
     return pd.read_parquet(workspace.artefacts.get(reference).path / "manifest.parquet")
 
 
-def store_config(workspace: Workspace, modality: str) -> layout.StoreConfig:
+def store_config(workspace: Workspace, modality: str) -> StoreConfig:
     """Return how a modality's store is cut and compressed."""
     store = workspace.profile.store
-    return layout.StoreConfig(
+    return StoreConfig(
         chunk_bytes=store.chunk_bytes,
         chunks_per_shard=store.chunks_per_shard,
         part_shards=store.part_shards,

@@ -18,9 +18,10 @@ from storage.base.blobs import Blobs
 from storage.base.errors import IntegrityError, StorageError
 from storage.base.modalities import MODALITIES
 from storage.shards.parts import fragment_key
+from storage.slices.config import GT_ARRAYS
 from storage.slices.label_statistics import label_statistics
-from storage.slices.layout import GT_ARRAYS, rows_key
 from storage.slices.manifest import load_manifest
+from storage.slices.planned import rows_key
 from storage.sources.case import Case
 
 PART_SCHEMA: Final = pa.schema(

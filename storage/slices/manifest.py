@@ -12,7 +12,9 @@ from storage.base.errors import StorageError
 from storage.base.file_records import FileRecord
 from storage.shards.fragments import MANIFEST, Fragment, Manifest, fragments_from
 from storage.shards.parts import PartFiles
-from storage.slices.layout import PartEntry, StoreConfig, opened, rows_key
+from storage.slices.config import StoreConfig
+from storage.slices.layout import opened
+from storage.slices.planned import PartEntry, rows_key
 
 
 @dataclass(frozen=True)

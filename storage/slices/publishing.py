@@ -10,16 +10,10 @@ from storage.base.fingerprints import combine
 from storage.shards.fragments import MANIFEST
 from storage.shards.metadata import metadata_files
 from storage.shards.parts import fragment_key
-from storage.slices.layout import (
-    STORE_VERSION,
-    PartEntry,
-    StoreLayout,
-    load_layout,
-    plan_key,
-    rows_key,
-    same_parts,
-)
+from storage.slices.config import STORE_VERSION
+from storage.slices.layout import StoreLayout, load_layout
 from storage.slices.manifest import SliceFragment, StoreManifest, slice_parts
+from storage.slices.planned import PartEntry, plan_key, rows_key, same_parts
 from storage.slices.writer import plan_replaced
 
 

@@ -12,16 +12,9 @@ import pandas as pd
 from storage.base.blobs import Blobs, seal
 from storage.base.errors import IntegrityError, StorageError
 from storage.shards.arrays import round_up
-from storage.slices.layout import (
-    LAYOUT,
-    PartPlan,
-    PlannedCase,
-    StoreConfig,
-    StoreLayout,
-    plan_key,
-    read_layout,
-    with_cases,
-)
+from storage.slices.config import StoreConfig
+from storage.slices.layout import LAYOUT, StoreLayout, read_layout, with_cases
+from storage.slices.planned import PartPlan, PlannedCase, plan_key
 
 _CASE_TYPES: Final[dict[str, type[str | bool | int]]] = {
     "case_id": str,

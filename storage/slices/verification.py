@@ -22,20 +22,11 @@ from storage.shards.verification import (
     expected_content,
     expected_of_parts,
 )
+from storage.slices.config import GT_ARRAYS
 from storage.slices.index import read_rows
-from storage.slices.layout import (
-    GT_ARRAYS,
-    LAYOUT,
-    PartEntry,
-    PartPlan,
-    PlannedCase,
-    StoreLayout,
-    load_layout,
-    plan_key,
-    same_parts,
-    with_cases,
-)
+from storage.slices.layout import LAYOUT, StoreLayout, load_layout, with_cases
 from storage.slices.manifest import StoreManifest, load_manifest
+from storage.slices.planned import PartEntry, PartPlan, PlannedCase, plan_key, same_parts
 from storage.slices.publishing import metadata_of, publish
 
 

@@ -14,18 +14,11 @@ from storage.base.blobs import Blobs
 from storage.base.errors import StorageError
 from storage.base.file_records import FileRecord
 from storage.shards.writing import ShardWriter
+from storage.slices.config import GT_ARRAYS, STORE_VERSION, StoreConfig
 from storage.slices.index import SliceRow, encode_rows, slice_row
-from storage.slices.layout import (
-    GT_ARRAYS,
-    STORE_VERSION,
-    PartEntry,
-    PartPlan,
-    PlannedCase,
-    StoreConfig,
-    load_layout,
-    rows_key,
-)
+from storage.slices.layout import load_layout
 from storage.slices.manifest import SliceFragment, slice_parts
+from storage.slices.planned import PartEntry, PartPlan, PlannedCase, rows_key
 from storage.sources.case import Case
 
 LoadCase = Callable[[str], Case]

@@ -18,8 +18,8 @@ from storage.base.blobs import LocalBlobs
 from storage.releases.columns import SliceColumns
 from storage.releases.reader import ReleaseReader
 from storage.shards.codec import COMPRESSIONS, Compression, decode_chunk
+from storage.slices.config import StoreConfig
 from storage.slices.index import build_index
-from storage.slices.layout import StoreConfig
 from storage.sources.case import Case
 from storage.sources.npz_source import read_case
 from storage.sources.source import SourceConfig

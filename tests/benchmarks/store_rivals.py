@@ -20,8 +20,8 @@ from numcodecs import zstd
 from storage.base.blobs import LocalBlobs
 from storage.releases.columns import SliceColumns
 from storage.releases.reader import ReleaseReader
+from storage.slices.config import StoreConfig
 from storage.slices.index import build_index
-from storage.slices.layout import StoreConfig
 from storage.sources.case import Case
 from storage.sources.npz_source import read_case
 from storage.sources.source import SourceConfig

@@ -19,7 +19,7 @@ import zarr
 from pipelines.base.profile import StoreSettings
 from storage.base.blobs import LocalBlobs
 from storage.shards.codec import COMPRESSIONS
-from storage.slices.layout import StoreConfig
+from storage.slices.config import StoreConfig
 from storage.slices.publishing import publish
 from storage.slices.store_plan import plan_parts
 from storage.slices.writer import missing_parts, write_part
@@ -133,7 +133,7 @@ from storage.base.blobs import LocalBlobs
 from storage.sources.npz_folder import NpzFolder
 from storage.sources.source import SourceConfig
 from storage.sources.raw_manifest import scan
-from storage.slices.layout import StoreConfig
+from storage.slices.config import StoreConfig
 from storage.slices.store_plan import plan_parts
 from storage.slices.publishing import publish
 from storage.slices.writer import write_part

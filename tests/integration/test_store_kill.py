@@ -29,7 +29,7 @@ from storage.base.blobs import LocalBlobs
 from storage.sources.npz_folder import NpzFolder
 from storage.sources.source import SourceConfig
 from storage.sources.raw_manifest import scan
-from storage.slices.layout import StoreConfig
+from storage.slices.config import StoreConfig
 from storage.slices.publishing import publish
 from storage.slices.writer import missing_parts, write_part
 from storage.slices.store_plan import plan_parts

@@ -10,7 +10,7 @@ import pandas as pd
 
 from storage.base.blobs import Blobs, LocalBlobs
 from storage.base.fingerprints import array_hash
-from storage.slices.layout import StoreConfig
+from storage.slices.config import StoreConfig
 from storage.slices.manifest import StoreManifest
 from storage.slices.publishing import publish
 from storage.slices.store_plan import plan_parts

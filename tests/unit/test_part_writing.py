@@ -10,7 +10,8 @@ from pipelines.ingest import part_writing
 from pipelines.ingest.part_writing import case_bytes, process_count, write_parts
 from storage.base.blobs import LocalBlobs
 from storage.base.errors import BadSampleError
-from storage.slices.layout import PartPlan, PlannedCase, StoreConfig
+from storage.slices.config import StoreConfig
+from storage.slices.planned import PartPlan, PlannedCase
 from storage.slices.publishing import publish
 from storage.slices.store_plan import plan_parts
 from storage.slices.writer import missing_parts

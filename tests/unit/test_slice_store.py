@@ -14,8 +14,10 @@ from storage.base.atomic import read_json
 from storage.base.blobs import LOCK, LocalBlobs
 from storage.base.errors import BusyError, IntegrityError, StorageError
 from storage.base.locks import exclusive_lock, shared_lock
+from storage.slices.config import StoreConfig
 from storage.slices.index import published_rows
-from storage.slices.layout import PartPlan, StoreConfig, load_layout, load_plan, plan_key, shards_needed
+from storage.slices.layout import load_layout, load_plan
+from storage.slices.planned import PartPlan, plan_key, shards_needed
 from storage.slices.publishing import publish
 from storage.slices.reader import SliceStore, store_fingerprint
 from storage.slices.store_plan import plan_parts
