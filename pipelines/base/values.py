@@ -7,7 +7,7 @@ The JSON of a value is an object of its fields, without a type's name: who reads
 """
 
 import json
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from typing import Literal, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -40,11 +40,13 @@ class StoreRef:
         modality: Its modality.
         fingerprint: Of its manifest.
         made: Ids of the parts that the run wrote which published it.
+        lost: Case id -> why, of the manifest's cases that it does not hold.
     """
 
     modality: str
     fingerprint: str
     made: tuple[str, ...]
+    lost: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,17 @@ class PartsMade:
     """Ids of the parts that one step of an asset wrote."""
 
     made: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StorePartsMade(PartsMade):
+    """What one step of a slice store wrote, and what it could not.
+
+    Attributes:
+        lost: Case id -> why, of cases whose files are no longer those of the manifest; their parts are not written.
+    """
+
+    lost: dict[str, str]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import dagster as dg
 
 from pipelines.base.resources import WorkspaceResource
 from pipelines.base.results import markdown_table, materialised
-from pipelines.base.values import PartsMade, StoreRef
+from pipelines.base.values import StorePartsMade, StoreRef
 from pipelines.ingest import releases, scanning, store_care
 from pipelines.ingest import tasks as ingest
 from storage.base.modalities import MODALITIES
@@ -34,15 +34,20 @@ def _slice_store(modality: str) -> dg.AssetsDefinition:
             yield dg.DynamicOutput(batch, mapping_key=f"batch_{number:04d}")
 
     @dg.op(name=f"write_{modality}", retry_policy=RETRY)
-    def write(context: dg.OpExecutionContext, workspace: WorkspaceResource, part_ids: list[str]) -> PartsMade:
+    def write(context: dg.OpExecutionContext, workspace: WorkspaceResource, part_ids: list[str]) -> StorePartsMade:
         return ingest.write_store_parts(workspace.open(), modality, part_ids, context.log.info)
 
     @dg.op(name=f"publish_{modality}", ins={"manifest": dg.In(ArtefactRef)}, retry_policy=RETRY)
     def publish(
-        context: dg.OpExecutionContext, workspace: WorkspaceResource, manifest: ArtefactRef, written: list[PartsMade]
+        context: dg.OpExecutionContext,
+        workspace: WorkspaceResource,
+        manifest: ArtefactRef,
+        written: list[StorePartsMade],
     ) -> dg.Output[StoreRef]:
         space = workspace.open()
-        return materialised(context, space, name, ingest.publish_store(space, modality, manifest, written))
+        return materialised(
+            context, space, name, ingest.publish_store(space, modality, manifest, written, context.log.info)
+        )
 
     @dg.graph_asset(
         key=["slice_store", modality],

@@ -7,14 +7,16 @@ which parts a step gets (`pipelines.ingest.tasks`).
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from typing import Final
 
 from medsam_core.training.parent_watch import require_parent
 from storage.base.blobs import Blobs
+from storage.base.errors import BadSampleError, CaseChangedError
 from storage.slices.manifest import SliceFragment
 from storage.slices.planned import PartPlan, PlannedCase
-from storage.slices.writer import LoadCase, write_part
-from storage.sources.source import CASE_COPIES
+from storage.slices.writer import write_part
+from storage.sources.source import CASE_COPIES, Source
 
 POOL_BYTES: Final = 128 * 2**20
 """Array bytes below which one process is done sooner than others have started."""
@@ -42,15 +44,46 @@ def process_count(parts: Sequence[PartPlan], workers: int, memory_bytes: int) ->
     return max(1, min(workers, len(parts), room))
 
 
-def write_parts(root: Blobs, parts: Sequence[PartPlan], load: LoadCase, processes: int) -> Iterator[SliceFragment]:
-    """Write parts and yield each one's fragment as it is committed.
+@dataclass(frozen=True)
+class LostCases:
+    """A part that is not written, for some of its cases are no longer those that were planned."""
+
+    part_id: str
+    reasons: dict[str, str]
+    """Case id -> why."""
+
+
+def lost_cases(part: PartPlan, source: Source) -> LostCases | None:
+    """Return which cases of a part are no longer those that were planned; None if all are."""
+    reasons = {}
+    for planned in part.cases:
+        try:
+            if source.read(planned.case_id).content_hash != planned.content_hash:
+                reasons[planned.case_id] = "its file has changed since the scan"
+        except BadSampleError as error:
+            reasons[planned.case_id] = f"{error.code}: {error}"
+    return LostCases(part.part_id, reasons) if reasons else None
+
+
+def _write(root: Blobs, part: PartPlan, source: Source) -> SliceFragment | LostCases:
+    """Write a part, or say which of its cases stand in the way; what was a passing fault is tried once more."""
+    try:
+        return write_part(root, part, source.read)
+    except (BadSampleError, CaseChangedError):
+        return lost_cases(part, source) or write_part(root, part, source.read)
+
+
+def write_parts(
+    root: Blobs, parts: Sequence[PartPlan], source: Source, processes: int
+) -> Iterator[SliceFragment | LostCases]:
+    """Write parts and yield each one's fragment as it is committed, or the cases for which it cannot be written.
 
     After an error no further part is begun; those at work are finished, and count.
 
     Args:
         root: Place of all stores.
         parts: Parts of the recorded plan.
-        load: Loads a case, such as a source's `read`; may be pickled.
+        source: Where the cases are.
         processes: How many write; 1 means this one.
 
     Raises:
@@ -58,13 +91,13 @@ def write_parts(root: Blobs, parts: Sequence[PartPlan], load: LoadCase, processe
     """
     if processes == 1:
         for part in parts:
-            yield write_part(root, part, load)
+            yield _write(root, part, source)
         return
     # Spawned, for a process that has read a store through other libraries must not be forked, and so that the kernel
     # ends them with this process.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=require_parent) as pool:
-        futures = [pool.submit(write_part, root, part, load) for part in parts]
+        futures = [pool.submit(_write, root, part, source) for part in parts]
         try:
             for future in as_completed(futures):
                 yield future.result()

@@ -128,7 +128,13 @@ def _write_missing(workspace: Workspace, modality: str, log: Log) -> None:
     """Write what the plan lacks: withdrawn parts, and those that an ingest that was stopped has not come to."""
     plan = layout.load_layout(workspace.stores, modality).parts
     missing = [part.part_id for part in slice_writer.missing_parts(workspace.stores, modality, plan)]
-    ingest.write_store_parts(workspace, modality, missing, log)
+    lost = ingest.write_store_parts(workspace, modality, missing, log).lost
+    if lost:
+        named = "\n  ".join(f"{case_id}: {reason}" for case_id, reason in lost.items())
+        raise StorageError(
+            f"slice store {modality}: expected the files that were stored, found that {len(lost)} are gone or have "
+            f"changed since the manifest was made: run the ingest job, which leaves them out:\n  {named}"
+        )
     log(f"{modality}: {len(missing)} parts written again")
 
 
@@ -157,8 +163,8 @@ def erase_cases(workspace: Workspace, case_ids: Sequence[str], log: Log) -> list
     manifests = []
     for modality in sorted(set(scan.loc[scan["case_id"].isin(case_ids), "modality"]) & set(MODALITIES)):
         batches = ingest.plan_store(workspace, modality, manifest)
-        for batch in batches:
-            ingest.write_store_parts(workspace, modality, batch, log)
+        written = [ingest.write_store_parts(workspace, modality, batch, log) for batch in batches]
+        ingest.leave_out_lost(workspace, modality, manifest, written, log)
         plan = layout.load_layout(workspace.stores, modality).parts
         manifests.append(publishing.publish(workspace.stores, modality, plan))
         log(f"{modality}: published without the withdrawn cases")

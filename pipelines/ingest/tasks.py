@@ -3,7 +3,7 @@
 What belongs here: calls into `storage` in the order of the flow, and what the page shows of them. Not here: formats.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,12 @@ import pandas as pd
 
 from pipelines.base import pictures
 from pipelines.base.results import Picture, TaskResult
-from pipelines.base.values import PartsMade, StoreRef
+from pipelines.base.values import StorePartsMade, StoreRef
 from pipelines.base.workspace import Workspace
-from pipelines.ingest.part_writing import process_count, write_parts
+from pipelines.ingest.part_writing import LostCases, process_count, write_parts
 from pipelines.ingest.scanning import source_at
 from storage.base.atomic import write_parquet
+from storage.base.errors import StorageError
 from storage.base.modalities import MODALITIES
 from storage.base.references import ArtefactRef
 from storage.releases.columns import SliceColumns
@@ -50,44 +51,102 @@ def _batches(items: Sequence[str], size: int) -> list[list[str]]:
     return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
 
+def _accepted(workspace: Workspace, modality: str, manifest: ArtefactRef) -> pd.DataFrame:
+    table = _manifest(workspace, manifest)
+    return table[(table["status"] == "accepted") & (table["modality"] == modality)]
+
+
+def _planned(workspace: Workspace, modality: str, rows: pd.DataFrame) -> list[str]:
+    """Plan the parts that hold some rows of the manifest and return the missing ones' ids."""
+    plan = store_plan.plan_parts(workspace.stores, modality, rows, store_config(workspace, modality))
+    return [part.part_id for part in slice_writer.missing_parts(workspace.stores, modality, plan)]
+
+
 def plan_store(workspace: Workspace, modality: str, manifest: ArtefactRef) -> list[list[str]]:
     """Plan one modality's parts and return the missing ones' ids, batched into steps."""
-    table = _manifest(workspace, manifest)
-    rows = table[(table["status"] == "accepted") & (table["modality"] == modality)]
-    plan = store_plan.plan_parts(workspace.stores, modality, rows, store_config(workspace, modality))
-    missing = slice_writer.missing_parts(workspace.stores, modality, plan)
-    return _batches([part.part_id for part in missing], workspace.profile.store.parts_per_step)
+    missing = _planned(workspace, modality, _accepted(workspace, modality, manifest))
+    return _batches(missing, workspace.profile.store.parts_per_step)
 
 
-def write_store_parts(workspace: Workspace, modality: str, part_ids: Sequence[str], log: Log) -> PartsMade:
-    """Write some parts of one modality's store; each is published whole or not at all."""
+def write_store_parts(workspace: Workspace, modality: str, part_ids: Sequence[str], log: Log) -> StorePartsMade:
+    """Write some parts of one modality's store; each is published whole or not at all.
+
+    A part is not written if a case of it is no longer the one that was planned; such cases are named.
+    """
     source = source_at(workspace.settings.data, workspace.profile)
     parts = layout.load_plan(workspace.stores, modality, set(part_ids))
     processes = process_count(parts, workspace.settings.workers, workspace.settings.memory_bytes)
-    for done, fragment in enumerate(write_parts(workspace.stores, parts, source.read, processes), start=1):
-        counts = f"{fragment.n_cases} cases, {fragment.n_slices} slices"
-        log(f"{modality} {fragment.part_id}: {counts}; {done} of {len(parts)} parts of this step")
-    return PartsMade(tuple(part_ids))
+    made: list[str] = []
+    lost: dict[str, str] = {}
+    for done, written in enumerate(write_parts(workspace.stores, parts, source, processes), start=1):
+        if isinstance(written, LostCases):
+            lost |= written.reasons
+            named = "; ".join(f"{case_id}: {reason}" for case_id, reason in written.reasons.items())
+            log(f"{modality} {written.part_id} not written: {named}")
+            continue
+        made.append(written.part_id)
+        counts = f"{written.n_cases} cases, {written.n_slices} slices"
+        log(f"{modality} {written.part_id}: {counts}; {done} of {len(parts)} parts of this step")
+    return StorePartsMade(tuple(made), lost)
+
+
+def leave_out_lost(
+    workspace: Workspace, modality: str, manifest: ArtefactRef, written: Sequence[StorePartsMade], log: Log
+) -> StorePartsMade:
+    """Plan and write what steps could not, without the cases that stood in the way.
+
+    Returns:
+        What all steps and this one made, and every case that is left out.
+
+    Raises:
+        StorageError: If half or more of the modality's cases would be left out, unless the settings accept that.
+    """
+    rows = _accepted(workspace, modality, manifest)
+    made = [part for step in written for part in step.made]
+    fresh = {case_id: reason for step in written for case_id, reason in step.lost.items()}
+    lost: dict[str, str] = {}
+    while fresh:
+        lost |= fresh
+        if 2 * len(lost) >= len(rows) and not workspace.settings.accept_loss:
+            named = "\n  ".join(f"{case_id}: {reason}" for case_id, reason in list(lost.items())[:20])
+            raise StorageError(
+                f"slice store {modality}: expected the {len(rows)} cases of the last scan, found half or more of them "
+                f"lost since, {len(lost)} so far. Mount or restore what is missing, materialise raw_manifest and run "
+                f"again; if the loss is meant, set MEDSAM_ACCEPT_LOSS=1 for one run:\n  {named}"
+            )
+        again = write_store_parts(workspace, modality, _planned(workspace, modality, _without(rows, lost)), log)
+        made += again.made
+        fresh = again.lost
+    return StorePartsMade(tuple(made), lost)
+
+
+def _without(rows: pd.DataFrame, lost: Iterable[str]) -> pd.DataFrame:
+    return rows[~rows["case_id"].isin(list(lost))]
 
 
 def publish_store(
-    workspace: Workspace, modality: str, manifest: ArtefactRef, written: Sequence[PartsMade]
+    workspace: Workspace, modality: str, manifest: ArtefactRef, written: Sequence[StorePartsMade], log: Log
 ) -> TaskResult[StoreRef]:
-    """Publish one modality's parts as a store that readers accept."""
+    """Publish one modality's parts as a store that readers accept, without cases that were lost since the scan."""
+    step = leave_out_lost(workspace, modality, manifest, written, log)
     plan = layout.load_layout(workspace.stores, modality).parts
     published = publishing.publish(workspace.stores, modality, plan)
-    made = [part for step in written for part in step.made]
-    index = slice_index.build_index(workspace.stores, [modality], _manifest(workspace, manifest))
+    kept = _without(_manifest(workspace, manifest), step.lost)
+    index = slice_index.build_index(workspace.stores, [modality], kept)
+    left_out = pd.DataFrame(list(step.lost.items()), columns=["case_id", "reason"])
     notes = {
         "cases": int(index["case_id"].nunique()),
         "slices": len(index),
         "slices with labels": int((index["fg_px"] > 0).sum()),
-        "parts made": ", ".join(made) or "none",
+        "left out, for their files are no longer those of the scan": left_out if len(left_out) else "none",
+        "parts made": ", ".join(step.made) or "none",
         "bytes on disk": published.n_bytes(),
         "samples": _sample_picture(workspace, modality, index, published.fingerprint),
     }
-    value = StoreRef(modality, published.fingerprint, tuple(made))
-    return TaskResult(value, published.fingerprint, len(made), len(plan) - len(made), notes)
+    value = StoreRef(modality, published.fingerprint, step.made, step.lost)
+    # Of the parts that steps made, those with a lost case may have been planned and written again.
+    made = len({part.part_id for part in plan} & set(step.made))
+    return TaskResult(value, published.fingerprint, made, len(plan) - made, notes)
 
 
 def _sample_picture(workspace: Workspace, modality: str, index: pd.DataFrame, digest: str) -> Picture | None:
@@ -117,14 +176,17 @@ def _one_of_each(index: pd.DataFrame) -> pd.DataFrame:
 
 def make_index(workspace: Workspace, manifest: ArtefactRef, stores: Sequence[StoreRef]) -> TaskResult[ArtefactRef]:
     """Build the slice index and the modality index over the published stores."""
+    lost = sorted(case_id for store in stores for case_id in store.lost)
     made_from = {
         "manifest": manifest.fingerprint,
         "stores": {store.modality: store.fingerprint for store in stores},
         "version": 2,
+        **({"lost": lost} if lost else {}),
     }
 
     def build(folder: Path) -> dict[str, int]:
-        index = slice_index.build_index(workspace.stores, list(MODALITIES), _manifest(workspace, manifest))
+        kept = _without(_manifest(workspace, manifest), lost)
+        index = slice_index.build_index(workspace.stores, list(MODALITIES), kept)
         write_parquet(folder / "slice_index.parquet", index)
         write_parquet(folder / "modality_index.parquet", slice_index.modality_index(index))
         _sheet(workspace, _one_of_each(index), folder / _ONE_OF_EACH)

@@ -24,6 +24,10 @@ class BadSampleError(StorageError):
         return BadSampleError, (self.code, str(self))
 
 
+class CaseChangedError(StorageError):
+    """A case's file holds something else than when it was listed."""
+
+
 class FingerprintMismatchError(StorageError):
     """Something on disk was made from other inputs than the caller asks for; the message lists every difference."""
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from storage.base.blobs import Blobs
-from storage.base.errors import StorageError
+from storage.base.errors import CaseChangedError, StorageError
 from storage.base.file_records import FileRecord
 from storage.shards.writing import ShardWriter
 from storage.slices.config import GT_ARRAYS, STORE_VERSION, StoreConfig
@@ -97,7 +97,7 @@ def _written(group: Blobs, plan: PartPlan, config: StoreConfig, load_case: LoadC
 
 def _checked(case: Case, planned: PlannedCase) -> Case:
     if case.content_hash != planned.content_hash:
-        raise StorageError(
+        raise CaseChangedError(
             f"{planned.case_id}: expected content {planned.content_hash[:16]}, found {case.content_hash[:16]}; "
             "the file changed since the manifest was made: run raw_manifest again"
         )

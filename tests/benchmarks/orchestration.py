@@ -48,7 +48,7 @@ def _directly(environment: dict[str, str]) -> None:
             ingest.write_store_parts(space, modality, batch, _silent)
             for batch in ingest.plan_store(space, modality, manifest)
         ]
-        stores.append(ingest.publish_store(space, modality, manifest, written).value)
+        stores.append(ingest.publish_store(space, modality, manifest, written, _silent).value)
         if not load_plan(space.stores, modality):
             raise AssertionError(f"{modality}: nothing was ingested, so there is nothing to compare")
     index = ingest.make_index(space, manifest, stores).value

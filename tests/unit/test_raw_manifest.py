@@ -162,7 +162,106 @@ class TestScan:
         write_parquet(tmp_path / "manifest.parquet", table)
 
 
+class TestSkipped:
+    """What is not taken is counted, with the reason; a folder or file that cannot be looked at costs itself alone."""
+
+    def skipped(self, root: Path) -> dict[str, tuple[int, str]]:
+        table = NpzFolder(root, CONFIG).list().skipped
+        return {row["reason"]: (row["count"], row["examples"]) for row in table.to_dict("records")}
+
+    def test_reasons_and_counts(self, root: Path) -> None:
+        (root / "US" / "._2DBox_US_2.npz").write_bytes(b"\0\5\x16\7")
+        (root / ".DS_Store").write_bytes(b"Bud1")
+        (root / "US" / "image.PNG").touch()
+        (root / "1.2.840.113").touch()
+        os.mkfifo(root / "US" / "US_pipe.npz")
+        (root / "US" / "US_round.npz").symlink_to(root / "US" / "US_round.npz")
+        found = self.skipped(root)
+        assert found == {
+            "hidden file, as systems and editors leave them": (1, "US/._2DBox_US_2.npz"),
+            "no npz file": (2, ".DS_Store, 1.2.840.113"),
+            "no npz file: *.PNG": (1, "US/image.PNG"),
+            "no npz file: *.txt": (1, "notes.txt"),
+            "no ordinary file": (1, "US/US_pipe.npz"),
+            "cannot be looked at: Too many levels of symbolic links": (1, "US/US_round.npz"),
+        }
+        assert len(scan(root, CONFIG)) == 6
+
+    @pytest.mark.parametrize("ending", [".NPZ", ".Npz", ".npZ"])
+    def test_an_ending_in_upper_case_is_taken_and_read(self, root: Path, ending: str) -> None:
+        (root / "MR_4.npz").rename(root / f"MR_4{ending}")
+        rows = rows_of(scan(root, CONFIG))
+        assert (len(rows), rows["MR_4"].status) == (6, "accepted")
+
+    def test_files_that_differ_in_the_endings_case_are_one_case(self, root: Path) -> None:
+        for ending, value in ((".NPZ", 1), (".nPZ", 2)):
+            np.savez(root / "other", imgs=IMAGE + value)
+            (root / "other.npz").rename(root / f"MR_4{ending}")
+        reason = "its name differs from a file that is taken in the ending's case alone"
+        assert self.skipped(root)[reason] == (2, "MR_4.NPZ, MR_4.nPZ")
+        usual = rows_of(scan(root, CONFIG))["MR_4"].content_hash
+        (root / "MR_4.npz").unlink()
+        assert self.skipped(root)[reason][0] == 1
+        assert rows_of(scan(root, CONFIG))["MR_4"].content_hash != usual
+
+    def test_a_folder_that_cannot_be_listed_is_named_and_the_others_are_scanned(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (root / "US" / "lost+found").mkdir()
+        scandir = os.scandir
+
+        def refusing(path: str) -> Any:
+            if path.endswith("lost+found"):
+                raise PermissionError(13, "Permission denied", path)
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refusing)
+        assert self.skipped(root)["folder that cannot be listed: Permission denied"] == (1, "US/lost+found/")
+        assert len(scan(root, CONFIG)) == 6
+
+    def test_files_that_vanish_while_they_are_listed_stop_nothing(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scandir = os.scandir
+
+        class Vanishing:
+            """A folder whose files are gone once they have been named."""
+
+            def __init__(self, path: str) -> None:
+                self._entries, self._path = scandir(path), path
+
+            def __enter__(self) -> Any:
+                found = list(self._entries)
+                if self._path.endswith("BUSI"):
+                    (root / "US" / "BUSI" / "case_1.npz").unlink()
+                return found
+
+            def __exit__(self, *_: object) -> None:
+                self._entries.close()
+
+        monkeypatch.setattr(os, "scandir", Vanishing)
+        assert self.skipped(root)["cannot be looked at: No such file or directory"] == (1, "US/BUSI/case_1.npz")
+
+    def test_a_modality_that_the_root_alone_states(self, root: Path) -> None:
+        np.savez(root / "CT" / "amos_1.npz", imgs=VOLUME, gts=VOLUME)
+        found = rows_of(scan(root / "CT", CONFIG))["amos_1"]
+        assert (found.modality, found.status, found.is_3d) == ("CT", "accepted", True)
+
+
 class TestTakingOver:
+    def test_what_an_earlier_reader_accepted_is_taken_over_and_what_it_rejected_is_judged_again(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Boxes that are not used were a reason to reject a file before."""
+        save(root, "US/flat", imgs=IMAGE, gts=IMAGE, boxes=np.zeros(4, int))
+        now = scan(root, CONFIG)
+        (earlier,) = NpzFolder(root, CONFIG).reading.accepted_alike
+        before = now.assign(reader=earlier)
+        before.loc[before["case_id"] == "US/flat", ["status", "reason_code"]] = ["rejected", "boxes_shape"]
+        names = opened(monkeypatch)
+        pd.testing.assert_frame_equal(scan(root, CONFIG, previous=before), now)
+        assert set(names) == {"US/flat", "CT/CT_6"}
+
     def test_only_changed_files_are_opened(self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         first = scan(root, CONFIG)
         write_parquet(tmp_path / "scan.parquet", first)

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import pytest
 
 from pipelines.base.results import TaskResult
 from pipelines.base.settings import InputError, read_settings
+from pipelines.base.values import StoreRef
 from pipelines.base.workspace import Workspace
 from pipelines.ingest import tasks as ingest
 from pipelines.ingest.releases import freeze_release
 from pipelines.ingest.scanning import scan_source
 from storage.base.errors import StorageError
 from storage.base.modalities import MODALITIES
+from storage.base.references import ArtefactRef
 from storage.sources.losses import LossError, losses
 
 
@@ -43,7 +46,7 @@ def quiet(_text: str) -> None:
     """Say nothing."""
 
 
-def released(space: Workspace) -> TaskResult:
+def released(space: Workspace) -> TaskResult[ArtefactRef]:
     """Ingest up to the release."""
     manifest = scan_source(space, quiet).value
     stores = []
@@ -52,7 +55,7 @@ def released(space: Workspace) -> TaskResult:
             ingest.write_store_parts(space, modality, batch, quiet)
             for batch in ingest.plan_store(space, modality, manifest)
         ]
-        stores.append(ingest.publish_store(space, modality, manifest, made).value)
+        stores.append(ingest.publish_store(space, modality, manifest, made, quiet).value)
     return freeze_release(space, ingest.make_index(space, manifest, stores).value, quiet)
 
 
@@ -257,3 +260,76 @@ class TestTornRecords:
         for length in (0, 1, len(whole) // 2, len(whole) - 2):
             space.withdrawn.path.write_bytes(whole[:length])
             assert scan_source(space, quiet).notes["accepted"] == 7
+
+
+def vanish(path: Path) -> None:
+    path.unlink()
+
+
+def change(path: Path) -> None:
+    save(path, 77)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+class TestLostBetweenScanAndStore:
+    """A case whose file vanished or changed costs itself alone: the others of its part and modality are stored."""
+
+    def stored(self, space: Workspace, manifest: ArtefactRef) -> TaskResult[StoreRef]:
+        batches = ingest.plan_store(space, "US", manifest)
+        made = [ingest.write_store_parts(space, "US", batch, quiet) for batch in batches]
+        return ingest.publish_store(space, "US", manifest, made, quiet)
+
+    @pytest.mark.parametrize("spoil", [vanish, change, cut])
+    def test_is_left_out_and_named(self, space: Workspace, spoil: Callable[[Path], None]) -> None:
+        manifest = scan_source(space, quiet).value
+        spoil(space.settings.data / "US" / "2DBox_US_5.npz")
+        result = self.stored(space, manifest)
+        table = result.notes["left out, for their files are no longer those of the scan"]
+        assert isinstance(table, pd.DataFrame)
+        assert table["case_id"].tolist() == ["US/2DBox_US_5"]
+        assert table["reason"].str.len().gt(20).all()
+        assert list(result.value.lost) == ["US/2DBox_US_5"]
+        assert result.notes["cases"] == 3
+        index = ingest.make_index(space, manifest, [result.value, *self.others(space, manifest)])
+        rows = pd.read_parquet(space.artefacts.get(index.value).path / "slice_index.parquet")
+        assert sorted(set(rows["case_id"])) == [f"CT/2DBox_CT_{n}" for n in range(4)] + [
+            f"US/2DBox_US_{n}" for n in (4, 6, 7)
+        ]
+
+    def others(self, space: Workspace, manifest: ArtefactRef) -> list[StoreRef]:
+        refs = []
+        for modality in MODALITIES:
+            if modality != "US":
+                batches = ingest.plan_store(space, modality, manifest)
+                made = [ingest.write_store_parts(space, modality, batch, quiet) for batch in batches]
+                refs.append(ingest.publish_store(space, modality, manifest, made, quiet).value)
+        return refs
+
+    def test_the_next_scan_sees_it_and_keeps_the_store(self, space: Workspace) -> None:
+        manifest = scan_source(space, quiet).value
+        vanish(space.settings.data / "US" / "2DBox_US_5.npz")
+        first = self.stored(space, manifest)
+        again = self.stored(space, scan_source(space, quiet).value)
+        assert (again.fingerprint, again.made, again.value.lost) == (first.fingerprint, 0, {})
+
+    def test_a_changed_file_is_stored_after_the_next_scan(self, space: Workspace) -> None:
+        manifest = scan_source(space, quiet).value
+        change(space.settings.data / "US" / "2DBox_US_5.npz")
+        self.stored(space, manifest)
+        assert self.stored(space, scan_source(space, quiet).value).notes["cases"] == 4
+
+    def test_half_of_a_modality_is_no_single_case(self, space: Workspace) -> None:
+        manifest = scan_source(space, quiet).value
+        remove(space, "*_US_[45].npz")
+        with pytest.raises(StorageError, match="half or more of them lost since, 2 so far") as caught:
+            self.stored(space, manifest)
+        assert "US/2DBox_US_4: unreadable" in str(caught.value)
+        accepting = Workspace(replace(space.settings, accept_loss=True))
+        assert self.stored(accepting, manifest).notes["cases"] == 2
+
+    def test_nothing_lost_says_none(self, space: Workspace) -> None:
+        notes = self.stored(space, scan_source(space, quiet).value).notes
+        assert notes["left out, for their files are no longer those of the scan"] == "none"

@@ -70,7 +70,7 @@ def test_a_new_format_is_ingested_by_registering_it(tmp_path: Path, monkeypatch:
     manifest = scan_source(workspace, print).value
     parts = plan_store(workspace, "OCT", manifest)
     made = [write_store_parts(workspace, "OCT", batch, print) for batch in parts]
-    result = publish_store(workspace, "OCT", manifest, made)
+    result = publish_store(workspace, "OCT", manifest, made, print)
     assert (result.notes["cases"], result.notes["slices"]) == (3, 3)
 
 
