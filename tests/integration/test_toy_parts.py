@@ -18,6 +18,7 @@ from medsam_core.models.encoders.registry import ENTRY_POINTS as ENCODERS
 from medsam_core.models.segmenter import build_teacher
 from medsam_core.questions import AnswerKind
 from medsam_core.stages import ASKING
+from pipelines.base.values import TeacherRef
 from pipelines.base.variants import PROPOSED
 from pipelines.teacher import caches
 from storage.answers.teacher_cache import TeacherCache
@@ -87,8 +88,8 @@ def test_models_have_the_toys_geometry_and_settings(toys: Deployment, name: str)
 
 @pytest.mark.parametrize("kind", ["embeddings", "logits"])
 def test_the_teachers_answers_have_its_grid_and_are_the_same_again(toys: Deployment, kind: AnswerKind) -> None:
-    names = ("teacher_checkpoint", f"{ASKING[kind].name}_plan", "dataset_release")
-    inputs: caches.Inputs = tuple(toys.value(name) for name in names)  # type: ignore[assignment]
+    plan, release = (toys.value(name) for name in (f"{ASKING[kind].name}_plan", "dataset_release"))
+    inputs = (toys.value("teacher_checkpoint", TeacherRef), plan, release)
     work = caches.CacheWork(toys.workspace, PROPOSED, kind, inputs)
     cache = TeacherCache(work.root, work.spec.made_from)
     assert cache.read(work.question.array, 0, 1)[0].shape == SHAPES[kind]
@@ -100,6 +101,6 @@ def test_the_teachers_answers_have_its_grid_and_are_the_same_again(toys: Deploym
 def test_the_student_learnt_and_was_scored(toys: Deployment) -> None:
     distilled = pd.read_json(toys.folder("proposed/student_distilled") / "metrics.jsonl", lines=True)
     assert distilled["embedding_mse"].iloc[-1] < distilled["embedding_mse"].iloc[0]
-    rows = toys.rows("proposed/predictions")
+    rows = toys.rows("proposed/scores")
     assert np.isfinite(rows["dsc"]).any()
     assert (toys.folder("proposed/evaluation_report") / "comparison.csv").is_file()
