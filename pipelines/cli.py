@@ -53,16 +53,23 @@ def _mlflow(settings: Settings, args: argparse.Namespace) -> int:
 
 
 def _predict(settings: Settings, args: argparse.Namespace) -> int:
-    from pipelines.evaluation.folder_inference import predict_folder
+    from pipelines.evaluation.predict_folder import predict_folder
 
     failures = predict_folder(settings, args.model, args.input, args.output, _log)
     return 1 if failures else 0
 
 
 def _evaluate(settings: Settings, args: argparse.Namespace) -> int:
-    from pipelines.evaluation.folder_inference import evaluate_folder
+    from pipelines.evaluation.evaluate_folder import evaluate_folder
 
-    evaluate_folder(settings, args.model, args.data, args.output, _log, groups_csv=args.groups)
+    evaluate_folder(
+        settings.reading_spacing_as(args.spacing_order),
+        args.model,
+        args.data,
+        args.output,
+        _log,
+        groups_csv=args.groups,
+    )
     return 0
 
 
@@ -130,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--model", required=True, help="safetensors file or MLflow model URI")
     evaluate.add_argument("--data", type=Path, required=True, help="folder of npz files with imgs and gts")
     evaluate.add_argument("-o", "--output", type=Path, required=True, help="folder for the report")
+    evaluate.add_argument("--spacing-order", choices=("zyx", "xyz"), help="order of spacing; the profile's by default")
     evaluate.add_argument("--groups", type=Path, help="CSV file,dataset,group")
     evaluate.set_defaults(run_command=_evaluate)
 

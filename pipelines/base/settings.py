@@ -21,9 +21,9 @@ Not here: any number that changes a result; those are in `pipelines.base.profile
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.base.profile import Profile, ProfileError, load_profile
 
@@ -71,6 +71,13 @@ class Settings:
     def mlflow_folder(self) -> Path:
         """Folder of MLflow's sqlite file and artefacts."""
         return self.home / "mlflow"
+
+    def reading_spacing_as(self, order: Literal["zyx", "xyz"] | None) -> "Settings":
+        """Return these settings with another axis order of the files' `spacing`; None leaves the profile's."""
+        if order is None:
+            return self
+        source = self.profile.source.model_copy(update={"spacing_order": order})
+        return replace(self, profile=self.profile.model_copy(update={"source": source}))
 
     def as_environment(self) -> dict[str, str]:
         """Return the variables that give a child process these same settings."""

@@ -1,6 +1,6 @@
 """A report's tables on disk, as CSV. The only module that writes or reads them.
 
-What belongs here: the four files of a report. Not here: how a table is laid out (`reports`), or the rows that it is
+What belongs here: the files of a report. Not here: how a table is laid out (`reports`), or the rows that it is
 made of (`score_files`).
 """
 
@@ -34,6 +34,11 @@ def write_tables(folder: Path, tables: ReportTables) -> None:
     if tables.differences is not None:
         tables.differences.to_csv(folder / "differences.csv", index=False)
     tables.comparison.to_csv(folder / "comparison.csv", index=False)
+
+
+def write_not_scored(folder: Path, files: pd.DataFrame) -> None:
+    """Write `not_scored.csv`: the files of a folder that are not in its report, and why (`tally.Tally.table`)."""
+    files.to_csv(folder / "not_scored.csv", index=False)
 
 
 def read_comparison(folder: Path) -> pd.DataFrame:

@@ -5,6 +5,7 @@ the assets agree exactly. Not here: where cases and predictions lie (`cases`), o
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from medsam_core.case_scores import Row
@@ -14,6 +15,12 @@ from pipelines.evaluation.cases import EvaluationCase, Predict, load_segs, save_
 from pipelines.evaluation.score_files import ScoreTable, score_table, write_scores
 
 Log = Callable[[str], None]
+Guard = Callable[[str], AbstractContextManager[None]]
+
+
+def _unguarded(_case_id: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
 
 _SAY_EVERY = 20
 """Cases between two lines of progress."""
@@ -59,7 +66,12 @@ def score_cases(cases: Iterable[EvaluationCase], predictors: Sequence[str], fold
 
 
 def predict_and_score(
-    cases: Iterable[EvaluationCase], predictors: Mapping[str, Predict], folder: Path, log: Log
+    cases: Iterable[EvaluationCase],
+    predictors: Mapping[str, Predict],
+    folder: Path,
+    log: Log,
+    *,
+    guard: Guard = _unguarded,
 ) -> ScoreTable:
     """Predict and score cases that are read once; predictions that are there are taken over, scores are made anew.
 
@@ -68,6 +80,7 @@ def predict_and_score(
         predictors: By name.
         folder: Receives predictions and rows.
         log: Where progress is said.
+        guard: Entered around each case, by its id; an error that it suppresses costs that case alone.
 
     Returns:
         The rows.
@@ -75,8 +88,14 @@ def predict_and_score(
     case_rows: list[Row] = []
     label_rows: list[Row] = []
     for number, case in enumerate(cases, start=1):
-        _predict(case, predictors, folder)
-        _score(case, list(predictors), folder, case_rows, label_rows)
+        with guard(case.identity.case_id):
+            _predict(case, predictors, folder)
+            # All of a case's rows or none: predictors are compared on the same cases.
+            of_case: list[Row] = []
+            of_labels: list[Row] = []
+            _score(case, list(predictors), folder, of_case, of_labels)
+            case_rows += of_case
+            label_rows += of_labels
         _say(log, "predicted", number, predictors)
     scores = score_table(case_rows, label_rows)
     write_scores(folder, scores)

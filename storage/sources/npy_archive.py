@@ -151,6 +151,8 @@ def open_archive(path: Path) -> Iterator[Archive]:
             yield Archive(file.fileno(), archive.NameToInfo)
     except DAMAGES as error:
         reject("truncated", f"expected an undamaged archive, found: {error}; fetch the file again")
+    except MemoryError:
+        reject("unreadable", "expected a case that fits the free memory, found a larger one; give it more memory")
     except (OSError, NotImplementedError, RuntimeError) as error:
         found = getattr(error, "strerror", None) or str(error)
         reject("unreadable", f"expected a readable file, found: {found}; check its access rights and the disk")

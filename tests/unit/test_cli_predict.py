@@ -90,7 +90,10 @@ def test_every_good_file_is_answered_in_the_contract_and_a_broken_one_is_named(
     assert predict(tmp_path / "in", tmp_path / "out", model) == 1
     said = capsys.readouterr().out
     assert "refused 2DBox_CT_0002.npz: truncated" in said
-    assert said.count("refused") == 1
+    assert [line.split(":")[0] for line in said.splitlines() if line.startswith("refused")] == [
+        "refused 2DBox_CT_0002.npz"
+    ]
+    assert said.splitlines()[-1] == "5 files found: 4 predicted, 0 skipped, 1 refused (named above)"
     assert {path.name for path in (tmp_path / "out").glob("*.npz")} == set(cases)
     for name, (imgs, boxes) in cases.items():
         segs = segs_of(tmp_path / "out" / name)

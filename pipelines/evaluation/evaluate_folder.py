@@ -1,0 +1,154 @@
+"""`medsam evaluate`: a model scored on any folder of npz files, without the asset graph.
+
+What belongs here: which cases are scored, and what is told of the others. Not here: how a case is predicted or scored,
+or what a folder of predictions may be used for (`claim`).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from pipelines.base.settings import Settings
+from pipelines.evaluation.claim import claim
+from pipelines.evaluation.given_model import load_given, model_file
+from pipelines.evaluation.report_files import write_not_scored
+from pipelines.evaluation.spacing_evidence import spacing_warning
+from pipelines.evaluation.tally import Tally
+from pipelines.ingest.scanning import source_at
+from pipelines.training.training_cases import read_training_cases
+from storage.base.errors import BadSampleError
+from storage.sources.manifest_table import rejected
+from storage.sources.raw_manifest import ReadLimits, scan
+from storage.sources.source import Source
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.cases import EvaluationCase
+
+Log = Callable[[str], None]
+
+NEW_TO_MODEL = "unseen"
+"""Split of a case that the model's release does not hold."""
+HEADLINE = ("test", NEW_TO_MODEL)
+"""Splits whose cases the headline means are made of."""
+
+_NO_GTS = "no gts"
+
+
+def evaluate_folder(
+    settings: Settings, model: str, data: Path, output: Path, log: Log, *, groups_csv: Path | None = None
+) -> pd.DataFrame:
+    """Score a model on every npz file with `gts` below a folder, beside box and ellipse.
+
+    Cases that the model's release held for training or validation are marked and left out of the headline.
+
+    Args:
+        settings: How files are read, and where MLflow is.
+        model: safetensors file or MLflow model URI.
+        data: Folder of npz files; boxes are the tight boxes of `gts`, those of the files are not looked at.
+        output: Receives the report, as the asset makes it, and `not_scored.csv`: every file that is not in it, and why.
+        log: Where progress, refusals and the closing line are said.
+        groups_csv: Which files share a patient.
+
+    Returns:
+        The comparison table of the headline cases.
+
+    Raises:
+        FileNotFoundError: If no file could be scored.
+    """
+    from pipelines.base.results import markdown_table
+    from pipelines.evaluation.predictors import box_predictors, predictor
+    from pipelines.evaluation.reports import write_report
+    from pipelines.evaluation.scoring import predict_and_score
+
+    output.mkdir(parents=True, exist_ok=True)
+    file, tally = model_file(model, settings, output / ".model"), Tally(log)
+    predictors = {"student": predictor(load_given(file)), **box_predictors()}
+    source = source_at(data, settings.profile)
+    table = _labelled(data, source, settings, groups_csv, tally, log)
+    claim(output, file, table, settings.profile.source.spacing_order)
+    cases = cases_of_folder(source, table, read_training_cases(file), tally)
+    rows = predict_and_score(cases, predictors, output, log, guard=tally.refusing).cases
+    tally.done = 0 if rows.empty else rows["case_id"].nunique()
+    write_not_scored(output, tally.table())
+    if rows.empty:
+        raise FileNotFoundError(f"--data: expected npz files with gts below {data}, found none. {tally.line('scored')}")
+    marked = rows.loc[~rows["split"].isin(HEADLINE), "case_id"].nunique()
+    if marked:
+        log(f"{marked} cases were seen in training or validation: marked, and left out of the headline means")
+    comparison = write_report(rows, output, HEADLINE)
+    log(markdown_table(comparison))
+    log(f"Report: {output}")
+    log(tally.line("scored"))
+    return comparison
+
+
+def _labelled(
+    data: Path, source: Source, settings: Settings, groups_csv: Path | None, tally: Tally, log: Log
+) -> pd.DataFrame:
+    """Return the manifest's rows of good cases with ground truth; what else there is goes to the tally."""
+    if not data.is_dir():
+        raise NotADirectoryError(f"--data: expected a folder of npz files, found no folder {data}")
+    found = scan(source, groups_csv, limits=ReadLimits(settings.workers, settings.memory_bytes))
+    tally.skip_listed(found.skipped)
+    refused = rejected(found.table)
+    for row in refused.to_dict("records"):
+        tally.refuse(str(row["case_id"]), str(row["reason_code"]), str(row["reason"]))
+    good = found.table[found.table["status"] == "accepted"]
+    without = good.loc[~good["has_gts"], "case_id"].astype(str)
+    tally.skip(_NO_GTS, without.tolist())
+    apart = _in_two_files(without, refused.loc[refused["reason_code"] == "missing_imgs", "case_id"].astype(str))
+    if apart:
+        log(f"warning: imgs and gts of {apart} cases lie in separate files of one name: put both into one file")
+    labelled = good[good["has_gts"]]
+    warning = spacing_warning(labelled, settings.profile.source.spacing_order)
+    if warning:
+        log(warning)
+    return labelled
+
+
+def _in_two_files(without_gts: pd.Series, without_imgs: pd.Series) -> int:
+    """Count names that one file without `gts` and another without `imgs` share."""
+    return len({Path(name).name for name in without_gts} & {Path(name).name for name in without_imgs})
+
+
+def cases_of_folder(
+    source: Source, table: pd.DataFrame, trained_on: Mapping[str, str], tally: Tally
+) -> Iterator["EvaluationCase"]:
+    """Yield the cases of a manifest in the order of their ids; a file that has become unusable is refused, and no more.
+
+    Args:
+        source: Where they are.
+        table: Rows of good cases with ground truth.
+        trained_on: Split by content hash of the cases of the model's release.
+        tally: Where refusals go.
+    """
+    for row in table.sort_values(["modality", "case_id"]).to_dict("records"):
+        identity = {name: str(row[name]) for name in ("case_id", "modality", "dataset", "group")}
+        case = None
+        with tally.refusing(identity["case_id"]):
+            case = _read(source, identity, str(row["content_hash"]), trained_on)
+        if case is not None:
+            yield case
+
+
+def _read(
+    source: Source, identity: Mapping[str, str], content_hash: str, trained_on: Mapping[str, str]
+) -> "EvaluationCase":
+    from medsam_core.case_scores import CaseIdentity
+    from pipelines.evaluation.cases import EvaluationCase
+
+    case = source.read(identity["case_id"])
+    if case.content_hash != content_hash or case.gts is None:
+        raise BadSampleError(
+            "changed", "expected what the file held when it was scanned, found other content; run again"
+        )
+    return EvaluationCase(
+        identity=CaseIdentity(**identity),
+        split=trained_on.get(case.content_hash, NEW_TO_MODEL),
+        imgs=case.imgs,
+        gts=case.gts,
+        spacing_zyx=case.spacing_zyx,
+        is_3d=case.is_3d,
+    )

@@ -1,0 +1,46 @@
+"""The model that a command is given. What belongs here: from a path or an MLflow URI to a loaded model, or a refusal.
+
+Not here: how model files are read (`medsam_core.models.checkpoints`), what is predicted.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.base.settings import InputError, Settings
+
+if TYPE_CHECKING:
+    from medsam_core.models.segmenter import Segmenter
+
+
+def model_file(model: str, settings: Settings, scratch: Path) -> Path:
+    """Return the local file of a model named by path or MLflow URI.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    path = Path(model)
+    if ":/" in model and not path.exists():
+        from pipelines.base.tracking import download_model
+
+        return download_model(model, settings.tracking_uri, scratch)
+    wanted = "--model: expected a safetensors file or an MLflow model URI"
+    if path.is_dir():
+        raise FileNotFoundError(f"{wanted}, found the folder {model}; give the file model.safetensors in it")
+    if not path.is_file():
+        raise FileNotFoundError(f"{wanted}, found no file {model}")
+    return path
+
+
+def load_given(file: Path) -> "Segmenter":
+    """Load the model of a file.
+
+    Raises:
+        InputError: If it cannot be used.
+    """
+    from medsam_core.models.checkpoints import load_model
+    from medsam_core.models.weights import CheckpointError
+
+    try:
+        return load_model(file)
+    except CheckpointError as error:
+        raise InputError(f"--model: {error}") from error

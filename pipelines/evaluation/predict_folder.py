@@ -1,0 +1,94 @@
+"""`medsam predict`: a folder of images and boxes in, a folder of label maps out, in the challenge's contract.
+
+What belongs here: which file is answered where. Not here: how a case is read or predicted.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.base.settings import InputError, Settings
+from pipelines.base.terminal import printable
+from pipelines.evaluation.given_model import load_given, model_file
+from pipelines.evaluation.tally import Tally
+from pipelines.ingest.scanning import source_at
+from storage.base.errors import BadSampleError
+from storage.sources.case import Case
+from storage.sources.source import Source, Use
+
+Log = Callable[[str], None]
+
+_BELOW = "in a folder below --input, of which only the files are answered"
+
+
+def predict_folder(settings: Settings, model: str, data: Path, output: Path, log: Log) -> int:
+    """Write `segs` for every npz file of a folder: same name (with `.npz` for `.NPZ`), same shape.
+
+    Args:
+        settings: How files are read, and where MLflow is.
+        model: safetensors file or MLflow model URI.
+        data: Folder of npz files with `imgs` and `boxes`; nothing else in them is looked at.
+        output: Receives a file of the same name for each.
+        log: Where progress, refusals and the closing line are said.
+
+    Returns:
+        How many files could not be predicted.
+
+    Raises:
+        InputError: If the model cannot be used, or predictions would replace the files they are made from.
+        FileNotFoundError: If there is nothing to predict.
+    """
+    from medsam_core.inference import Predictor
+    from pipelines.evaluation.cases import save_segs
+
+    if data.resolve() == output.resolve():
+        raise InputError(f"--output: expected another folder than --input, found {output} for both")
+    source, tally = source_at(data, settings.profile), Tally(log)
+    predictor = Predictor(load_given(model_file(model, settings, output / ".model")))
+    names = _to_answer(data, source, tally)
+    output.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names, start=1):
+        with tally.refusing(f"{name}.npz"):
+            case, boxes = _case_to_predict(source, name)
+            save_segs(output / f"{name}.npz", predictor.predict(case.imgs, boxes, is_3d=case.is_3d))
+            tally.done += 1
+            log(f"{number} of {len(names)}: {printable(name)}.npz, {len(boxes)} boxes")
+    log(tally.line("predicted"))
+    return tally.refused
+
+
+def _to_answer(data: Path, source: Source, tally: Tally) -> list[str]:
+    """Return the names of the files that lie in the folder itself.
+
+    Raises:
+        FileNotFoundError: If there are none.
+    """
+    wanted = "--input: expected a folder of npz files"
+    if not data.is_dir():
+        raise FileNotFoundError(f"{wanted}, found none in {data}, which is no folder")
+    listing = source.list()
+    names = listing.files["case_id"].astype(str).tolist()
+    below = [name for name in names if "/" in name]
+    tally.skip(_BELOW, below)
+    tally.skip_listed(listing.skipped)
+    if len(below) == len(names):
+        hint = f"; give one of the folders below it, such as {Path(below[0]).parent}" if below else ""
+        raise FileNotFoundError(f"{wanted}, found none in {data}{hint}. {tally.line('predicted')}")
+    return [name for name in names if "/" not in name]
+
+
+def _case_to_predict(source: Source, name: str) -> tuple[Case, npt.NDArray[np.int64]]:
+    """Read a case and its boxes, half-open in x and y and cut to the image."""
+    from medsam_core.contract import checked_boxes
+    from medsam_core.prompts import inclusive_to_half_open
+
+    case = source.read(name, Use.BOXES)
+    if case.boxes is None:
+        raise BadSampleError("boxes_shape", "expected `boxes`, found none; add one row per object")
+    shape = case.imgs.shape if case.is_3d else case.imgs.shape[:2]
+    try:
+        return case, checked_boxes(inclusive_to_half_open(case.boxes), shape)
+    except ValueError as error:
+        raise BadSampleError("boxes_shape", str(error)) from error

@@ -1,0 +1,62 @@
+"""Whether the numbers of `spacing` speak for another axis order. What belongs here: that evidence. Not here: reading.
+
+The order is stated, never guessed; but pixels within a slice are square, or nearly so, in almost every scanner, and
+slices lie further apart than pixels. A volume whose slices would hold long pixels, while its spacing read backwards
+holds square ones, is told of. Equal spacings say nothing, and neither do volumes in which all three differ moderately.
+"""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+_SAME: Final = 1.01
+"""Ratio up to which two spacings are one, rounded differently."""
+_LONG: Final = 1.5
+"""Ratio of a pixel's sides from which on it is not what scanners make."""
+
+Flags = npt.NDArray[np.bool_]
+
+
+def speaks_backwards(spacing_zyx: npt.NDArray[np.float64]) -> Flags:
+    """Return for each volume whether its spacing makes sense in the opposite order alone.
+
+    Args:
+        spacing_zyx: (N, 3) mm, in the order in which it was read as z, y, x; NaN where a volume states none.
+
+    Returns:
+        (N,) where the first two are equal and the third differs, or where the last two make a long pixel while the
+        first two make one far nearer to a square.
+    """
+    first, last = (_ratio(spacing_zyx[:, [a, b]]) for a, b in ((0, 1), (1, 2)))
+    square_backwards = (first <= _SAME) & (last > _SAME)
+    far_squarer_backwards = (last >= _LONG) & (first < np.sqrt(last))
+    return np.asarray(square_backwards | far_squarer_backwards)
+
+
+def _ratio(pairs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the longer by the shorter of each pair, (N,); NaN compares as false, whatever with."""
+    return np.asarray(pairs.max(axis=1) / pairs.min(axis=1))
+
+
+def spacing_warning(table: pd.DataFrame, order: str) -> str | None:
+    """Return what to tell of volumes whose spacing speaks for the order that is not stated; None if all is well.
+
+    Args:
+        table: Rows of a manifest: case_id, is_3d, spacing_z, spacing_y, spacing_x.
+        order: The stated order of the files, `zyx` or `xyz`.
+    """
+    volumes = table[table["is_3d"] & table["spacing_z"].notna()]
+    spacing = volumes[["spacing_z", "spacing_y", "spacing_x"]].to_numpy(np.float64)
+    suspects = volumes[speaks_backwards(spacing)]
+    if suspects.empty:
+        return None
+    first = suspects.iloc[0]
+    read = ", ".join(f"{first[f'spacing_{axis}']:g}" for axis in "zyx")
+    other = "xyz" if order == "zyx" else "zyx"
+    return (
+        f"warning: spacing of {len(suspects)} of {len(volumes)} volumes fits the order {other} better than {order}, as "
+        f"which it was read: {first['case_id']} has z, y, x = {read} mm, long pixels in each slice. NSD depends on it; "
+        f"if the files were written by SimpleITK (x, y, z), give --spacing-order {other}"
+    )

@@ -1,0 +1,119 @@
+"""What became of every file of a folder. What belongs here: counting, naming what is refused, the closing line.
+
+Not here: reading or predicting. What one case fails of costs that case alone; what all would fail of, such as a full
+disk, ends the command.
+"""
+
+import errno
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import pandas as pd
+
+from pipelines.base.terminal import printable, said_of
+from storage.base.errors import BadSampleError, IntegrityError
+
+_OF_ONE_FILE: Final = {
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+    errno.ENAMETOOLONG,
+    errno.EILSEQ,
+    errno.EINVAL,
+    errno.ELOOP,
+}
+"""Errors of writing that lie in one file's name, or in what is there already."""
+
+_OTHER_ENCODING: Final = re.compile(r"\\udc[0-9a-f]{2}")
+"""How a listing writes a byte of a name that is not UTF-8."""
+
+_SHOWN: Final = 200
+"""Letters of the names of skipped files that are shown for each reason."""
+
+_NO_MEMORY: Final = re.compile(r"out of memory|allocate memory|not enough memory", re.IGNORECASE)
+
+
+class Tally:
+    """Counts of one command's files."""
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        """Begin with nothing found.
+
+        Args:
+            log: Where refusals are said.
+        """
+        self.done = 0
+        self._log = log
+        self._skipped: Counter[str] = Counter()
+        self._rows: list[dict[str, str | int]] = []
+
+    def skip(self, reason: str, files: list[str], count: int | None = None) -> None:
+        """Note files that are not for this command; `count` where not all of them are named."""
+        if files:
+            self._skipped[reason] += len(files) if count is None else count
+            self._rows += [self._row(file, "skipped", reason) for file in files]
+
+    def skip_listed(self, skipped: pd.DataFrame) -> None:
+        """Note what a source did not take: reason, count, examples."""
+        for row in skipped.to_dict("records"):
+            self._log(f"skipped {printable(str(row['examples']))[:_SHOWN]}: {row['reason']}")
+            self.skip(str(row["reason"]), [str(row["examples"])], int(row["count"]))
+
+    def refuse(self, file: str, code: str, message: str) -> None:
+        """Name a file that cannot be used, and why."""
+        if _OTHER_ENCODING.search(file):
+            message = "expected a name in UTF-8, found bytes of another encoding; rename the file"
+        self._log(f"refused {printable(file)}: {code}: {message}")
+        self._rows.append(self._row(file, "refused", f"{code}: {message}"))
+
+    @contextmanager
+    def refusing(self, file: str) -> Iterator[None]:
+        """End the block, and refuse the file, on whatever costs this one alone.
+
+        Raises:
+            OSError: What all files would fail of, such as a full disk.
+        """
+        try:
+            yield
+        except BadSampleError as error:
+            self.refuse(file, error.code, str(error))
+        except IntegrityError as error:
+            self.refuse(file, "prediction", str(error))
+        except MemoryError:
+            self.refuse(
+                file, "memory", "expected less than the free memory, found more; give it more, or a smaller case"
+            )
+        except OSError as error:
+            if error.errno not in _OF_ONE_FILE:
+                raise
+            self.refuse(file, "output", said_of(error))
+        except RuntimeError as error:
+            # torch tells of memory by the message alone
+            if not _NO_MEMORY.search(str(error)):
+                raise
+            self.refuse(file, "memory", f"{str(error).splitlines()[0]}; give it more memory, or a smaller case")
+
+    @property
+    def refused(self) -> int:
+        """How many files were refused."""
+        return sum(row["outcome"] == "refused" for row in self._rows)
+
+    def line(self, verb: str) -> str:
+        """Return the closing line: everything found, by what became of it."""
+        n_skipped = sum(self._skipped.values())
+        reasons = ", ".join(f"{printable(reason)}: {count}" for reason, count in sorted(self._skipped.items()))
+        parts = [f"{self.done} {verb}", f"{n_skipped} skipped{f' ({reasons})' if reasons else ''}"]
+        parts.append(f"{self.refused} refused{' (named above)' if self.refused else ''}")
+        return f"{self.done + n_skipped + self.refused} files found: {', '.join(parts)}"
+
+    def table(self) -> pd.DataFrame:
+        """Return the files that were not used: file, outcome (skipped, refused), reason."""
+        return pd.DataFrame(self._rows, columns=["file", "outcome", "reason"])
+
+    @staticmethod
+    def _row(file: str, outcome: str, reason: str) -> dict[str, str | int]:
+        return {"file": file.encode("utf-8", "backslashreplace").decode(), "outcome": outcome, "reason": reason}
