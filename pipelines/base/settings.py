@@ -23,9 +23,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipelines.base.profile import Profile, ProfileError, load_profile
+from pipelines.base.variables import Variables, read_variables
 
 
 class InputError(ValueError):
@@ -101,45 +102,21 @@ class Settings:
         return variables | {name: str(value) for name, value in optional.items() if value is not None}
 
 
-def _path(environment: Mapping[str, str], name: str) -> Path | None:
-    value = environment.get(name)
-    return Path(value).expanduser().absolute() if value else None
-
-
-def _url(environment: Mapping[str, str], name: str) -> str | None:
-    """Return a URL as it is, a path made absolute."""
-    value = environment.get(name)
-    return value if value and "://" in value else str(Path(value).expanduser().absolute()) if value else None
-
-
 def _sqlite_url(file: Path) -> str:
     """Return the URL of a database file, with those characters encoded that would change its path or end it."""
     return f"sqlite:///{str(file).replace('%', '%25').replace('?', '%3F')}"
 
 
-def _count(environment: Mapping[str, str], name: str, default: int) -> int:
-    value = environment.get(name)
-    if not value:
-        return default
-    if not value.isdecimal() or int(value) < 1:
-        raise ProfileError(f"{name}: expected a whole number from 1 on, found {value!r}")
-    return int(value)
+def _profile_changes(seed: str | None) -> dict[str, dict[str, int]]:
+    return {} if seed is None else {"seeds": {"plan": int(seed), "init": int(seed)}}
 
 
-def _switch(environment: Mapping[str, str], name: str) -> bool:
-    value = environment.get(name) or "0"
-    if value not in {"0", "1"}:
-        raise ProfileError(f"{name}: expected 0 or 1, found {value!r}")
-    return value == "1"
-
-
-def _profile_changes(environment: Mapping[str, str]) -> dict[str, Any]:
-    seed = environment.get("MEDSAM_SEED")
-    if not seed:
-        return {}
-    if not seed.isdecimal():
-        raise ProfileError(f"MEDSAM_SEED: expected a whole number from 0 on, found {seed!r}")
-    return {"seeds": {"plan": int(seed), "init": int(seed)}}
+def _profile(variables: Variables, problems: list[str]) -> Profile | None:
+    try:
+        return load_profile(variables.profile, _profile_changes(variables.seed))
+    except ProfileError as error:
+        problems.append(str(error))
+        return None
 
 
 def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
@@ -149,35 +126,32 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
         environment: Variables; None means the process's own.
 
     Raises:
-        ProfileError: If the profile or a variable is wrong.
+        ProfileError: If the profile or variables are wrong; it lists every problem at once.
     """
-    env = os.environ if environment is None else environment
-    home = _path(env, "MEDSAM_HOME") or Path(".medsam").absolute()
-    name = env.get("MEDSAM_PROFILE") or "sample"
-    profile = load_profile(name, _profile_changes(env))
-    data = _path(env, "MEDSAM_DATA")
-    if profile.source.kind == "synthetic":
+    variables, problems = read_variables(os.environ if environment is None else environment)
+    profile = _profile(variables, problems)
+    home, data = variables.home, variables.data
+    if profile is not None and profile.source.kind == "synthetic":
         data = home / profile.name / "raw"
-    if data is None:
-        raise ProfileError(
+    if profile is not None and data is None and not any(line.startswith("MEDSAM_DATA:") for line in problems):
+        problems.append(
             f"MEDSAM_DATA: profile {profile.name!r} reads a folder of npz files; expected its path, found nothing set"
         )
-    executor = env.get("MEDSAM_EXECUTOR") or "multiprocess"
-    if executor not in {"multiprocess", "in_process"}:
-        raise ProfileError(f"MEDSAM_EXECUTOR: expected multiprocess or in_process, found {executor!r}")
+    if problems or profile is None or data is None:
+        raise ProfileError("\n".join(problems))
     return Settings(
         home=home,
-        profile_name=name,
+        profile_name=variables.profile,
         profile=profile,
-        seed=env.get("MEDSAM_SEED") or None,
+        seed=variables.seed,
         data=data,
-        given_groups=_path(env, "MEDSAM_GROUPS"),
-        given_stores=_url(env, "MEDSAM_STORES"),
-        teacher=_url(env, "MEDSAM_TEACHER"),
-        teacher_sha256=(env.get("MEDSAM_TEACHER_SHA256") or "").lower() or None,
-        executor=executor,
-        workers=_count(env, "MEDSAM_WORKERS", os.cpu_count() or 1),
-        memory_bytes=_count(env, "MEDSAM_MEMORY", 4 * 2**30),
-        accept_loss=_switch(env, "MEDSAM_ACCEPT_LOSS"),
-        tracking_uri=env.get("MLFLOW_TRACKING_URI") or _sqlite_url(home / "mlflow" / "mlflow.db"),
+        given_groups=variables.groups,
+        given_stores=variables.stores,
+        teacher=variables.teacher,
+        teacher_sha256=variables.teacher_sha256,
+        executor=variables.executor,
+        workers=variables.workers,
+        memory_bytes=variables.memory,
+        accept_loss=variables.accept_loss,
+        tracking_uri=variables.tracking_uri or _sqlite_url(home / "mlflow" / "mlflow.db"),
     )

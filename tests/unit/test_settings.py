@@ -142,3 +142,30 @@ def test_groups_are_the_given_map_else_in_the_data_else_beside_it(tmp_path: Path
     assert read_settings(folder_settings(data)).groups_csv == inside
     given = tmp_path / "given.csv"
     assert read_settings(folder_settings(data, MEDSAM_GROUPS=str(given))).groups_csv == given
+
+
+def test_every_problem_is_listed_at_once() -> None:
+    wrong = {
+        "MEDSAM_PROFILE": "real",
+        "MEDSAM_SEED": "x",
+        "MEDSAM_WORKERS": "many",
+        "MEDSAM_EXECUTOR": "dask",
+        "MEDSAM_ACCEPT_LOSS": "yes",
+    }
+    with pytest.raises(ProfileError) as error:
+        read_settings(wrong)
+    lines = str(error.value).splitlines()
+    assert sorted(line.partition(":")[0] for line in lines) == sorted({*wrong, "MEDSAM_DATA"} - {"MEDSAM_PROFILE"})
+
+
+def test_an_unknown_variable_is_named_with_the_nearest_known_one(caplog: pytest.LogCaptureFixture) -> None:
+    name = "MEDSAM_PROFLE"
+    read_settings({name: "real", "MEDSAM_GOLDEN_DATA": "/data", "OTHERS": "x"})
+    read_settings({name: "real"})
+    assert caplog.messages == [f"{name}: expected a variable of this project, found an unknown one; MEDSAM_PROFILE?"]
+
+
+def test_variables_of_the_process_do_not_leak_into_given_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDSAM_SEED", "7")
+    monkeypatch.setenv("MEDSAM_WORKERS", "none")
+    assert read_settings({"MEDSAM_HOME": str(tmp_path)}).seed is None
