@@ -100,8 +100,8 @@ def _caches(settings: Settings, args: argparse.Namespace) -> int:
 
 def _make_teacher(_settings: Settings, args: argparse.Namespace) -> int:
     from medsam_core.models.weights import CheckpointError
-    from medsam_core.stand_in import make_stand_in
     from medsam_core.training.errors import TrainingError
+    from medsam_core.training.stand_in import make_stand_in
 
     for folder in (args.output.parent, args.work):  # before hours of training, not after
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from storage.base.atomic import read_json
 from storage.base.references import ArtefactRef
 
 if TYPE_CHECKING:
-    from medsam_core.metric_table import Metric
+    from medsam_core.scores.metric_table import Metric
 
 
 def _last_ledger(workspace: Workspace) -> Path | None:
@@ -45,7 +45,7 @@ def summary(workspace: Workspace, run_id: str | None = None) -> str:
 
 
 def _report(workspace: Workspace) -> str:
-    from medsam_core import metric_table
+    from medsam_core.scores import metric_table
 
     value = workspace.settings.state / "values" / "assets" / "proposed" / "evaluation_report.json"
     if not value.is_file():

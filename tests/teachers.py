@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medsam_core.config import TeacherConfig
 from medsam_core.models.checkpoints import load_model
+from medsam_core.models.config import TeacherConfig
 from medsam_core.models.encoders.sam_vit import from_sam_keys
 from medsam_core.models.segmenter import Segmenter, build_teacher
 from medsam_core.models.weights import load_strictly

@@ -13,8 +13,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from medsam_core.config import Architecture, StudentConfig, TeacherConfig
-from medsam_core.files import atomic_file
+from medsam_core.base.files import atomic_file
+from medsam_core.models.config import Architecture, StudentConfig, TeacherConfig
 from medsam_core.models.published import kind_of, torch_entries
 from medsam_core.models.segmenter import Segmenter
 from medsam_core.models.weights import CheckpointError, load_strictly

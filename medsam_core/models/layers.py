@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medsam_core.geometry import EMBEDDING_CHANNELS
+from medsam_core.base.geometry import EMBEDDING_CHANNELS
 
 
 class LayerNorm2d(nn.Module):

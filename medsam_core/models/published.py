@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from medsam_core.config import TeacherConfig
+from medsam_core.models.config import TeacherConfig
 from medsam_core.models.encoders.base import load_encoder
 from medsam_core.models.file_kinds import FileKind, file_kind
 from medsam_core.models.segmenter import Segmenter, build_teacher

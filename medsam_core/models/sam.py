@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from medsam_core.geometry import EMBEDDING_CHANNELS
+from medsam_core.base.geometry import EMBEDDING_CHANNELS
 from medsam_core.models.layers import LayerNorm2d, Mlp
 from medsam_core.models.two_way_transformer import TwoWayTransformer
 

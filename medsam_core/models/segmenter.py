@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from medsam_core.config import Architecture, StudentConfig, TeacherConfig
+from medsam_core.models.config import Architecture, StudentConfig, TeacherConfig
 from medsam_core.models.encoders.base import load_encoder
 from medsam_core.models.encoders.registry import InputKind
 from medsam_core.models.sam import MaskDecoder, PromptEncoder

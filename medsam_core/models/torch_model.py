@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from medsam_core.geometry import Geometry
-from medsam_core.resampling import Floats
-from medsam_core.torch_resampling import TorchResampler, as_tensor
+from medsam_core.base.geometry import Geometry
+from medsam_core.imaging.resampling import Floats
+from medsam_core.imaging.torch_resampling import TorchResampler, as_tensor
 
 if TYPE_CHECKING:
     from medsam_core.models.segmenter import Segmenter

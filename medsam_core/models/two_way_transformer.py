@@ -8,7 +8,7 @@ Legend: N prompts, T tokens, h w the embedding grid, C channels.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medsam_core.geometry import EMBEDDING_CHANNELS
+from medsam_core.base.geometry import EMBEDDING_CHANNELS
 
 
 class Attention(nn.Module):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from medsam_core.files import atomic_file
+from medsam_core.base.files import atomic_file
 from medsam_core.synthetic.cases import MODALITIES, VOLUMETRIC, Case, make_case
 
 _LOG = logging.getLogger(__name__)

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from medsam_core.data import SliceReader
-from medsam_core.geometry import Geometry
+from medsam_core.base.data import SliceReader
+from medsam_core.base.geometry import Geometry
+from medsam_core.imaging.preprocessing import image_to_model
+from medsam_core.imaging.torch_resampling import TorchResampler, as_tensor
+from medsam_core.imaging.views import View
 from medsam_core.models.segmenter import Segmenter
-from medsam_core.plan import Plan
-from medsam_core.preprocessing import image_to_model
-from medsam_core.torch_resampling import TorchResampler, as_tensor
+from medsam_core.planning.plan import Plan
 from medsam_core.training.process_group import ProcessGroup
-from medsam_core.views import View
 
 
 class StepStatistics:

@@ -17,7 +17,7 @@ from typing import NotRequired, Self, TypedDict
 import torch
 from torch import Tensor
 
-from medsam_core.files import atomic_file
+from medsam_core.base.files import atomic_file
 from medsam_core.training.errors import DivergedError, OutputBusyError, TrainingError
 
 CHECKPOINT_VERSION = 1

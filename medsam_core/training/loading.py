@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from medsam_core.geometry import Geometry
-from medsam_core.rendering import GroupBatch, render_group
+from medsam_core.base.geometry import Geometry
+from medsam_core.imaging.rendering import GroupBatch, render_group
 from medsam_core.training.prefetch import prefetched
 from medsam_core.training.process_group import ProcessGroup
 from medsam_core.training.run import TrainingRun

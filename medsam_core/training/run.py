@@ -1,6 +1,6 @@
 """What a training run is: its inputs and its folder. What belongs here: those, their checks, and the run's identity.
 
-Not here: the steps (`medsam_core.training.loop`, `.step`), or what a stage learns (`medsam_core.stages`).
+Not here: the steps (`medsam_core.training.loop`, `.step`), or what a stage learns (`medsam_core.learning.stages`).
 
 The folder of a run, written by rank 0 alone:
     checkpoint.pt          model, optimiser, loss scale and step; replaced at every checkpoint
@@ -16,13 +16,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from medsam_core.config import StageConfig
-from medsam_core.data import SliceReader
-from medsam_core.plan import Plan
-from medsam_core.stages import Stage
+from medsam_core.base.config import StageConfig
+from medsam_core.base.data import SliceReader
+from medsam_core.learning.stages import Stage
+from medsam_core.learning.teachers import TeacherAnswers
+from medsam_core.planning.plan import Plan
 from medsam_core.training.errors import TrainingError
 from medsam_core.training.process_group import ProcessGroup
-from medsam_core.training.teachers import TeacherAnswers
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

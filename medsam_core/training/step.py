@@ -1,6 +1,7 @@
 """One optimiser step. What belongs here: gradients over the groups of a step, across processes, and the update.
 
-Not here: the order of steps and files (`medsam_core.training.loop`), or what a stage learns (`medsam_core.stages`).
+Not here: the order of steps and files (`medsam_core.training.loop`), or what a stage learns
+(`learning.stages`).
 
 The networks draw nothing at random in training: all chance is in the plan, so a step is a function of weights,
 optimiser state and step number. A step's gradient is the mean over its groups, whoever took them.
@@ -15,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medsam_core.config import StageConfig
+from medsam_core.base.config import StageConfig
+from medsam_core.imaging.rendering import GroupBatch
 from medsam_core.models.segmenter import Segmenter
-from medsam_core.rendering import GroupBatch
 from medsam_core.training.batchnorm import StepStatistics
 from medsam_core.training.errors import DivergedError, TrainingError
 from medsam_core.training.loading import LoadedGroup

@@ -4,7 +4,7 @@ What belongs here: conversions between `storage` objects and the Protocols of `m
 it is in `pipelines.teacher.tasks`.
 """
 
-from medsam_core.data import SliceTable
+from medsam_core.base.data import SliceTable
 from storage.base.modalities import MODALITIES
 from storage.releases.columns import SliceColumns
 

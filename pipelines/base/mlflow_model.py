@@ -1,6 +1,6 @@
 """The registered model as MLflow loads it (`mlflow.pyfunc.load_model`): cases in, label maps out.
 
-What belongs here: the wrapper that MLflow executes. Not here: inference itself (`medsam_core.inference`).
+What belongs here: the wrapper that MLflow executes. Not here: inference itself (`medsam_core.inference.predictor`).
 MLflow copies this file into every version that is registered, and runs the copy with whatever version of the project is
 installed then: the names that it imports stay where they are.
 """
@@ -20,7 +20,7 @@ class RepViTMedSAM(PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the weights from the file that was logged with the model."""
-        from medsam_core.inference import Predictor
+        from medsam_core.inference.predictor import Predictor
         from medsam_core.models.checkpoints import load_model
 
         self._predictor = Predictor(load_model(Path(context.artifacts["model"])))
@@ -39,7 +39,7 @@ class RepViTMedSAM(PythonModel):  # type: ignore[misc]
         return [self._segs(case) for case in model_input]
 
     def _segs(self, case: Mapping[str, npt.ArrayLike]) -> npt.NDArray[np.uint16]:
-        from medsam_core.prompts import inclusive_to_half_open
+        from medsam_core.imaging.prompts import inclusive_to_half_open
 
         boxes = np.asarray(case["boxes"])
         is_3d = bool(case.get("is_3d", boxes.shape[-1] == 6))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from medsam_core.rendering import GroupBatch
+    from medsam_core.imaging.rendering import GroupBatch
 
 Image = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.integer]

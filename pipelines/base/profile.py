@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
 
-from medsam_core.config import Config, Positive, StageConfig, StudentConfig, TeacherConfig
+from medsam_core.base.config import Config, Positive, StageConfig
+from medsam_core.models.config import StudentConfig, TeacherConfig
 from storage.base.modalities import MODALITIES
 from storage.sources.kinds import is_source_kind, source_kinds
 

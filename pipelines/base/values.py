@@ -12,9 +12,9 @@ from typing import Literal, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from medsam_core.config import StageConfig
-from medsam_core.questions import AnswerKind
-from medsam_core.stages import StageName
+from medsam_core.base.config import StageConfig
+from medsam_core.learning.questions import AnswerKind
+from medsam_core.learning.stages import StageName
 from storage.base.errors import IntegrityError
 from storage.base.references import ArtefactRef
 

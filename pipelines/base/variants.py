@@ -10,8 +10,8 @@ during distillation, which its text words ambiguously, so both readings are here
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from medsam_core.config import StageConfig
-from medsam_core.stages import Stage
+from medsam_core.base.config import StageConfig
+from medsam_core.learning.stages import Stage
 from pipelines.base.profile import Profile
 
 

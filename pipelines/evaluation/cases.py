@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from medsam_core.case_scores import CaseIdentity
+from medsam_core.scores.case_scores import CaseIdentity
 from storage.base.atomic import atomic_file
 from storage.base.errors import IntegrityError
 from storage.releases.reader import ReleaseReader

@@ -136,7 +136,7 @@ def cases_of_folder(
 def _read(
     source: Source, identity: Mapping[str, str], content_hash: str, trained_on: Mapping[str, str]
 ) -> "EvaluationCase":
-    from medsam_core.case_scores import CaseIdentity
+    from medsam_core.scores.case_scores import CaseIdentity
     from pipelines.evaluation.cases import EvaluationCase
 
     case = source.read(identity["case_id"])

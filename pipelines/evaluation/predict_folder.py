@@ -40,7 +40,7 @@ def predict_folder(settings: Settings, model: str, data: Path, output: Path, log
         InputError: If the model cannot be used, or predictions would replace the files they are made from.
         FileNotFoundError: If there is nothing to predict.
     """
-    from medsam_core.inference import Predictor
+    from medsam_core.inference.predictor import Predictor
     from pipelines.evaluation.cases import save_segs
 
     if data.resolve() == output.resolve():
@@ -81,8 +81,8 @@ def _to_answer(data: Path, source: Source, tally: Tally) -> list[str]:
 
 def _case_to_predict(source: Source, name: str) -> tuple[Case, npt.NDArray[np.int64]]:
     """Read a case and its boxes, half-open in x and y and cut to the image."""
-    from medsam_core.contract import checked_boxes
-    from medsam_core.prompts import inclusive_to_half_open
+    from medsam_core.imaging.contract import checked_boxes
+    from medsam_core.imaging.prompts import inclusive_to_half_open
 
     case = source.read(name, Use.BOXES)
     if case.boxes is None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def predictor(model: "Segmenter", *, constant_image: int | None = None, device: str = "cpu") -> "Predict":
     """Return a function that predicts a case with a model."""
-    from medsam_core.inference import Predictor
+    from medsam_core.inference.predictor import Predictor
 
     runner = Predictor(model.eval().to(device), constant_image=constant_image)
     return lambda imgs, boxes, is_3d: runner.predict(imgs, boxes, is_3d=is_3d)
@@ -19,7 +19,7 @@ def predictor(model: "Segmenter", *, constant_image: int | None = None, device: 
 
 def box_predictors() -> dict[str, "Predict"]:
     """Return the predictors that look at boxes alone."""
-    from medsam_core.baselines import filled_boxes, inscribed_ellipses
+    from medsam_core.inference.baselines import filled_boxes, inscribed_ellipses
 
     return {
         "ellipse": lambda imgs, boxes, is_3d: inscribed_ellipses(imgs.shape if is_3d else imgs.shape[:2], boxes),

@@ -28,8 +28,8 @@ def report_tables(rows: pd.DataFrame, headline: tuple[str, ...] = ("test",)) -> 
         rows: Case rows with `predictor` and `split`.
         headline: Splits whose cases the comparison is made of.
     """
-    from medsam_core.comparisons import comparison_table
-    from medsam_core.reporting import modality_table
+    from medsam_core.scores.comparisons import comparison_table
+    from medsam_core.scores.reporting import modality_table
 
     summaries = [modality_table(part).assign(split=split) for split, part in rows.groupby("split")]
     counted = rows[rows["split"].isin(headline)]
@@ -55,8 +55,8 @@ def write_report(rows: pd.DataFrame, folder: Path, headline: tuple[str, ...] = (
 
 def compare(rows: pd.DataFrame) -> pd.DataFrame:
     """Lay out the standard metrics of predictors side by side: a row per modality, their mean last."""
-    from medsam_core import metric_table
-    from medsam_core.reporting import modality_table, side_by_side
+    from medsam_core.scores import metric_table
+    from medsam_core.scores.reporting import modality_table, side_by_side
 
     summary = modality_table(rows)
     columns = {"cases": side_by_side(summary, "n_cases").iloc[:, 0].astype(int)}
@@ -68,8 +68,8 @@ def compare(rows: pd.DataFrame) -> pd.DataFrame:
 
 def report_metrics(summary: pd.DataFrame) -> dict[str, float]:
     """Return a report's means as MLflow metrics: `<split>.<metric>.<predictor>.<modality>`, NaN left out."""
-    from medsam_core import metric_table
-    from medsam_core.reporting import ALL_MODALITIES
+    from medsam_core.scores import metric_table
+    from medsam_core.scores.reporting import ALL_MODALITIES
 
     metrics = {}
     for row in summary.to_dict("records"):
@@ -82,7 +82,7 @@ def report_metrics(summary: pd.DataFrame) -> dict[str, float]:
 
 def choosing_means(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Return the mean of modalities of the metric that models are chosen by: `<split>_<metric>`, then predictor."""
-    from medsam_core.metric_table import CHOOSING
+    from medsam_core.scores.metric_table import CHOOSING
 
     by_modality = rows.groupby(["split", "predictor", "modality"])[CHOOSING].mean()
     means = by_modality.groupby(level=["split", "predictor"]).mean()

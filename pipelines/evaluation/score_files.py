@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medsam_core.case_scores import Row, case_columns, label_columns
+from medsam_core.scores.case_scores import Row, case_columns, label_columns
 from storage.base.atomic import write_parquet
 
 _CASES, _LABELS = "cases.parquet", "labels.parquet"

@@ -100,7 +100,7 @@ def score_predictions(
     workspace: Workspace, release: ArtefactRef, predictions: ArtefactRef, log: Log
 ) -> TaskResult[ArtefactRef]:
     """Score the predictions of an asset."""
-    from medsam_core.metric_table import CHOOSING, choosing
+    from medsam_core.scores.metric_table import CHOOSING, choosing
     from pipelines.evaluation.score_files import cases_file
 
     made = make_scores(workspace, release, workspace.artefacts.get(predictions), log).artefact
@@ -121,7 +121,7 @@ def newly_made(scores: Artefact) -> int:
 
 def better_than_ellipse(scores: ArtefactRef) -> tuple[bool, dict[str, float]]:
     """Return whether the teacher's mean over test cases is better than the ellipse's, and the means by predictor."""
-    from medsam_core.metric_table import CHOOSING, choosing
+    from medsam_core.scores.metric_table import CHOOSING, choosing
 
     means: dict[str, float] = scores.info[f"test_{CHOOSING}"]
     return choosing().gain(means["teacher"]) > choosing().gain(means["ellipse"]), means

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from medsam_core.case_scores import Row
-from medsam_core.prompts import tight_boxes
-from medsam_core.scoring import score_case
+from medsam_core.imaging.prompts import tight_boxes
+from medsam_core.scores.case_scores import Row
+from medsam_core.scores.scoring import score_case
 from pipelines.evaluation.cases import EvaluationCase, Predict, load_segs, save_segs, segs_file
 from pipelines.evaluation.score_files import ScoreTable, score_table, write_scores
 

@@ -1,8 +1,8 @@
 """What predictions and scores are made from. What belongs here: the numbers raised by hand, and who depends on which.
 
 Not here: predicting and scoring. `PREDICTION_VERSION` makes predictions stale, and with them all that follows;
-`SCORING_VERSION`, or a row of `medsam_core.metric_table`, makes scores and reports stale, and leaves predictions as
-they are (`docs/adr/0016-predictions-and-scores.md`).
+`SCORING_VERSION`, or a row of `scores.metric_table`, makes scores and reports stale, and leaves predictions
+as they are (`docs/adr/0016-predictions-and-scores.md`).
 """
 
 from pipelines.ingest.releases import split_fingerprint
@@ -32,7 +32,7 @@ def predicted_from(release: ArtefactRef) -> dict[str, object]:
 
 def scored_from() -> dict[str, object]:
     """Return what scores depend on besides predictions and ground truth."""
-    from medsam_core import metric_table
+    from medsam_core.scores import metric_table
 
     metrics = metric_table.versions()
     return {"version": SCORING_VERSION, **({} if metrics == _FIRST_METRICS else {"metrics": metrics})}

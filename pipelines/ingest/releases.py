@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medsam_core.pixel_statistics import balanced_statistics
+from medsam_core.imaging.pixel_statistics import balanced_statistics
 from pipelines.base.results import TaskResult
 from pipelines.base.workspace import Workspace
 from storage.base.artefacts import Artefact

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from medsam_core.questions import AnswerKind
+from medsam_core.learning.questions import AnswerKind
 from pipelines.base.resources import WorkspaceResource
 from pipelines.base.results import markdown_table, materialised
 from pipelines.base.values import CacheRef, PartsMade, TeacherRef

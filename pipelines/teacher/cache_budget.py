@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from medsam_core.plan import Plan
+from medsam_core.planning.plan import Plan
 from pipelines.base.workspace import Workspace
 from storage.answers import cache_plan, cache_writer, teacher_cache
 from storage.answers.cache_plan import CacheSpec

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from medsam_core.plan import Plan, plan_inputs
-from medsam_core.questions import AnswerKind, Question
-from medsam_core.stages import ASKING
+from medsam_core.learning.questions import AnswerKind, Question
+from medsam_core.learning.stages import ASKING
+from medsam_core.planning.plan import Plan, plan_inputs
 from pipelines.base.results import TaskResult
 from pipelines.base.values import CacheRef, PartsMade, TeacherRef
 from pipelines.base.variants import Variant
@@ -32,7 +32,7 @@ from storage.base.references import ArtefactRef
 from storage.releases.reader import ReleaseReader
 
 if TYPE_CHECKING:
-    from medsam_core.rendering import GroupBatch
+    from medsam_core.imaging.rendering import GroupBatch
 
 Inputs = tuple[TeacherRef, ArtefactRef, ArtefactRef]
 """Values of the teacher, the plan and the release."""
@@ -134,7 +134,7 @@ class Answerer:
 
     def _rendered(self, number: int) -> "GroupBatch":
         """Return a group of the plan as the student will see it; called ahead, in a thread."""
-        from medsam_core.rendering import render_group
+        from medsam_core.imaging.rendering import render_group
 
         plan = self._work.plan
         slots, record, _ = plan.group_slots(*divmod(number, plan.groups_per_epoch))

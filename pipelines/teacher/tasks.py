@@ -8,8 +8,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsam_core.config import TeacherConfig
-from medsam_core.stages import FINETUNING
+from medsam_core.learning.stages import FINETUNING
+from medsam_core.models.config import TeacherConfig
 from pipelines.base.launch import Launch
 from pipelines.base.results import TaskResult
 from pipelines.base.settings import InputError

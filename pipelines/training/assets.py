@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from medsam_core.stages import DISTILLATION, FINETUNING
+from medsam_core.learning.stages import DISTILLATION, FINETUNING
 from pipelines.base.asset_keys import distillation_asset
 from pipelines.base.executors import TRACKED
 from pipelines.base.launch import launch_trainer

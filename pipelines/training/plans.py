@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from medsam_core.config import StageConfig
-from medsam_core.data import SliceReader
-from medsam_core.geometry import Geometry
-from medsam_core.plan import Plan, plan_inputs
-from medsam_core.stages import Stage
+from medsam_core.base.config import StageConfig
+from medsam_core.base.data import SliceReader
+from medsam_core.base.geometry import Geometry
+from medsam_core.learning.stages import Stage
+from medsam_core.planning.plan import Plan, plan_inputs
 from pipelines.base.adapters import slice_table
 from pipelines.base.results import Picture, TaskResult
 from pipelines.base.workspace import Workspace
@@ -57,8 +57,8 @@ def make_plan(workspace: Workspace, release: ArtefactRef, config: StageConfig, s
 
 def _draw_batches(plan: Plan, reader: SliceReader, geometry: Geometry, folder: Path) -> None:
     """Draw the first group of each kind of mixing as training will see it."""
-    from medsam_core.rendering import render_group
-    from medsam_core.sampling import MIX_KINDS
+    from medsam_core.base.config import MIX_KINDS
+    from medsam_core.imaging.rendering import render_group
     from pipelines.base import pictures
 
     kinds = plan.groups[0]["mix"]

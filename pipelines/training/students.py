@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from medsam_core.config import StageConfig
-from medsam_core.stages import DISTILLATION, FINETUNING, Stage
+from medsam_core.base.config import StageConfig
+from medsam_core.learning.stages import DISTILLATION, FINETUNING, Stage
 from pipelines.base import pictures
 from pipelines.base.launch import Launch
 from pipelines.base.results import Link, Picture, TaskResult

@@ -15,17 +15,17 @@ import torch
 from dagster_pipes import open_dagster_pipes
 from torch import Tensor
 
-from medsam_core.data import SliceReader
+from medsam_core.base.data import SliceReader
+from medsam_core.learning.stages import STAGES
+from medsam_core.learning.teachers import CachedTeacher, OnlineTeacher, TeacherAnswers
 from medsam_core.models.checkpoints import load_model
 from medsam_core.models.segmenter import Segmenter, build_student, init_decoder_from
-from medsam_core.plan import Plan
-from medsam_core.stages import STAGES
+from medsam_core.planning.plan import Plan
 from medsam_core.training.batchnorm import clean_images
 from medsam_core.training.loop import LoopOptions, train
 from medsam_core.training.parent_watch import require_parent
 from medsam_core.training.process_group import ProcessGroup
 from medsam_core.training.run import TrainingRun
-from medsam_core.training.teachers import CachedTeacher, OnlineTeacher, TeacherAnswers
 from pipelines.base.devices import choose_device
 from pipelines.base.settings import read_settings
 from pipelines.base.values import TrainerJob, from_json

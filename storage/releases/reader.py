@@ -26,7 +26,7 @@ _Moved = tuple[npt.NDArray[np.int64], pd.DataFrame]
 
 
 class ReleaseReader:
-    """Reads the slices of a table, row by row; satisfies `medsam_core.data.SliceReader` by its shape.
+    """Reads the slices of a table, row by row; satisfies `medsam_core.base.data.SliceReader` by its shape.
 
     Opens columns and stores when first read from in each process, and may be pickled; copies share the columns' file.
     """

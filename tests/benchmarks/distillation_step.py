@@ -16,17 +16,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from medsam_core.config import StageConfig, StudentConfig
+from medsam_core.base.config import StageConfig
+from medsam_core.imaging.rendering import render_group
+from medsam_core.learning.stages import DISTILLATION
+from medsam_core.learning.teachers import CachedTeacher, OnlineTeacher, TeacherAnswers
+from medsam_core.models.config import StudentConfig
 from medsam_core.models.segmenter import build_student
-from medsam_core.plan import Plan
-from medsam_core.rendering import render_group
-from medsam_core.stages import DISTILLATION
+from medsam_core.planning.plan import Plan
 from medsam_core.training.loading import GroupLoader
 from medsam_core.training.precision import Precision
 from medsam_core.training.process_group import ProcessGroup
 from medsam_core.training.run import TrainingRun
 from medsam_core.training.step import Stepper
-from medsam_core.training.teachers import CachedTeacher, OnlineTeacher, TeacherAnswers
 from tests.benchmarks._harness import ROUNDS, report
 from tests.integration.test_paper_steps import PAPER, Reader, slice_table
 from tests.teachers import cache_of, golden_vit_b

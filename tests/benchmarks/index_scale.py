@@ -17,9 +17,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from medsam_core.config import PAPER_DISTILLATION, PAPER_FINETUNING
-from medsam_core.plan import Plan
-from medsam_core.stages import STAGES, StageName
+from medsam_core.base.config import PAPER_DISTILLATION, PAPER_FINETUNING
+from medsam_core.learning.stages import STAGES, StageName
+from medsam_core.planning.plan import Plan
 from pipelines.base.adapters import slice_table
 from storage.base.atomic import write_json
 from storage.base.fingerprints import file_hash

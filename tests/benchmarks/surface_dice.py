@@ -4,8 +4,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from medsam_core.metrics import surface_dice
-from medsam_core.surface_areas import surfel_areas
+from medsam_core.scores.metrics import surface_dice
+from medsam_core.scores.surface_areas import surfel_areas
 from tests.benchmarks._harness import interleaved, report
 
 SPACING = (2.5, 0.8, 0.8)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medsam_core.config import StudentConfig
+from medsam_core.models.config import StudentConfig
 from medsam_core.models.segmenter import Segmenter, build_student
 from storage.answers.teacher_cache import TeacherCache
 from tests.benchmarks._harness import interleaved, report

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 
-from medsam_core.plan import Plan
-from medsam_core.stages import STAGES
+from medsam_core.learning.stages import STAGES
+from medsam_core.planning.plan import Plan
 from pipelines.base.adapters import slice_table
 from pipelines.base.variants import PROPOSED
 from pipelines.evaluation.cases import cases_of_release

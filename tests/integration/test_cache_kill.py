@@ -35,7 +35,7 @@ from pipelines.base.values import TeacherRef, from_json
 from storage.base.references import ArtefactRef
 space, kinds = Workspace(read_settings()), (TeacherRef, ArtefactRef, ArtefactRef)
 inputs = tuple(from_json(kind, value, "input") for kind, value in zip(kinds, json.loads(sys.argv[1]), strict=True))
-import medsam_core.rendering, medsam_core.models.checkpoints, pipelines.training.trainer
+import medsam_core.imaging.rendering, medsam_core.models.checkpoints, pipelines.training.trainer
 say = lambda text: print(text, flush=True)
 say("begun")
 batches = caches.plan_cache(space, PROPOSED, "logits", inputs, say)

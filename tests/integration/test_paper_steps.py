@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from medsam_core.config import StageConfig
-from medsam_core.data import SliceTable
+from medsam_core.base.config import StageConfig
+from medsam_core.base.data import SliceTable
+from medsam_core.imaging.rendering import GroupBatch
+from medsam_core.learning.questions import Question
+from medsam_core.learning.stages import FINETUNING, STAGES, Stage
+from medsam_core.learning.teachers import OnlineTeacher
 from medsam_core.models.segmenter import Segmenter, build_student, init_decoder_from
-from medsam_core.plan import Plan
-from medsam_core.questions import Question
-from medsam_core.rendering import GroupBatch
-from medsam_core.stages import FINETUNING, STAGES, Stage
+from medsam_core.planning.plan import Plan
 from medsam_core.training.loop import train
 from medsam_core.training.run import TrainingRun
-from medsam_core.training.teachers import OnlineTeacher
 from pipelines.base.profile import load_profile
 from pipelines.base.variants import PROPOSED
 from tests.teachers import golden_vit_b

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
-from medsam_core.questions import AnswerKind
-from medsam_core.stages import DISTILLATION
+from medsam_core.learning.questions import AnswerKind
+from medsam_core.learning.stages import DISTILLATION
 from pipelines.base.values import CacheRef, TeacherRef
 from pipelines.base.variants import PROPOSED
 from pipelines.teacher import cache_budget, cache_care, caches

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medsam_core.config import TeacherConfig
-from medsam_core.geometry import PADDED
+from medsam_core.base.geometry import PADDED
+from medsam_core.learning.questions import AnswerKind
+from medsam_core.learning.stages import ASKING
 from medsam_core.models.checkpoints import load_model, save_model
+from medsam_core.models.config import TeacherConfig
 from medsam_core.models.encoders.registry import ENTRY_POINTS as ENCODERS
 from medsam_core.models.segmenter import build_teacher
-from medsam_core.questions import AnswerKind
-from medsam_core.stages import ASKING
 from pipelines.base.values import TeacherRef
 from pipelines.base.variants import PROPOSED
 from pipelines.teacher import caches

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from medsam_core.geometry import EMBEDDING_CHANNELS, PADDED
+from medsam_core.base.geometry import EMBEDDING_CHANNELS, PADDED
 from medsam_core.models.encoders.base import Encoder
 from medsam_core.models.encoders.registry import EncoderSpec, Setting
 from medsam_core.models.layers import embedding_neck

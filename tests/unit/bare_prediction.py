@@ -24,14 +24,14 @@ class Refusal(MetaPathFinder):
 if __name__ == "__main__":
     sys.meta_path.insert(0, Refusal())
 
-from medsam_core.baselines import filled_boxes, inscribed_ellipses  # noqa: E402
-from medsam_core.geometry import PADDED, SQUARE, Geometry  # noqa: E402
-from medsam_core.inference import Predictor  # noqa: E402
-from medsam_core.metrics import dsc  # noqa: E402
-from medsam_core.preprocessing import masks_to_grid  # noqa: E402
-from medsam_core.prompts import inclusive_to_half_open, tight_boxes  # noqa: E402
-from medsam_core.resampling import Floats, NumpyResampler, Resampler  # noqa: E402
-from medsam_core.views import View  # noqa: E402
+from medsam_core.base.geometry import PADDED, SQUARE, Geometry  # noqa: E402
+from medsam_core.imaging.preprocessing import masks_to_grid  # noqa: E402
+from medsam_core.imaging.prompts import inclusive_to_half_open, tight_boxes  # noqa: E402
+from medsam_core.imaging.resampling import Floats, NumpyResampler, Resampler  # noqa: E402
+from medsam_core.imaging.views import View  # noqa: E402
+from medsam_core.inference.baselines import filled_boxes, inscribed_ellipses  # noqa: E402
+from medsam_core.inference.predictor import Predictor  # noqa: E402
+from medsam_core.scores.metrics import dsc  # noqa: E402
 
 Answers = dict[str, npt.NDArray[np.generic]]
 

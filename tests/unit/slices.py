@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medsam_core.data import SliceTable
-from medsam_core.prompts import tight_boxes
+from medsam_core.base.data import SliceTable
+from medsam_core.imaging.prompts import tight_boxes
 
 
 class ArrayReader:

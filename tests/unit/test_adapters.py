@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medsam_core.prompts import tight_boxes
+from medsam_core.imaging.prompts import tight_boxes
 from pipelines.base.adapters import slice_table
 from storage.base.blobs import LocalBlobs
 from storage.base.modalities import MODALITIES

@@ -138,7 +138,7 @@ def test_reading_loads_nothing_that_only_writing_needs(module: str) -> None:
 
 
 STRIDES = {4, 8, 16}
-"""Of encoders and of SAM's decoder: `medsam_core.geometry` and the encoders' registry alone know them."""
+"""Of encoders and of SAM's decoder: `medsam_core.base.geometry` and the encoders' registry alone know them."""
 
 FREE_OF_STRIDES = {"medsam_core/models/sam.py"}
 """Divides channels, not pixels."""

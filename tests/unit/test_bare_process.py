@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsam_core.torch_resampling import TorchResampler
+from medsam_core.imaging.torch_resampling import TorchResampler
 from tests.unit.bare_prediction import ABSENT, Answers, answers
 
 ROOT = Path(__file__).parents[2]

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from medsam_core.baselines import filled_boxes, inscribed_ellipses
-from medsam_core.contract import MAX_BOXES, box_region, checked_boxes, write_answer
-from medsam_core.metrics import dsc
-from medsam_core.prompts import tight_boxes
+from medsam_core.imaging.contract import MAX_BOXES, box_region, checked_boxes, write_answer
+from medsam_core.imaging.prompts import tight_boxes
+from medsam_core.inference.baselines import filled_boxes, inscribed_ellipses
+from medsam_core.scores.metrics import dsc
 
 
 def test_a_box_is_filled_half_open_and_the_later_one_wins() -> None:

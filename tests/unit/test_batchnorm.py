@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from medsam_core.stages import DISTILLATION
+from medsam_core.learning.stages import DISTILLATION
 from medsam_core.training.batchnorm import StepStatistics, clean_images, recalibrate_batchnorm
 from medsam_core.training.process_group import ProcessGroup
 from tests.unit.training_helpers import (

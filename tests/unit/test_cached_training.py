@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from medsam_core.config import OptimiserConfig
-from medsam_core.questions import Question
-from medsam_core.rendering import GroupBatch
-from medsam_core.stages import DISTILLATION, FINETUNING, Stage
-from medsam_core.training.teachers import CachedTeacher, OnlineTeacher, TeacherAnswers
+from medsam_core.base.config import OptimiserConfig
+from medsam_core.imaging.rendering import GroupBatch
+from medsam_core.learning.questions import Question
+from medsam_core.learning.stages import DISTILLATION, FINETUNING, Stage
+from medsam_core.learning.teachers import CachedTeacher, OnlineTeacher, TeacherAnswers
 from storage.answers.encodings import Floats
 from tests.teachers import cache_of
 from tests.unit.training_helpers import build_plan, read_log, run_stage, stage_config, stand_in

@@ -10,9 +10,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from medsam_core.config import StudentConfig, TeacherConfig
-from medsam_core.files import atomic_file
+from medsam_core.base.files import atomic_file
 from medsam_core.models.checkpoints import load_model, read_metadata, save_model
+from medsam_core.models.config import StudentConfig, TeacherConfig
 from medsam_core.models.encoders.sam_vit import from_sam_keys, to_sam_keys
 from medsam_core.models.published import load_published, read_sam_state
 from medsam_core.models.segmenter import Segmenter, build_student, build_teacher

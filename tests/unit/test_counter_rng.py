@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsam_core.counter_rng import CounterRng, below
+from medsam_core.base.counter_rng import CounterRng, below
 
 RNG = CounterRng(seed=7, purpose="test")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from medsam_core.config import StudentConfig, TeacherConfig
 from medsam_core.models.checkpoints import load_model, save_model
+from medsam_core.models.config import StudentConfig, TeacherConfig
 from medsam_core.models.encoders import registry
 from medsam_core.models.encoders.base import load_encoder
 from medsam_core.models.encoders.registry import ENCODERS, ENTRY_POINTS, EncoderSpec, encoder_spec

@@ -17,10 +17,10 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 
-from medsam_core import metric_table
-from medsam_core.baselines import filled_boxes
-from medsam_core.case_scores import CaseIdentity
-from medsam_core.metric_table import LabelMasks, Metric
+from medsam_core.inference.baselines import filled_boxes
+from medsam_core.scores import metric_table
+from medsam_core.scores.case_scores import CaseIdentity
+from medsam_core.scores.metric_table import LabelMasks, Metric
 from pipelines.base.json_io import JsonIOManager
 from pipelines.base.resources import WorkspaceResource
 from pipelines.base.results import TaskResult

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow.exceptions import MlflowException
 
-from medsam_core.files import atomic_file as model_file
+from medsam_core.base.files import atomic_file as model_file
 from pipelines.base.exit_status import run_command
 from pipelines.base.profile import ProfileError
 from pipelines.base.settings import InputError

@@ -12,8 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from medsam_core.config import TeacherConfig
 from medsam_core.models.checkpoints import load_model, read_metadata
+from medsam_core.models.config import TeacherConfig
 from medsam_core.models.file_kinds import file_kind
 from medsam_core.models.published import load_published, read_sam_state
 from medsam_core.models.weights import CheckpointError

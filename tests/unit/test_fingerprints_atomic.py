@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medsam_core.files import atomic_file as model_file
+from medsam_core.base.files import atomic_file as model_file
 from storage.base.atomic import (
     atomic_file,
     create_bytes,

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 
-from medsam_core.config import StudentConfig
 from medsam_core.models.checkpoints import save_model
+from medsam_core.models.config import StudentConfig
 from medsam_core.models.segmenter import build_student
 from pipelines.cli import main
 from pipelines.evaluation.spacing_evidence import speaks_backwards
@@ -275,7 +275,7 @@ def test_a_case_that_needs_too_much_memory_costs_itself(
     capsys: Said,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from medsam_core.inference import Predictor
+    from medsam_core.inference.predictor import Predictor
 
     wide = case(gts=np.ones((24, 60), np.uint8), imgs=np.zeros((24, 60), np.uint8))
     save(good(tmp_path / "in") / "2DBox_US_wide.npz", **wide)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from medsam_core.geometry import FRAMES, PADDED, SQUARE, Geometry
+from medsam_core.base.geometry import FRAMES, PADDED, SQUARE, Geometry
 
 
 @pytest.mark.parametrize(("image", "stride", "embedding", "logits"), [(1024, 16, 64, 256), (256, 4, 64, 256)])

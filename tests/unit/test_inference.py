@@ -7,12 +7,12 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from medsam_core.config import TeacherConfig
-from medsam_core.geometry import PADDED, Geometry
-from medsam_core.inference import PROPAGATION_MARGIN_PX, Predictor
+from medsam_core.base.geometry import PADDED, Geometry
+from medsam_core.imaging.prompts import tight_boxes
+from medsam_core.imaging.resampling import Floats
+from medsam_core.inference.predictor import PROPAGATION_MARGIN_PX, Predictor
+from medsam_core.models.config import TeacherConfig
 from medsam_core.models.segmenter import build_teacher
-from medsam_core.prompts import tight_boxes
-from medsam_core.resampling import Floats
 
 SIDE = 64
 

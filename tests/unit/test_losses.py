@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from medsam_core.losses import (
+from medsam_core.learning.losses import (
     bce_with_logits,
     dice_loss,
     embedding_mse,

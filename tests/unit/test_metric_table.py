@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medsam_core import metric_table
-from medsam_core.case_scores import CaseIdentity, CaseScore, case_columns, label_columns
-from medsam_core.comparisons import comparison_table
-from medsam_core.metric_table import LabelMasks, Metric
-from medsam_core.reporting import ALL_MODALITIES, case_table, label_table, merge_tables, modality_table
-from medsam_core.scoring import score_case
+from medsam_core.scores import metric_table
+from medsam_core.scores.case_scores import CaseIdentity, CaseScore, case_columns, label_columns
+from medsam_core.scores.comparisons import comparison_table
+from medsam_core.scores.metric_table import LabelMasks, Metric
+from medsam_core.scores.reporting import ALL_MODALITIES, case_table, label_table, merge_tables, modality_table
+from medsam_core.scores.scoring import score_case
 
 
 def missed_pixels(masks: LabelMasks) -> float:

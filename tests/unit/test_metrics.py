@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsam_core import surface_distances
-from medsam_core.metrics import dsc, official_nsd, surface_dice
-from medsam_core.surface_areas import contour_lengths, surfel_areas
+from medsam_core.scores import surface_distances
+from medsam_core.scores.metrics import dsc, official_nsd, surface_dice
+from medsam_core.scores.surface_areas import contour_lengths, surfel_areas
 
 Mask = npt.NDArray[np.bool_]
 SPACINGS = (0.25, 0.83, 1.0, 2.5, 5.0)

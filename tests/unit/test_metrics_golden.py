@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from medsam_core.case_scores import CaseIdentity, CaseScore
-from medsam_core.metrics import dsc, official_nsd
-from medsam_core.scoring import score_case
+from medsam_core.scores.case_scores import CaseIdentity, CaseScore
+from medsam_core.scores.metrics import dsc, official_nsd
+from medsam_core.scores.scoring import score_case
 
 GOLDEN = json.loads(
     (Path(os.environ.get("MEDSAM_GOLDEN", "tests/golden")) / "metrics_golden.json").read_text(encoding="utf-8")
@@ -52,7 +52,7 @@ def assert_golden(found: tuple[float, float], row: dict[str, Any]) -> None:
 
 
 def test_the_golden_tolerance_is_the_official_one() -> None:
-    from medsam_core.metrics import TOLERANCE as OFFICIAL
+    from medsam_core.scores.metrics import TOLERANCE as OFFICIAL
 
     assert GOLDEN["tolerance"] == OFFICIAL
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from medsam_core.config import StudentConfig, TeacherConfig
+from medsam_core.models.config import StudentConfig, TeacherConfig
 from medsam_core.models.encoders.sam_vit import from_sam_keys, resize_positions, to_sam_keys
 from medsam_core.models.segmenter import Segmenter, build_student, build_teacher, init_decoder_from
 from medsam_core.models.timm_backbones import reparameterise

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medsam_core.config import StudentConfig
+from medsam_core.models.config import StudentConfig
 from medsam_core.models.encoders.repvit import RepViTEncoder
 from medsam_core.models.encoders.sam_vit import MEDSAM_VIT_B, from_sam_keys
 from medsam_core.models.sam import MaskDecoder, PromptEncoder

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from medsam_core.pixel_statistics import balanced_statistics, histogram
+from medsam_core.imaging.pixel_statistics import balanced_statistics, histogram
 
 Slices = list[tuple[str, npt.NDArray[np.uint8]]]
 

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medsam_core.config import AugmentationConfig, OptimiserConfig, StageConfig
-from medsam_core.counter_rng import CounterRng
-from medsam_core.data import SliceTable
-from medsam_core.plan import PLAN_VERSION, Plan, plan_inputs
-from medsam_core.plan_epoch import build_epoch, slots_of_epoch
-from medsam_core.sampling import MIX_KINDS, draw_labels
-from medsam_core.stages import DISTILLATION, FINETUNING, STAGES, Stage
+from medsam_core.base.config import MIX_KINDS, AugmentationConfig, OptimiserConfig, StageConfig
+from medsam_core.base.counter_rng import CounterRng
+from medsam_core.base.data import SliceTable
+from medsam_core.learning.stages import DISTILLATION, FINETUNING, STAGES, Stage
+from medsam_core.planning.plan import PLAN_VERSION, Plan, plan_inputs
+from medsam_core.planning.plan_epoch import build_epoch, slots_of_epoch
+from medsam_core.planning.sampling import draw_labels
 from tests.unit.slices import table_of_counts
 
 S = 64

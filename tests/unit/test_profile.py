@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medsam_core.config import PAPER_DISTILLATION, PAPER_FINETUNING
+from medsam_core.base.config import PAPER_DISTILLATION, PAPER_FINETUNING
 from pipelines.base.profile import Profile, ProfileError, load_profile
 from storage.shards import codec as shard_codec
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from medsam_core.prompts import half_open_to_inclusive, inclusive_to_half_open, jitter_boxes, tight_boxes
+from medsam_core.imaging.prompts import half_open_to_inclusive, inclusive_to_half_open, jitter_boxes, tight_boxes
 
 label_maps = hnp.arrays(
     dtype=st.sampled_from([np.uint8, np.uint16, np.int64]),

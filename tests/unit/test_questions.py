@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from medsam_core.questions import EMBEDDINGS, TEACHER_PROBABILITIES, Question
-from medsam_core.stages import ASKING, STAGES, Stage
-from medsam_core.training.teachers import OnlineTeacher
+from medsam_core.learning.questions import EMBEDDINGS, TEACHER_PROBABILITIES, Question
+from medsam_core.learning.stages import ASKING, STAGES, Stage
+from medsam_core.learning.teachers import OnlineTeacher
 from tests.unit.training_helpers import SIZE, stage_config, stand_in
 
 QUESTIONS = [EMBEDDINGS, TEACHER_PROBABILITIES]

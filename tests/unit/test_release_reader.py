@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medsam_core.data import SliceReader
+from medsam_core.base.data import SliceReader
 from storage.base.blobs import LocalBlobs
 from storage.base.errors import IntegrityError, StorageError
 from storage.releases.columns import SliceColumns

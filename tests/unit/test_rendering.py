@@ -6,16 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from medsam_core.config import AugmentationConfig, StageConfig
-from medsam_core.geometry import Geometry
-from medsam_core.plan import Plan
-from medsam_core.plan_epoch import group_dtype, slot_dtype
-from medsam_core.preprocessing import image_to_model, masks_to_grid
-from medsam_core.rendering import GroupBatch, cutmix, mix, mixpatch, render_group, view_of
-from medsam_core.sampling import MIX_KINDS
-from medsam_core.stages import DISTILLATION, FINETUNING, Stage
-from medsam_core.torch_resampling import TorchResampler, as_tensor
-from medsam_core.views import View, boxes_to_model
+from medsam_core.base.config import MIX_KINDS, AugmentationConfig, StageConfig
+from medsam_core.base.geometry import Geometry
+from medsam_core.imaging.preprocessing import image_to_model, masks_to_grid
+from medsam_core.imaging.rendering import GroupBatch, cutmix, mix, mixpatch, render_group, view_of
+from medsam_core.imaging.torch_resampling import TorchResampler, as_tensor
+from medsam_core.imaging.views import View, boxes_to_model
+from medsam_core.learning.stages import DISTILLATION, FINETUNING, Stage
+from medsam_core.planning.plan import Plan
+from medsam_core.planning.plan_epoch import group_dtype, slot_dtype
 from tests.unit.slices import ArrayReader, table_of_masks
 
 S, GRID = 64, 16

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medsam_core import metric_table
-from medsam_core.case_scores import CaseIdentity, CaseScore, case_columns, label_columns
-from medsam_core.comparisons import comparison_table
-from medsam_core.reporting import (
+from medsam_core.scores import metric_table
+from medsam_core.scores.case_scores import CaseIdentity, CaseScore, case_columns, label_columns
+from medsam_core.scores.comparisons import comparison_table
+from medsam_core.scores.reporting import (
     ALL_MODALITIES,
     case_table,
     label_table,
@@ -17,7 +17,7 @@ from medsam_core.reporting import (
     modality_table,
     side_by_side,
 )
-from medsam_core.scoring import score_case
+from medsam_core.scores.scoring import score_case
 
 NAN = float("nan")
 

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from medsam_core.geometry import Geometry
-from medsam_core.preprocessing import image_to_model, masks_to_grid
-from medsam_core.resampling import NumpyResampler, triangle_weights
-from medsam_core.torch_resampling import TorchResampler, as_tensor
-from medsam_core.views import View
+from medsam_core.base.geometry import Geometry
+from medsam_core.imaging.preprocessing import image_to_model, masks_to_grid
+from medsam_core.imaging.resampling import NumpyResampler, triangle_weights
+from medsam_core.imaging.torch_resampling import TorchResampler, as_tensor
+from medsam_core.imaging.views import View
 
 NUMPY, TORCH = NumpyResampler(), TorchResampler()
 

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from medsam_core.case_scores import CaseIdentity, CaseScore
-from medsam_core.metrics import dsc, official_nsd, surface_dice
-from medsam_core.scoring import labels_from_order, score_case
+from medsam_core.scores.case_scores import CaseIdentity, CaseScore
+from medsam_core.scores.metrics import dsc, official_nsd, surface_dice
+from medsam_core.scores.scoring import labels_from_order, score_case
 
 IDENTITY = CaseIdentity("XRay/a", "XRay", "set", "patient")
 

@@ -9,16 +9,17 @@ import safetensors.torch
 import torch
 
 import medsam_core
-from medsam_core import stand_in
-from medsam_core.baselines import filled_boxes
-from medsam_core.config import StageConfig, StudentConfig
-from medsam_core.inference import Predictor
-from medsam_core.metrics import dsc
+from medsam_core.base.config import StageConfig
+from medsam_core.imaging.prompts import tight_boxes
+from medsam_core.inference.baselines import filled_boxes
+from medsam_core.inference.predictor import Predictor
 from medsam_core.models.checkpoints import load_model, read_metadata
+from medsam_core.models.config import StudentConfig
 from medsam_core.models.segmenter import Segmenter, build_student, build_teacher, init_decoder_from
-from medsam_core.prompts import tight_boxes
-from medsam_core.stand_in import ARCHITECTURE, make_stand_in, synthetic_slices, table_of
+from medsam_core.scores.metrics import dsc
 from medsam_core.synthetic import MODALITIES
+from medsam_core.training import stand_in
+from medsam_core.training.stand_in import ARCHITECTURE, make_stand_in, synthetic_slices, table_of
 from pipelines.base.profile import load_profile
 
 SHIPPED = Path(medsam_core.__file__).parent / "weights" / "stand_in_128.safetensors"

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medsam_core import metric_table
+from medsam_core.scores import metric_table
 from pipelines.base.json_io import JsonIOManager
 from pipelines.base.results import INLINE_PICTURE_BYTES, Link, Picture, TaskResult, ledger_file, materialised
 from pipelines.base.settings import read_settings

@@ -7,14 +7,14 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from medsam_core.config import TeacherConfig
-from medsam_core.inference import Predictor
+from medsam_core.imaging.promptable import BringsResampler, MakesPromptable, PromptableModel
+from medsam_core.imaging.resampling import Floats, NumpyResampler
+from medsam_core.imaging.torch_resampling import TorchResampler
+from medsam_core.inference.predictor import Predictor
 from medsam_core.models.checkpoints import save_model
+from medsam_core.models.config import TeacherConfig
 from medsam_core.models.segmenter import Segmenter, build_teacher
 from medsam_core.models.torch_model import TorchModel
-from medsam_core.promptable import BringsResampler, MakesPromptable, PromptableModel
-from medsam_core.resampling import Floats, NumpyResampler
-from medsam_core.torch_resampling import TorchResampler
 
 EARLIER_WRAPPER = """
 from pathlib import Path
@@ -25,7 +25,7 @@ import numpy as np
 
 class RepViTMedSAM:
     def load_context(self, context: Any) -> None:
-        from medsam_core.inference import Predictor
+        from medsam_core.inference.predictor import Predictor
         from medsam_core.models.checkpoints import load_model
 
         self._predictor = Predictor(load_model(Path(context["model"])))
@@ -34,7 +34,7 @@ class RepViTMedSAM:
         return [self._segs(case) for case in model_input]
 
     def _segs(self, case: Any) -> Any:
-        from medsam_core.prompts import inclusive_to_half_open
+        from medsam_core.imaging.prompts import inclusive_to_half_open
 
         boxes = np.asarray(case["boxes"])
         is_3d = bool(case.get("is_3d", boxes.shape[-1] == 6))

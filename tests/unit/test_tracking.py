@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
-from medsam_core.inference import Predictor
+from medsam_core.inference.predictor import Predictor
 from medsam_core.models.checkpoints import load_model, save_model
 from pipelines.base.settings import Settings, read_settings
 from pipelines.base.tracking import (

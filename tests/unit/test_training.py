@@ -11,9 +11,9 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from medsam_core.plan import Plan
-from medsam_core.rendering import render_group
-from medsam_core.stages import DISTILLATION, FINETUNING, STAGES, Stage
+from medsam_core.imaging.rendering import render_group
+from medsam_core.learning.stages import DISTILLATION, FINETUNING, STAGES, Stage
+from medsam_core.planning.plan import Plan
 from medsam_core.training.checkpoint import output_lock
 from medsam_core.training.errors import OutputBusyError, TrainingError
 from medsam_core.training.loading import LoadedGroup

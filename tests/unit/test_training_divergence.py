@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from medsam_core.questions import Question
-from medsam_core.rendering import GroupBatch
-from medsam_core.stages import FINETUNING
+from medsam_core.imaging.rendering import GroupBatch
+from medsam_core.learning.questions import Question
+from medsam_core.learning.stages import FINETUNING
+from medsam_core.learning.teachers import OnlineTeacher
 from medsam_core.training.checkpoint import MetricsLog, load_checkpoint, save_checkpoint
 from medsam_core.training.errors import DivergedError, TrainingError
 from medsam_core.training.loop import LoopOptions
-from medsam_core.training.teachers import OnlineTeacher
 from tests.unit.training_helpers import (
     build_plan,
     read_log,

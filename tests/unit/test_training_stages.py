@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from medsam_core.imaging.rendering import render_group
+from medsam_core.learning.stages import DISTILLATION, FINETUNING, STAGES, UNREACHED, Stage
+from medsam_core.learning.teachers import CachedTeacher
 from medsam_core.models.checkpoints import load_model
-from medsam_core.rendering import render_group
-from medsam_core.stages import DISTILLATION, FINETUNING, STAGES, UNREACHED, Stage
 from medsam_core.training.errors import TrainingError
-from medsam_core.training.teachers import CachedTeacher
 from tests.unit.training_helpers import (
     GEOMETRY,
     Reader,

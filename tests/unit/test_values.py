@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from medsam_core.config import StageConfig
+from medsam_core.base.config import StageConfig
 from pipelines.base.values import CacheRef, PartsMade, StoreRef, TeacherRef, TrainerJob, from_json, to_json
 from storage.base.errors import IntegrityError
 from storage.base.references import ArtefactRef

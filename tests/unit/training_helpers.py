@@ -10,15 +10,16 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from medsam_core.config import AugmentationConfig, OptimiserConfig, StageConfig, StudentConfig, TeacherConfig
-from medsam_core.data import SliceTable
-from medsam_core.geometry import Geometry
+from medsam_core.base.config import AugmentationConfig, OptimiserConfig, StageConfig
+from medsam_core.base.data import SliceTable
+from medsam_core.base.geometry import Geometry
+from medsam_core.learning.stages import DISTILLATION, Stage
+from medsam_core.learning.teachers import OnlineTeacher, TeacherAnswers
+from medsam_core.models.config import StudentConfig, TeacherConfig
 from medsam_core.models.segmenter import Segmenter, build_student, build_teacher
-from medsam_core.plan import Plan
-from medsam_core.stages import DISTILLATION, Stage
+from medsam_core.planning.plan import Plan
 from medsam_core.training.loop import train
 from medsam_core.training.run import TrainingRun, TrainResult
-from medsam_core.training.teachers import OnlineTeacher, TeacherAnswers
 
 SIZE = 64
 GEOMETRY = Geometry.of_stride(SIZE, 16)

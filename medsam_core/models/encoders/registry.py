@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Literal
 
-from medsam_core.geometry import SQUARE, Geometry
+from medsam_core.base.geometry import SQUARE, Geometry
 
 Setting = bool | int | float | str
 InputKind = Literal["standardised", "min_max"]

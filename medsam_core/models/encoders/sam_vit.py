@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medsam_core.geometry import EMBEDDING_CHANNELS
+from medsam_core.base.geometry import EMBEDDING_CHANNELS
 from medsam_core.models.encoders.base import PREFIX, Encoder
 from medsam_core.models.encoders.registry import Setting
 from medsam_core.models.timm_backbones import sam_vit

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from medsam_core.metrics import AnyMask, dsc, official_nsd, surface_dice
+from medsam_core.scores.metrics import AnyMask, dsc, official_nsd, surface_dice
 
 Spacing = tuple[float, float, float]
 

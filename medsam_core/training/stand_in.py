@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from medsam_core.config import AugmentationConfig, OptimiserConfig, StageConfig, TeacherConfig
-from medsam_core.data import LabelMap, SliceTable
+from medsam_core.base.config import AugmentationConfig, OptimiserConfig, StageConfig
+from medsam_core.base.data import LabelMap, SliceTable
+from medsam_core.imaging.prompts import tight_boxes
+from medsam_core.learning.stages import FINETUNING
 from medsam_core.models.checkpoints import load_model, save_model
+from medsam_core.models.config import TeacherConfig
 from medsam_core.models.segmenter import build_teacher
-from medsam_core.plan import Plan
-from medsam_core.prompts import tight_boxes
-from medsam_core.stages import FINETUNING
+from medsam_core.planning.plan import Plan
 from medsam_core.synthetic import MODALITIES, sample_cases
 from medsam_core.training.loop import LoopOptions, train
 from medsam_core.training.run import TrainingRun

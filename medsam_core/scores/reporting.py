@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from medsam_core import metric_table
-from medsam_core.bootstrap import Floats, draw_groups, drawn_means, interval
-from medsam_core.case_scores import CaseScore, Row, case_columns, count_columns, label_columns
+from medsam_core.scores import metric_table
+from medsam_core.scores.bootstrap import Floats, draw_groups, drawn_means, interval
+from medsam_core.scores.case_scores import CaseScore, Row, case_columns, count_columns, label_columns
 
 ALL_MODALITIES = "mean of modalities"
 """The row that averages the modalities' means, each counting once, as the paper's tables do."""

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from medsam_core import metric_table
-from medsam_core.case_scores import CaseIdentity, CaseScore, LabelScore
-from medsam_core.metric_table import LabelMasks, Metric, Spacing
+from medsam_core.scores import metric_table
+from medsam_core.scores.case_scores import CaseIdentity, CaseScore, LabelScore
+from medsam_core.scores.metric_table import LabelMasks, Metric, Spacing
 
 OFFICIAL_DSC_FLOOR = 0.2
 """The challenge gives NSD 0 to a case whose mean DSC is not above this (`compute_metrics.py`)."""

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from medsam_core.config import StageConfig
-from medsam_core.data import SliceTable
-from medsam_core.plan_epoch import EpochPlan, build_epoch, group_dtype, slot_dtype
-from medsam_core.stages import Stage
+from medsam_core.base.config import StageConfig
+from medsam_core.base.data import SliceTable
+from medsam_core.learning.stages import Stage
+from medsam_core.planning.plan_epoch import EpochPlan, build_epoch, group_dtype, slot_dtype
 
 PLAN_VERSION = 1
 """Raised by hand whenever the same inputs give another plan."""

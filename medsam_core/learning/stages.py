@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from medsam_core.config import StageConfig
-from medsam_core.questions import EMBEDDINGS, TEACHER_PROBABILITIES, AnswerKind, Question
+from medsam_core.base.config import StageConfig
+from medsam_core.learning.questions import EMBEDDINGS, TEACHER_PROBABILITIES, AnswerKind, Question
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module, Parameter
 
+    from medsam_core.imaging.rendering import GroupBatch
+    from medsam_core.learning.teachers import TeacherAnswers
     from medsam_core.models.segmenter import Segmenter
-    from medsam_core.rendering import GroupBatch
-    from medsam_core.training.teachers import TeacherAnswers
 
 StageName = Literal["distillation", "finetuning"]
 
@@ -152,7 +152,7 @@ class Distillation(Stage):
 
     def losses(self, segmenter: "Segmenter", batch: "GroupBatch", answers: "Tensor | None") -> "list[Tensor]":
         """Return the mean square error of the embeddings, twice: as loss and as term."""
-        from medsam_core.losses import embedding_mse
+        from medsam_core.learning.losses import embedding_mse
 
         if answers is None:
             raise ValueError("distillation: expected the teacher's embeddings, found none; give a teacher")
@@ -190,7 +190,7 @@ class FineTuning(Stage):
 
     def losses(self, segmenter: "Segmenter", batch: "GroupBatch", answers: "Tensor | None") -> "list[Tensor]":
         """Return the sum of the terms, then each."""
-        from medsam_core.losses import finetuning_loss
+        from medsam_core.learning.losses import finetuning_loss
 
         logits, predicted_iou = segmenter(batch.images, batch.boxes)
         loss, terms = finetuning_loss(logits, predicted_iou, batch.masks, answers)

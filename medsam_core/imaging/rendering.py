@@ -13,12 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medsam_core.data import LabelMap, SliceReader
-from medsam_core.geometry import Geometry
-from medsam_core.preprocessing import image_to_model, masks_to_grid
-from medsam_core.sampling import MIX_KINDS
-from medsam_core.torch_resampling import TorchResampler
-from medsam_core.views import View, boxes_to_model
+from medsam_core.base.config import MIX_KINDS
+from medsam_core.base.data import LabelMap, SliceReader
+from medsam_core.base.geometry import Geometry
+from medsam_core.imaging.preprocessing import image_to_model, masks_to_grid
+from medsam_core.imaging.torch_resampling import TorchResampler
+from medsam_core.imaging.views import View, boxes_to_model
 
 
 @dataclass(frozen=True, eq=False)

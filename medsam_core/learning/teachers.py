@@ -1,6 +1,6 @@
 """Who answers for the teacher. What belongs here: a stage's question, answered live or from a cache in plan order.
 
-Not here: the questions (`medsam_core.questions`), how answers are stored, or the teacher's architecture.
+Not here: the questions (`medsam_core.learning.questions`), how answers are stored, or the teacher's architecture.
 
 Legend: B slots of a group.
 """
@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from medsam_core.imaging.rendering import GroupBatch
+from medsam_core.learning.questions import Question
 from medsam_core.models.segmenter import Segmenter
-from medsam_core.questions import Question
-from medsam_core.rendering import GroupBatch
 
 
 class TeacherAnswers(Protocol):

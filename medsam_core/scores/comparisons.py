@@ -6,11 +6,11 @@ Not here: one predictor's own means (`reporting`).
 import numpy as np
 import pandas as pd
 
-from medsam_core import metric_table
-from medsam_core.bootstrap import Floats, draw_groups, drawn_means, interval
-from medsam_core.case_scores import Row
-from medsam_core.metric_table import Metric
-from medsam_core.reporting import ALL_MODALITIES
+from medsam_core.scores import metric_table
+from medsam_core.scores.bootstrap import Floats, draw_groups, drawn_means, interval
+from medsam_core.scores.case_scores import Row
+from medsam_core.scores.metric_table import Metric
+from medsam_core.scores.reporting import ALL_MODALITIES
 
 _SIDES = ("mean", "reference_mean", "difference")
 _COMPARISON_COLUMNS = ["predictor", "modality", "n_pairs", "n_unpaired", *_SIDES, "low", "high", "better"]

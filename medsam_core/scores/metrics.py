@@ -12,8 +12,8 @@ All masks are boolean arrays (anything else is read as nonzero) and spacings are
 import numpy as np
 import numpy.typing as npt
 
-from medsam_core.surface_areas import contour_lengths, surfel_areas
-from medsam_core.surface_distances import Mask, within
+from medsam_core.scores.surface_areas import contour_lengths, surfel_areas
+from medsam_core.scores.surface_distances import Mask, within
 
 AnyMask = npt.NDArray[np.generic]
 """A mask of any type: what is not zero is inside."""

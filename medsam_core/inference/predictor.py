@@ -14,12 +14,12 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from medsam_core.contract import checked_boxes, write_answer
-from medsam_core.preprocessing import image_to_model, masks_from_logits
-from medsam_core.promptable import BringsResampler, MakesPromptable, PromptableModel
-from medsam_core.prompts import tight_boxes
-from medsam_core.resampling import Floats, NumpyResampler, Resampler
-from medsam_core.views import Boxes, View, boxes_to_model
+from medsam_core.imaging.contract import checked_boxes, write_answer
+from medsam_core.imaging.preprocessing import image_to_model, masks_from_logits
+from medsam_core.imaging.promptable import BringsResampler, MakesPromptable, PromptableModel
+from medsam_core.imaging.prompts import tight_boxes
+from medsam_core.imaging.resampling import Floats, NumpyResampler, Resampler
+from medsam_core.imaging.views import Boxes, View, boxes_to_model
 
 Image = npt.NDArray[np.uint8]
 Masks = npt.NDArray[np.bool_]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from medsam_core.geometry import Geometry
+from medsam_core.base.geometry import Geometry
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from medsam_core import metric_table
+from medsam_core.scores import metric_table
 
 Row = dict[str, object]
 

@@ -11,13 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from medsam_core.config import AugmentationConfig, MixKind
-from medsam_core.counter_rng import CounterRng, below
-from medsam_core.data import SliceTable
-from medsam_core.prompts import jitter_boxes
-
-MIX_KINDS: tuple[MixKind, ...] = ("none", "mixpatch", "cutmix")
-"""Kinds of mixing; a group stores the index."""
+from medsam_core.base.config import MIX_KINDS, AugmentationConfig
+from medsam_core.base.counter_rng import CounterRng, below
+from medsam_core.base.data import SliceTable
+from medsam_core.imaging.prompts import jitter_boxes
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ Everything is float32 from the first step; nothing is rounded to uint8 in betwee
 import numpy as np
 import numpy.typing as npt
 
-from medsam_core.geometry import Geometry
-from medsam_core.resampling import Floats, Resampler
-from medsam_core.views import View, orient
+from medsam_core.base.geometry import Geometry
+from medsam_core.imaging.resampling import Floats, Resampler
+from medsam_core.imaging.views import View, orient
 
 _TIE = 1e-6
 """A cell covered by exactly one half counts as inside, whatever the last bits of its coverage."""

@@ -8,8 +8,8 @@ Legend: S side of the model frame in pixels, K boxes, h w of the logits.
 
 from typing import Protocol, runtime_checkable
 
-from medsam_core.geometry import Geometry
-from medsam_core.resampling import Floats, Resampler
+from medsam_core.base.geometry import Geometry
+from medsam_core.imaging.resampling import Floats, Resampler
 
 
 class PromptableModel(Protocol):

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from medsam_core.config import StageConfig
-from medsam_core.counter_rng import CounterRng
-from medsam_core.data import SliceTable
-from medsam_core.sampling import balanced_rows, draw_boxes, draw_labels, draw_mixing, draw_views
-from medsam_core.stages import Stage
+from medsam_core.base.config import StageConfig
+from medsam_core.base.counter_rng import CounterRng
+from medsam_core.base.data import SliceTable
+from medsam_core.learning.stages import Stage
+from medsam_core.planning.sampling import balanced_rows, draw_boxes, draw_labels, draw_mixing, draw_views
 
 
 def slot_dtype(n_labels: int) -> np.dtype[np.void]:

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from medsam_core.geometry import Geometry
+from medsam_core.base.geometry import Geometry
 
 Boxes = npt.NDArray[np.number]
 _Scalar = TypeVar("_Scalar", bound=np.generic)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from medsam_core.contract import box_region, checked_boxes, write_answer
+from medsam_core.imaging.contract import box_region, checked_boxes, write_answer
 
 Draw = Callable[[tuple[int, ...]], npt.NDArray[np.bool_]]
 

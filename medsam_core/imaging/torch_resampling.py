@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medsam_core.resampling import Floats
+from medsam_core.imaging.resampling import Floats
 
 
 class TorchResampler:

@@ -1,0 +1,1 @@
+"""What every room of medsam_core stands on: settings, random numbers, geometry, files, the table of slices."""

@@ -1,0 +1,1 @@
+"""From a slice to the model frame and back: views, resampling, boxes, rendered groups."""

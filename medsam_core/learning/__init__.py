@@ -1,0 +1,1 @@
+"""What the two stages learn: losses, questions to the teacher, who answers them."""

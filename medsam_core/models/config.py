@@ -1,0 +1,103 @@
+"""What a model is made of. What belongs here: the frozen settings of students and teachers, and their limits.
+
+Not here: which encoders there are (`encoders.registry`), stages (`medsam_core.base.config`). [P]: stated by the paper.
+"""
+
+from abc import abstractmethod
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from medsam_core.base.config import Config, Positive
+from medsam_core.base.geometry import Geometry
+from medsam_core.models.encoders.registry import EncoderSpec, Setting, encoder_spec
+
+
+def _known_encoder(name: str) -> str:
+    return encoder_spec(name).name
+
+
+EncoderName = Annotated[str, AfterValidator(_known_encoder)]
+
+
+class Architecture(Config):
+    """What student and teacher have in common: an encoder by name, the side of its square input, its settings."""
+
+    image_size: Annotated[int, Field(ge=64, multiple_of=64)] = 1024
+    """Side S of the square model frame in pixels; 1024 [P]."""
+    frame: str | None = None
+    """How slices are brought into the square, a key of `geometry.FRAMES`; None: as the encoder's spec says."""
+    settings: dict[str, Setting] = Field(default={})
+    """Settings of the encoder, of those that its spec names; what is not named here has the spec's default."""
+
+    @property
+    @abstractmethod
+    def encoder(self) -> EncoderSpec:
+        """The image encoder."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """Sides of image, embedding and logits, and the frame."""
+        return self.encoder.geometry(self.image_size, self.frame)
+
+    @property
+    def encoder_settings(self) -> dict[str, Setting]:
+        """A value for each setting of the encoder."""
+        own = {name: getattr(self, name) for name in self.encoder.settings if name in type(self).model_fields}
+        return {**self.encoder.settings, **own, **self.settings}
+
+    @model_validator(mode="after")
+    def _fits_the_encoder(self) -> Self:
+        spec, own = self.encoder, type(self).model_fields
+        known = {name: type(default) for name, default in spec.settings.items() if name not in own}
+        found = {name: type(value) for name, value in self.settings.items()}
+        if not found.items() <= known.items():
+            expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in known.items()) or "none"
+            raise ValueError(f"settings: expected those of {spec.name}: {expected}, found {self.settings}")
+        _ = self.geometry
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_defaults_of_later_versions(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leave out what models of earlier versions did not have, so that their fingerprints stay as they are."""
+        values: dict[str, object] = handler(self)
+        return {name: value for name, value in values.items() if value or name not in ("frame", "settings")}
+
+
+class StudentConfig(Architecture):
+    """The student's architecture."""
+
+    backbone: EncoderName = "repvit_m1_1"
+    """Its encoder; the paper uses RepViT-M1.1 [P]."""
+
+    @property
+    def encoder(self) -> EncoderSpec:
+        """The image encoder."""
+        return encoder_spec(self.backbone)
+
+
+class TeacherConfig(Architecture):
+    """The teacher's architecture; image side, embedding side and frame are the student's."""
+
+    kind: EncoderName = "medsam_vit_b"
+    """`medsam_vit_b` in earnest; `stand_in` is a small ViT with the same prompt encoder and mask decoder."""
+    embed_dim: Positive = 192
+    """Width of the stand-in's encoder; ignored by others."""
+    depth: Positive = 6
+    """Blocks of the stand-in's encoder; ignored by others."""
+    num_heads: Positive = 6
+    """Attention heads of the stand-in's encoder; ignored by others."""
+
+    @property
+    def encoder(self) -> EncoderSpec:
+        """The image encoder."""
+        return encoder_spec(self.kind)
+
+    @model_validator(mode="after")
+    def _needs_no_statistics(self) -> Self:
+        if self.encoder.input_kind != "min_max":
+            raise ValueError(
+                f"kind: expected an encoder on min_max input, found {self.kind} on {self.encoder.input_kind} input; "
+                "a teacher's weights come without the statistics of this data"
+            )
+        return self

@@ -1,0 +1,1 @@
+"""The training plan as data: draws, layout, reading it by step."""

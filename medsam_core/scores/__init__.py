@@ -1,0 +1,1 @@
+"""DSC, NSD and what is made of them: case scores, intervals, comparisons."""
