@@ -1,6 +1,9 @@
-"""Names of the assets. What belongs here: which asset a variant reads, in one place."""
+"""Names of the assets. What belongs here: which asset a variant reads, and which are made anew when."""
+
+from collections.abc import Mapping
 
 from pipelines.base.variants import Variant
+from storage.releases.splits import SPLITS
 
 
 def distillation_asset(variant: Variant, name: str) -> list[str]:
@@ -12,3 +15,22 @@ def distillation_asset(variant: Variant, name: str) -> list[str]:
         return ["proposed", name] if name == "student_distilled" else [name]
     shared = not variant.is_ablation and name != "student_distilled"
     return [name] if shared else [variant.name, name]
+
+
+def recomputed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """List what moving from one release to another makes anew, by the fingerprints of their splits.
+
+    What is made from the training split alone stays as it is while that is the same.
+    """
+    changed = {split for split in SPLITS if old.get(split) != new.get(split)}
+    lines = []
+    if "train" in changed:
+        lines += ["pixel_statistics", "distillation_plan and finetuning_plan", "teacher_checkpoint, if trained here"]
+        lines += ["teacher_embeddings and teacher_logits", "student_distilled and student_finetuned of every variant"]
+    if changed:
+        lines += [
+            "baseline_predictions and baseline_scores",
+            "predictions, scores and evaluation_report of every variant",
+        ]
+        lines += ["ablation_report", "registered_model_report"]
+    return lines

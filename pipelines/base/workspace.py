@@ -28,7 +28,7 @@ class Workspace:
     @cached_property
     def artefacts(self) -> Artefacts:
         """Fingerprinted results: index, release, plan, checkpoints, predictions, reports."""
-        return Artefacts(self.settings.state / "artefacts")
+        return Artefacts(self.settings.state / "artefacts", "materialise the asset that makes it again")
 
     @property
     def stores(self) -> Blobs:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from medsam_core.imaging.pixel_statistics import balanced_statistics
+from pipelines.base.asset_keys import recomputed
 from pipelines.base.results import TaskResult
 from pipelines.base.workspace import Workspace
 from storage.base.artefacts import Artefact
@@ -24,7 +25,6 @@ from storage.releases.release import (
     load_release,
     make_release,
     open_split,
-    recomputed,
     release_difference,
     save_release,
 )

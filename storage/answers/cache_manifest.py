@@ -14,7 +14,7 @@ from storage.shards.fragments import MANIFEST, Fragment, Manifest, fragments_fro
 from storage.shards.parts import PartFiles
 
 HEADER: Final = "header.json"
-REMEDY: Final = "materialise the cache again"
+REMEDY: Final = "make the cache again"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def require_published(root: Blobs) -> None:
         StorageError: If there is none.
     """
     if root.size(MANIFEST) is None:
-        raise StorageError(f"{root.url}: expected a published teacher cache, found none; materialise it")
+        raise StorageError(f"{root.url}: expected a published teacher cache, found none; make it")
 
 
 def load_cache_manifest(root: Blobs) -> CacheManifest:
@@ -87,6 +87,6 @@ def load_cache_manifest(root: Blobs) -> CacheManifest:
     if manifest.format_version != CACHE_VERSION:
         raise StorageError(
             f"{root.url}: expected cache format {CACHE_VERSION}, found {manifest.format_version}; move it away "
-            "and materialise the cache again"
+            f"and {REMEDY}"
         )
     return manifest

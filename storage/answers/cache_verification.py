@@ -69,7 +69,7 @@ def _fragments_there(root: Blobs, spec: CacheSpec) -> tuple[CacheFragment, ...]:
 def withdraw_cache(root: Blobs, found: Comparison) -> list[str]:
     """Unpublish a damaged cache and take back the commitment of its damaged parts, whose ids are returned.
 
-    The next materialisation writes exactly those parts again, and publishes.
+    Making the cache again writes exactly those parts, and publishes.
 
     Raises:
         BusyError: If somebody reads or writes the cache.

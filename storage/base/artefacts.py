@@ -66,10 +66,16 @@ def artefact_lock(folder: Path, kind: str) -> AbstractContextManager[None]:
 
 
 class Artefacts:
-    """All artefacts below one root folder."""
+    """All artefacts below one root folder.
 
-    def __init__(self, root: Path) -> None:
+    Attributes:
+        root: The folder.
+        remedy: What to do where an artefact that is referred to is gone or damaged.
+    """
+
+    def __init__(self, root: Path, remedy: str = "make it again") -> None:
         self.root = root
+        self.remedy = remedy
 
     def folder(self, kind: str, digest: str) -> Path:
         """Return where an artefact of this fingerprint lies or would lie."""
@@ -125,13 +131,12 @@ class Artefacts:
         """
         kind, digest = reference.kind, reference.fingerprint
         folder = self.folder(kind, digest)
-        remedy = "materialise the asset that makes it again"
         if not (folder / DONE).is_file():
-            raise IntegrityError(f"expected a finished {kind} in {folder}, found none; {remedy}")
+            raise IntegrityError(f"expected a finished {kind} in {folder}, found none; {self.remedy}")
         try:
             return self._opened(kind, digest, reused=True)
         except IntegrityError as error:
-            raise IntegrityError(f"{error}; {remedy}") from error
+            raise IntegrityError(f"{error}; {self.remedy}") from error
 
     def make(
         self,

@@ -158,7 +158,7 @@ def _found_again(root: Blobs, modality: str, keys: pd.DataFrame) -> pd.DataFrame
     if lost:
         raise IntegrityError(
             f"slice store {modality}: expected the release's content of every case, found {len(lost)} cases changed or "
-            f"removed, such as {lost[:5]}; restore their files and materialise slice_store/{modality} again, or move "
+            f"removed, such as {lost[:5]}; restore their files and make the slice store of {modality} again, or move "
             "to a newer release"
         )
     return found[_PLACE].set_index(keys.index)

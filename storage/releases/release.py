@@ -178,25 +178,6 @@ def load_release(folder: Path) -> Release:
     return Release(table, splits, summary["fingerprints"], left_out)
 
 
-def recomputed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """List what moving from one release to another makes anew, by the fingerprints of their splits.
-
-    What is made from the training split alone stays as it is while that is the same.
-    """
-    changed = {split for split in SPLITS if old.get(split) != new.get(split)}
-    lines = []
-    if "train" in changed:
-        lines += ["pixel_statistics", "distillation_plan and finetuning_plan", "teacher_checkpoint, if trained here"]
-        lines += ["teacher_embeddings and teacher_logits", "student_distilled and student_finetuned of every variant"]
-    if changed:
-        lines += [
-            "baseline_predictions and baseline_scores",
-            "predictions, scores and evaluation_report of every variant",
-        ]
-        lines += ["ablation_report", "registered_model_report"]
-    return lines
-
-
 def release_difference(old: Release, new: Release) -> dict[str, list[str]]:
     """List the cases by which two releases differ.
 

@@ -129,7 +129,7 @@ def read_rows(group: Blobs, part_id: str, schema: pa.Schema = PART_SCHEMA) -> pa
     except (FileNotFoundError, OSError, pa.ArrowInvalid) as error:
         raise IntegrityError(
             f"{group.url}/{rows_key(part_id)}: expected the index rows of a part, found none or damaged ones "
-            f"({error}); delete {fragment_key(part_id)} beside them and materialise the slice store again"
+            f"({error}); delete {fragment_key(part_id)} beside them and make the slice store again"
         ) from error
 
 
@@ -160,7 +160,7 @@ def _joined(rows: pd.DataFrame, modality: str, accepted: pd.DataFrame) -> pd.Dat
     if differing:
         raise StorageError(
             f"slice store {modality}: expected the {len(expected)} cases of the manifest, found {len(differing)} "
-            f"added, removed or changed since, such as {differing[:5]}; materialise slice_store/{modality} again"
+            f"added, removed or changed since, such as {differing[:5]}; make the slice store of {modality} again"
         )
     by_case = accepted.set_index("case_id")
     rows["dataset"] = rows["case_id"].map(by_case["dataset"]).astype(rows["case_id"].dtype)

@@ -119,7 +119,7 @@ def opened(group: Blobs, key: str, data: bytes) -> JsonObject:
     version = parse_json(data, where).get("format_version")
     if version != STORE_VERSION:
         raise StorageError(
-            f"{where}: expected store format {STORE_VERSION}, found {version}; move {group.url} away and materialise "
+            f"{where}: expected store format {STORE_VERSION}, found {version}; move {group.url} away and make "
             "the store again"
         )
     return unseal(data, where)

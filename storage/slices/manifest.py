@@ -114,6 +114,6 @@ def load_manifest(root: Blobs, modality: str) -> StoreManifest:
         data = group.read(MANIFEST)
     except FileNotFoundError:
         raise StorageError(
-            f"{group.url}/{MANIFEST}: expected a published store, found none; materialise slice_store/{modality}"
+            f"{group.url}/{MANIFEST}: expected a published store, found none; make the slice store of {modality}"
         ) from None
     return StoreManifest.from_json(opened(group, MANIFEST, data))

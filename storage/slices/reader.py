@@ -51,7 +51,7 @@ class SliceStore:
         if modality not in self._readers:
             manifest = load_manifest(self.root, modality)
             layouts = list(manifest.config.array_layouts().values())
-            remedy = f"materialise slice_store/{modality} again"
+            remedy = f"make the slice store of {modality} again"
             group = self.root.below(modality)
             self._readers[modality] = ShardReader(group, layouts, manifest.fragments, remedy, self._opened)
         return self._readers[modality]

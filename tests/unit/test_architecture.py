@@ -1,6 +1,7 @@
 """Rules of the house that no linter knows."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -104,6 +105,22 @@ def imported(statement: str) -> set[str]:
     script = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     return set(done.stdout.split())
+
+
+def orchestrated(tree: ast.AST) -> list[str]:
+    """Return the texts that speak of assets."""
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [
+        text
+        for text in texts
+        if re.search(r"materialis|slice_store/|teacher_(embeddings|logits|checkpoint)|student_|dataset_release", text)
+    ]
+
+
+def test_storage_says_what_is_missing_and_names_no_asset() -> None:
+    assert orchestrated(ast.parse('f"found none; materialise slice_store/{modality}"'))
+    texts = {name_of(path): orchestrated(ast.parse(path.read_text())) for path in (ROOT / "storage").rglob("*.py")}
+    assert not {name: found for name, found in texts.items() if found}
 
 
 def test_a_code_location_loads_without_torch() -> None:

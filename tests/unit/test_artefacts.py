@@ -138,8 +138,8 @@ def test_a_reference_finds_its_artefact_under_another_root(tmp_path: Path) -> No
 
 
 def test_a_reference_to_something_gone_or_unfinished_says_what_to_do(tmp_path: Path) -> None:
-    artefacts = Artefacts(tmp_path)
-    made = artefacts.make("model", MADE_OF, Builder())
-    (made.path / DONE).unlink()
-    with pytest.raises(IntegrityError, match=r"expected a finished model.*materialise"):
-        artefacts.get(made.reference())
+    for artefacts in (Artefacts(tmp_path), Artefacts(tmp_path, "materialise its asset")):
+        made = artefacts.make("model", MADE_OF, Builder())
+        (made.path / DONE).unlink()
+        with pytest.raises(IntegrityError, match=f"expected a finished model.*; {artefacts.remedy}$"):
+            artefacts.get(made.reference())

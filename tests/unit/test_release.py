@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipelines.base.asset_keys import recomputed
 from storage.base.errors import FingerprintMismatchError, StorageError
 from storage.releases.release import (
     duplicates,
@@ -14,7 +15,6 @@ from storage.releases.release import (
     load_release,
     make_release,
     open_split,
-    recomputed,
     release_difference,
     save_release,
 )

@@ -97,7 +97,7 @@ def test_content_that_is_gone_is_named(tmp_path: Path) -> None:
 
 def test_an_unpublished_store_is_refused(tmp_path: Path) -> None:
     table = table_of(tmp_path, {"a": random_case(1, (4, 4))})
-    with pytest.raises(StorageError, match="materialise slice_store/CT"):
+    with pytest.raises(StorageError, match="make the slice store of CT"):
         ReleaseReader(LocalBlobs(tmp_path / "elsewhere"), SliceColumns.of(table))
 
 

@@ -144,7 +144,7 @@ def test_a_shard_of_another_size_or_gone_is_refused(bucket: Blobs) -> None:
     (shard,) = [record for record in load_manifest(bucket, "CT").shards() if record.array == "imgs"]
     key = f"CT/imgs/c/{shard.shard}"
     bucket.put(key, bucket.read(key)[:-1])
-    with pytest.raises(IntegrityError, match="materialise slice_store/CT"):
+    with pytest.raises(IntegrityError, match="make the slice store of CT"):
         SliceStore(bucket).read("CT", 0, (16, 16), "", -1)
     bucket.delete(key)
     with pytest.raises(IntegrityError, match="found no file"):

@@ -128,7 +128,7 @@ def test_a_store_made_from_another_manifest_is_refused(tmp_path: Path) -> None:
     cases = {"a": random_case(1, (4, 4)), "b": random_case(2, (4, 4))}
     build_store(tmp_path, cases)
     for other in ({"a": cases["a"]}, {**cases, "c": cases["a"]}, {**cases, "b": random_case(3, (4, 4))}):
-        with pytest.raises(StorageError, match=r"1 added, removed or changed.*materialise slice_store/CT again"):
+        with pytest.raises(StorageError, match=r"1 added, removed or changed.*make the slice store of CT again"):
             build_index(LocalBlobs(tmp_path), ["CT"], manifest_of(other))
 
 

@@ -259,7 +259,7 @@ def test_every_flipped_byte_is_caught(tmp_path: Path) -> None:
     good = path.read_bytes()
     for position in range(0, len(good), 7):
         path.write_bytes(good[:position] + bytes([good[position] ^ 16]) + good[position + 1 :])
-        with pytest.raises(IntegrityError, match=r"checksum.*delete parts/part-00000.*materialise slice_store/CT"):
+        with pytest.raises(IntegrityError, match=r"checksum.*delete parts/part-00000.*make the slice store of CT"):
             SliceStore(LocalBlobs(tmp_path)).read("CT", 0, (16, 16), "", -1)
     path.write_bytes(good)
     np.testing.assert_array_equal(SliceStore(LocalBlobs(tmp_path)).read("CT", 0, (16, 16), "", -1)[0], case.imgs)
@@ -301,7 +301,7 @@ def test_a_shard_the_manifest_does_not_name_is_refused(tmp_path: Path) -> None:
 def test_an_unpublished_store_is_refused(tmp_path: Path) -> None:
     plan = plan_parts(LocalBlobs(tmp_path), "CT", manifest_of({"a": random_case(1, (4, 4))}), CONFIG)
     write_part(LocalBlobs(tmp_path), plan[0], lambda _: random_case(1, (4, 4)))
-    with pytest.raises(StorageError, match="materialise slice_store/CT"):
+    with pytest.raises(StorageError, match="make the slice store of CT"):
         SliceStore(LocalBlobs(tmp_path)).read("CT", 0, (4, 4), "", -1)
 
 
