@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 # Runs a server and leaves none of its processes behind, however make ends.
-KEEP := $(BIN)/python -m pipelines.base.keeper
+KEEP := $(BIN)/python -m pipelines.runs.keeper
 
 export MEDSAM_HOME ?= $(CURDIR)/.medsam
 export DAGSTER_HOME ?= $(MEDSAM_HOME)/dagster

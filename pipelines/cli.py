@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.base.dagster_home import prepare_dagster
 from pipelines.base.exit_status import run_command
 from pipelines.base.settings import InputError, Settings, read_settings
 from pipelines.base.terminal import log as _log
+from pipelines.runs.dagster_home import prepare_dagster
 from storage.base.modalities import MODALITIES
 
 
@@ -44,7 +44,7 @@ def _summary(settings: Settings, args: argparse.Namespace) -> int:
 
 
 def _mlflow(settings: Settings, args: argparse.Namespace) -> int:
-    from pipelines.base.tracking import Tracker
+    from pipelines.tracking.tracker import Tracker
 
     # Its tables are made under a lock, and it finds the artefacts of a folder that moved.
     Tracker(settings)

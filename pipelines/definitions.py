@@ -10,10 +10,10 @@ import dagster as dg
 warnings.filterwarnings("ignore", category=dg.BetaWarning, message=".*data_version.*")
 
 from pipelines import jobs  # noqa: E402
-from pipelines.base.executors import executor_of  # noqa: E402
 from pipelines.base.json_io import JsonIOManager  # noqa: E402
-from pipelines.base.resources import WorkspaceResource  # noqa: E402
 from pipelines.base.settings import read_settings  # noqa: E402
+from pipelines.runs.executors import executor_of  # noqa: E402
+from pipelines.runs.resources import WorkspaceResource  # noqa: E402
 
 
 def build_defs(overrides: Mapping[str, str] | None = None) -> dg.Definitions:

@@ -5,12 +5,12 @@ Not here: the reports made of scores (`report_assets`).
 
 import dagster as dg
 
-from pipelines.base.resources import WorkspaceResource
 from pipelines.base.results import materialised
 from pipelines.base.values import TeacherRef
 from pipelines.base.variants import VARIANTS, Variant
 from pipelines.evaluation.predictions import BaselineInputs, predict_baselines, predict_student
 from pipelines.evaluation.scores import better_than_ellipse, score_predictions
+from pipelines.runs.resources import WorkspaceResource
 from storage.base.references import ArtefactRef
 
 

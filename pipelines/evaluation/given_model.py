@@ -20,7 +20,7 @@ def model_file(model: str, settings: Settings, scratch: Path) -> Path:
     """
     path = Path(model)
     if ":/" in model and not path.exists():
-        from pipelines.base.tracking import download_model
+        from pipelines.tracking.tracker import download_model
 
         return download_model(model, settings.tracking_uri, scratch)
     wanted = "--model: expected a safetensors file or an MLflow model URI"

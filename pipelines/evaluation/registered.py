@@ -1,6 +1,6 @@
 """The report of the registered model. What belongs here: the model behind the registry's alias, on the newest release.
 
-Not here: how a model gets its alias (`pipelines.base.tracking`).
+Not here: how a model gets its alias (`pipelines.tracking.tracker`).
 """
 
 import shutil
@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.base.results import Link, Picture, TaskResult
-from pipelines.base.tracking import Tracker
 from pipelines.base.workspace import Workspace
 from pipelines.evaluation.predictions import PICTURES, predict_into
 from pipelines.evaluation.predictors import device_of, predictor
@@ -18,6 +17,7 @@ from pipelines.evaluation.report_logging import log_report
 from pipelines.evaluation.reports import choosing_means, write_report
 from pipelines.evaluation.scores import make_scores
 from pipelines.evaluation.versions import predicted_from, scored_as_at_first, scored_from
+from pipelines.tracking.tracker import Tracker
 from storage.base.artefacts import Artefact
 from storage.base.references import ArtefactRef
 
@@ -65,7 +65,7 @@ def _predict(workspace: Workspace, release: ArtefactRef, made_from: dict[str, ob
 
     def build(folder: Path) -> dict[str, object]:
         from medsam_core.models.checkpoints import load_model
-        from pipelines.base.tracking import champion_uri, download_model
+        from pipelines.tracking.tracker import champion_uri, download_model
 
         earlier = workspace.artefacts.find(REPORT, made_from)
         if earlier is not None and (earlier.path / "segs").is_dir():

@@ -2,12 +2,12 @@
 
 import dagster as dg
 
-from pipelines.base.executors import TRACKED
-from pipelines.base.resources import WorkspaceResource
 from pipelines.base.results import materialised
 from pipelines.base.variants import ABLATIONS, VARIANTS, Variant
 from pipelines.evaluation.registered import report_registered
 from pipelines.evaluation.variant_reports import ReportInputs, compare_variants, report
+from pipelines.runs.executors import TRACKED
+from pipelines.runs.resources import WorkspaceResource
 from storage.base.references import ArtefactRef
 
 

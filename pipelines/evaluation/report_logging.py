@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from pipelines.base.tracking import TrackedRun, Tracker
 from pipelines.base.workspace import Workspace
 from pipelines.evaluation.report_files import read_summary
 from pipelines.evaluation.reports import report_metrics
 from pipelines.evaluation.versions import SPLITS
 from pipelines.ingest.releases import split_fingerprint
+from pipelines.tracking.tracker import TrackedRun, Tracker
 from pipelines.training.students import parent_run
 from storage.base.artefacts import Artefact
 from storage.base.references import ArtefactRef

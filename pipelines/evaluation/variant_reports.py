@@ -11,7 +11,6 @@ from pathlib import Path
 import pandas as pd
 
 from pipelines.base.results import Link, Picture, TaskResult
-from pipelines.base.tracking import TrackedRun, Tracker
 from pipelines.base.variants import PROPOSED, Variant
 from pipelines.base.workspace import Workspace
 from pipelines.evaluation.predictions import predict_student
@@ -20,6 +19,7 @@ from pipelines.evaluation.report_logging import log_report
 from pipelines.evaluation.reports import choosing_means, write_report
 from pipelines.evaluation.scores import make_scores, newly_made, open_scores
 from pipelines.evaluation.versions import scored_from
+from pipelines.tracking.tracker import TrackedRun, Tracker
 from pipelines.training.training_cases import training_cases_file
 from storage.base.artefacts import Artefact
 from storage.base.references import ArtefactRef

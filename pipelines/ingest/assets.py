@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from pipelines.base.resources import WorkspaceResource
 from pipelines.base.results import markdown_table, materialised
 from pipelines.base.values import StorePartsMade, StoreRef
 from pipelines.ingest import releases, scanning, store_care
 from pipelines.ingest import tasks as ingest
+from pipelines.runs.resources import WorkspaceResource
 from storage.base.modalities import MODALITIES
 from storage.base.references import ArtefactRef
 

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 import dagster as dg
 
 from pipelines.base.asset_keys import distillation_asset
-from pipelines.base.launch import launch_trainer
-from pipelines.base.resources import WorkspaceResource
 from pipelines.base.results import materialised
 from pipelines.base.values import TeacherRef
 from pipelines.base.variants import OWNERS, PROPOSED, Variant
+from pipelines.runs.launch import launch_trainer
+from pipelines.runs.resources import WorkspaceResource
 from pipelines.teacher import tasks as teacher
 from pipelines.teacher.cache_asset import CacheAsset, answers_check, cache_asset
 from pipelines.teacher.cache_byte_check import byte_check

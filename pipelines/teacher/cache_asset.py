@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import dagster as dg
 
 from medsam_core.learning.questions import AnswerKind
-from pipelines.base.resources import WorkspaceResource
 from pipelines.base.results import markdown_table, materialised
 from pipelines.base.values import CacheRef, PartsMade, TeacherRef
 from pipelines.base.variants import Variant
 from pipelines.ingest.assets import RETRY
+from pipelines.runs.resources import WorkspaceResource
 from pipelines.teacher import caches
 from storage.base.references import ArtefactRef
 

@@ -2,8 +2,8 @@
 
 import dagster as dg
 
-from pipelines.base.resources import WorkspaceResource
 from pipelines.base.values import CacheRef
+from pipelines.runs.resources import WorkspaceResource
 from pipelines.teacher import cache_verification
 from pipelines.teacher.cache_asset import CacheAsset
 

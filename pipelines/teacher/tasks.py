@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from medsam_core.learning.stages import FINETUNING
 from medsam_core.models.config import TeacherConfig
-from pipelines.base.launch import Launch
 from pipelines.base.results import TaskResult
 from pipelines.base.settings import InputError
 from pipelines.base.values import TeacherRef, TrainerJob
 from pipelines.base.workspace import Workspace
+from pipelines.runs.launch import Launch
 from pipelines.teacher.downloads import download, require_sha256
 from pipelines.training import plans, students
 from storage.base.fingerprints import file_hash, fingerprint

@@ -4,12 +4,12 @@ import dagster as dg
 
 from medsam_core.learning.stages import DISTILLATION, FINETUNING
 from pipelines.base.asset_keys import distillation_asset
-from pipelines.base.executors import TRACKED
-from pipelines.base.launch import launch_trainer
-from pipelines.base.resources import WorkspaceResource
 from pipelines.base.results import materialised
 from pipelines.base.values import CacheRef, TeacherRef
 from pipelines.base.variants import OWNERS, PROPOSED, VARIANTS, Variant
+from pipelines.runs.executors import TRACKED
+from pipelines.runs.launch import launch_trainer
+from pipelines.runs.resources import WorkspaceResource
 from pipelines.training import plans, students
 from storage.base.references import ArtefactRef
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from medsam_core.base.config import StageConfig
 from medsam_core.learning.stages import DISTILLATION, FINETUNING, Stage
 from pipelines.base import pictures
-from pipelines.base.launch import Launch
 from pipelines.base.results import Link, Picture, TaskResult
-from pipelines.base.tracking import Point, TrackedRun, Tracker
 from pipelines.base.values import CacheRef, TeacherRef, TrainerJob, to_json
 from pipelines.base.variants import Variant
 from pipelines.base.workspace import Workspace
+from pipelines.runs.launch import Launch
+from pipelines.tracking.tracker import Point, TrackedRun, Tracker
 from pipelines.training.training_cases import write_training_cases
 from storage.base.artefacts import Artefact
 from storage.base.atomic import write_json

@@ -1,4 +1,4 @@
-"""The trainer process: reads a job file, trains one stage, ends; `pipelines.base.launch` starts it, or a person.
+"""The trainer process: reads a job file, trains one stage, ends; `pipelines.runs.launch` starts it, or a person.
 
 What belongs here: putting stores, plan, caches and models together for `medsam_core.training`. Not here: training.
 """

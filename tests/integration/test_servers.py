@@ -71,7 +71,7 @@ def _starts_and_ends(tmp_path: Path, target: str, ended: str, least: int) -> Non
         assert _wait(lambda: _answers(port)), (tmp_path / "output").read_text()[-4000:]
         started = _processes(deployment)
         assert len(started) >= least, started
-        (keeper,) = [number for number, command in started.items() if "pipelines.base.keeper" in command]
+        (keeper,) = [number for number, command in started.items() if "pipelines.runs.keeper" in command]
         number = keeper if ended == "keeper" else make.pid
         os.kill(number, signal.SIGKILL if ended == "make killed" else signal.SIGTERM)
         assert _wait(lambda: not _processes(deployment)), _processes(deployment)

@@ -10,8 +10,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from pipelines.base import dead_runs
-from pipelines.base.dead_runs import alive, end_dead_runs, note_executor
+from pipelines.runs import dead_runs
+from pipelines.runs.dead_runs import alive, end_dead_runs, note_executor
 from storage.base.atomic import read_json, write_json
 from storage.base.processes import birth, here
 
@@ -56,7 +56,7 @@ def dead_process() -> tuple[int, str]:
 
 
 def noted_by_a_process_that_dies(folder: Path, run_id: str) -> int:
-    script = f"from pathlib import Path; import os; from pipelines.base.dead_runs import note_executor\n\
+    script = f"from pathlib import Path; import os; from pipelines.runs.dead_runs import note_executor\n\
 print(os.getpid() if note_executor(Path({str(folder)!r}), {run_id!r}, in_process=True) else 'no')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return int(done.stdout)
@@ -133,7 +133,7 @@ def test_a_container_on_the_same_state_does_not_end_a_healthy_run(
     ours, theirs = started(instance), started(instance)
     assert note_executor(tmp_path, ours, in_process=True)
     rename = "import socket; socket.sethostname('container')\n" if "--uts" in options else ""
-    script = f"{rename}from pathlib import Path; from pipelines.base.dead_runs import note_executor\n\
+    script = f"{rename}from pathlib import Path; from pipelines.runs.dead_runs import note_executor\n\
 from storage.base.processes import read_process; from storage.base.atomic import read_json\n\
 folder = Path({str(tmp_path)!r}); note_executor(folder, {theirs!r}, in_process=True)\n\
 print(read_process(read_json(folder / '{ours}.process.json')).gone())"

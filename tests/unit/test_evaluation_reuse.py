@@ -22,10 +22,8 @@ from medsam_core.scores import metric_table
 from medsam_core.scores.case_scores import CaseIdentity
 from medsam_core.scores.metric_table import LabelMasks, Metric
 from pipelines.base.json_io import JsonIOManager
-from pipelines.base.resources import WorkspaceResource
 from pipelines.base.results import TaskResult
 from pipelines.base.settings import read_settings
-from pipelines.base.tracking import TrackedRun
 from pipelines.base.values import TeacherRef, from_json
 from pipelines.base.workspace import Workspace
 from pipelines.evaluation import (
@@ -42,7 +40,9 @@ from pipelines.evaluation.cases import EvaluationCase, Predict
 from pipelines.evaluation.registered import report_registered
 from pipelines.evaluation.report_files import read_comparison
 from pipelines.evaluation.score_files import ScoreTable, read_scores, write_scores
+from pipelines.runs.resources import WorkspaceResource
 from pipelines.summary import summary
+from pipelines.tracking.tracker import TrackedRun
 from storage.base.errors import FingerprintMismatchError
 from storage.base.fingerprints import fingerprint
 from storage.base.references import ArtefactRef
@@ -322,7 +322,7 @@ def test_predictions_of_another_release_are_not_scored(finished: Deployed) -> No
 def registered_report(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> Callable[[], TaskResult[ArtefactRef]]:
     """Reports the registered model, whose file and download are made up."""
     from medsam_core.models import checkpoints
-    from pipelines.base import tracking
+    from pipelines.tracking import tracker as tracking
 
     monkeypatch.setattr(checkpoints, "load_model", lambda _file: None)
     monkeypatch.setattr(tracking, "download_model", lambda *_arguments: Path("model.safetensors"))

@@ -85,7 +85,7 @@ def test_the_death_of_who_started_it_ends_all_it_keeps(starter: "subprocess.Pope
 
 
 def test_what_a_server_leaves_behind_ends_with_it(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipelines.base.keeper", sys.executable, "-c", SERVER, str(tmp_path), "ends"]
+    command = [sys.executable, "-m", "pipelines.runs.keeper", sys.executable, "-c", SERVER, str(tmp_path), "ends"]
     script = (
         f"import sys; from pipelines.base import keeper; keeper.GENTLY_S = 0.3; sys.exit(keeper.keep({command[3:]!r}))"
     )
@@ -105,6 +105,6 @@ def test_a_signal_that_was_switched_off_stays_off(tmp_path: Path) -> None:
 
 
 def test_a_command_that_is_not_there_is_one_line() -> None:
-    command = [sys.executable, "-m", "pipelines.base.keeper", "/nowhere/dagster"]
+    command = [sys.executable, "-m", "pipelines.runs.keeper", "/nowhere/dagster"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "/nowhere/dagster: No such file or directory; run `make setup`\n")

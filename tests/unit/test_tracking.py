@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 from medsam_core.inference.predictor import Predictor
 from medsam_core.models.checkpoints import load_model, save_model
 from pipelines.base.settings import Settings, read_settings
-from pipelines.base.tracking import (
+from pipelines.tracking.tracker import (
     CHAMPION,
     FINGERPRINT_TAG,
     PLACE_TAG,
@@ -273,7 +273,7 @@ INITIALISE = """
 import sys
 from pathlib import Path
 from pipelines.base.settings import read_settings
-from pipelines.base.tracking import Tracker
+from pipelines.tracking.tracker import Tracker
 settings = read_settings({"MEDSAM_HOME": sys.argv[1]})
 print("ready", flush=True)
 sys.stdin.readline()

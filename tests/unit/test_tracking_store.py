@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipelines.base import tracking_store
 from pipelines.base.settings import Settings, read_settings
-from pipelines.base.tracking import Tracker, champion_uri, download_model, registered_model
-from pipelines.base.tracking_store import TrackingError, require_tracking, shown
+from pipelines.tracking import store as tracking_store
+from pipelines.tracking.store import TrackingError, require_tracking, shown
+from pipelines.tracking.tracker import Tracker, champion_uri, download_model, registered_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 

@@ -1,6 +1,6 @@
 """Where MLflow keeps things. What belongs here: whether its server or file can be used, and a state folder that moved.
 
-Not here: what is said to MLflow (`pipelines.base.tracking`). A run asks before its first step, so MLflow is
+Not here: what is said to MLflow (`pipelines.tracking.tracker`). A run asks before its first step, so MLflow is
 not imported.
 """
 

@@ -1,6 +1,6 @@
 """How a run is executed. What belongs here: what happens in a run's main process before its first step.
 
-Not here: how steps reach the workspace (`pipelines.base.resources`).
+Not here: how steps reach the workspace (`pipelines.runs.resources`).
 """
 
 import logging
@@ -11,10 +11,10 @@ import dagster as dg
 from dagster._core.errors import DagsterUserCodeProcessError
 from dagster_shared.error import SerializableErrorInfo
 
-from pipelines.base.dead_runs import end_dead_runs, note_executor
 from pipelines.base.settings import Settings
-from pipelines.base.tracking_store import TrackingError, require_tracking
-from pipelines.base.turns import turn
+from pipelines.runs.dead_runs import end_dead_runs, note_executor
+from pipelines.runs.turns import turn
+from pipelines.tracking.store import TrackingError, require_tracking
 
 if TYPE_CHECKING:
     from dagster._core.execution.context.system import PlanOrchestrationContext
@@ -31,7 +31,7 @@ TRACKED = {"medsam/mlflow": "logs"}
 def end_what_died(instance: dg.DagsterInstance, settings: Settings, this_run: str = "") -> None:
     """End runs whose process is gone, in Dagster and in MLflow."""
     if end_dead_runs(instance, settings.state / "runs", this_run):
-        from pipelines.base.tracking import Tracker
+        from pipelines.tracking.tracker import Tracker
 
         try:
             Tracker(settings).close_stale()

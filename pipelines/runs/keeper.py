@@ -1,4 +1,4 @@
-"""A server that ends as a whole: `python -m pipelines.base.keeper COMMAND...` runs it and leaves no process behind.
+"""A server that ends as a whole: `python -m pipelines.runs.keeper COMMAND...` runs it and leaves no process behind.
 
 What belongs here: ending every process below a command, when it ends, when this process is told to (Ctrl-C, a closed
 terminal, SIGTERM), and when whoever started this process dies. Not here: what the command is.

@@ -21,9 +21,9 @@ from mlflow.entities import LifecycleStage, Metric, Param, Run, RunTag, ViewType
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from pipelines.base.mlflow_client import first_line, open_client, use_store
 from pipelines.base.settings import Settings
-from pipelines.base.tracking_store import TrackingError, local_path, shown
+from pipelines.tracking.client import first_line, open_client, use_store
+from pipelines.tracking.store import TrackingError, local_path, shown
 from storage.base.locks import waiting_lock
 from storage.base.processes import Process, birth, process_note, read_process, this_process
 
@@ -254,7 +254,7 @@ class Tracker:
             folder = Path(scratch) / "model"
             mlflow.pyfunc.save_model(
                 str(folder),
-                python_model=str(Path(__file__).with_name("mlflow_model.py")),
+                python_model=str(Path(__file__).with_name("registered_model.py")),
                 artifacts={name: str(file) for name, file in files.items()},
                 pip_requirements=["repvit-medsam"],
             )

@@ -1,6 +1,6 @@
 """MLflow's client as this project calls it. What belongs here: opening a store, and what its errors say to a user.
 
-Not here: what is said to MLflow (`pipelines.base.tracking`).
+Not here: what is said to MLflow (`pipelines.tracking.tracker`).
 """
 
 import functools
@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipelines.base.settings import Settings
-from pipelines.base.tracking_store import TrackingError, follow_move, require_tracking, shown
+from pipelines.tracking.store import TrackingError, follow_move, require_tracking, shown
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ import dagster as dg
 from pydantic import PrivateAttr
 
 from medsam_core.training.parent_watch import require_parent
-from pipelines.base.dead_runs import note_executor
-from pipelines.base.executors import end_what_died
 from pipelines.base.settings import read_settings
 from pipelines.base.workspace import Workspace
+from pipelines.runs.dead_runs import note_executor
+from pipelines.runs.executors import end_what_died
 
 
 class WorkspaceResource(dg.ConfigurableResource):  # type: ignore[type-arg]

@@ -1,0 +1,1 @@
+"""Runs as processes: their turns, their executors and trainers, and what dead ones leave."""

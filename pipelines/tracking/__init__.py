@@ -1,0 +1,1 @@
+"""MLflow: its store, its client, what runs tell it, and the model it registers."""
