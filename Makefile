@@ -19,7 +19,7 @@ export MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR := false
 # Threads that wait by spinning cost more than they save where cores are shared.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help setup pipeline ablations dev mlflow test test-slow bench lint typecheck format clean
+.PHONY: help setup pipeline ablations dev mlflow test test-slow bench lint typecheck rooms format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -69,6 +69,9 @@ lint: setup ## Lint and check the import rules
 
 typecheck: setup ## Check types
 	$(BIN)/mypy
+
+rooms: setup ## Draw docs/rooms.svg from the imports
+	$(BIN)/python docs/draw_rooms.py
 
 format: setup ## Format the code
 	$(BIN)/ruff check --fix .

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -190,3 +191,46 @@ def test_no_code_knows_a_stride_or_asks_which_stage_it_is() -> None:
         if lines:
             found[name_of(path)] = lines
     assert not found
+
+
+MOST_LINES = 49
+"""Of a function, its docstring included."""
+MOST_PARAMETERS = 8
+MOST_ANY = 100
+"""Times that a module of the packages may say `Any`, all together: what a library leaves untyped, and no more."""
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def n_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    return (function.end_lineno or function.lineno) - function.lineno + 1
+
+
+def n_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    arguments = function.args
+    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    bound = [one for one in named[:1] if one.arg in ("self", "cls")]
+    return len(named) - len(bound) + (arguments.vararg is not None) + (arguments.kwarg is not None)
+
+
+def test_functions_are_short_and_take_few_parameters() -> None:
+    found = [
+        (f"{name_of(path)}:{one.name}", n_lines(one), n_parameters(one)) for path in MODULES for one in functions(path)
+    ]
+    assert len(found) > 500
+    assert [name for name, lines, _ in found if lines > MOST_LINES] == []
+    assert [name for name, _, parameters in found if parameters > MOST_PARAMETERS] == []
+
+
+def test_modules_are_small() -> None:
+    lines = [path.read_text().count("\n") for path in MODULES if path.name != "__init__.py"]
+    assert statistics.median(lines) < 120
+
+
+def test_types_are_said() -> None:
+    found = {name_of(path): len(re.findall(r"\bAny\b", path.read_text())) for path in MODULES}
+    assert sum(found.values()) <= MOST_ANY, {name: count for name, count in found.items() if count}
