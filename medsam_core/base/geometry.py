@@ -1,7 +1,7 @@
 """The sizes of a model's inputs and answers. What belongs here: sides of grids, and frames by name.
 
 Not here: bringing pixels or boxes into a frame (`preprocessing`), or which encoder has which geometry
-(`models.encoders.registry`). Nothing here imports torch.
+(`medsam_core.models.encoders.registry`). Nothing here imports torch.
 
 A frame says how a native slice is brought into the square of S x S model pixels. It is told by the size that the
 slice's height and width take there; the slice lies in the upper left corner and zeros fill the rest.

@@ -1,7 +1,7 @@
 """What answers boxes on images, seen from outside: numpy in, numpy out, and nothing said of the engine within.
 
 What belongs here: the Protocol between `inference` and any model, whether it runs on torch or elsewhere. Not here: any
-implementation (`models.torch_model` has that of torch). Nothing here imports torch.
+implementation (`medsam_core.models.torch_model` has that of torch). Nothing here imports torch.
 
 Legend: S side of the model frame in pixels, K boxes, h w of the logits.
 """

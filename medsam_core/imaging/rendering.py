@@ -42,8 +42,8 @@ def render_group(slots: npt.NDArray[np.void], group: np.void, reader: SliceReade
     """Render a group of a plan.
 
     Args:
-        slots: (B,) of `plan.slot_dtype`; those without prompts get neither boxes nor masks.
-        group: One record of `plan.group_dtype`.
+        slots: (B,) of `medsam_core.planning.plan_epoch.slot_dtype`; those without prompts get neither boxes nor masks.
+        group: One record of `medsam_core.planning.plan_epoch.group_dtype`.
         reader: Reads the slices that the slots name.
         geometry: Of the model that is to see the group.
 

@@ -1,6 +1,6 @@
 """What is asked of the teacher. What belongs here: each question, the form of its answer and how answers compare.
 
-Not here: which stage asks what (`stages`), who answers (`training.teachers`), or how answers are stored. Nothing here
+Not here: which stage asks what (`stages`), who answers (`teachers`), or how answers are stored. Nothing here
 imports torch before the teacher is asked, so that a plan of a cache needs none.
 
 Legend: B images, K boxes of an image, G side of the logits.

@@ -1,7 +1,8 @@
 """The two training stages. What belongs here: what each draws, asks of the teacher, trains and minimises.
 
-Not here: how much of it (`config.StageConfig`), the plan's layout (`plan`), steps and files (`training`), formulae
-(`losses`). Nothing here imports torch before a loss is taken, so that plans and caches need none.
+Not here: how much of it (`medsam_core.base.config.StageConfig`), the layout of a plan (`medsam_core.planning.plan`),
+steps and files (`medsam_core.training`), formulae (`losses`). Nothing here imports torch before a loss is taken: plans
+and caches need none.
 
 Distillation fits the student's encoder to the teacher's embeddings. Fine-tuning fits the whole student to masks, and
 to the teacher's masks where it has one; without one it also pretrains a stand-in teacher.

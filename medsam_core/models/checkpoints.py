@@ -1,6 +1,6 @@
 """Model files. What belongs here: the project's own safetensors files.
 
-Not here: files that torch wrote (`published`, `training.checkpoint`), or the architectures.
+Not here: files that torch wrote (`published`, `medsam_core.training.checkpoint`), or the architectures.
 A model file rebuilds its model from its own header; nothing that is read can run code.
 """
 

@@ -26,7 +26,7 @@ class Architecture(Config):
     image_size: Annotated[int, Field(ge=64, multiple_of=64)] = 1024
     """Side S of the square model frame in pixels; 1024 [P]."""
     frame: str | None = None
-    """How slices are brought into the square, a key of `geometry.FRAMES`; None: as the encoder's spec says."""
+    """How slices are brought into the square, a key of `medsam_core.base.geometry.FRAMES`; None: the encoder's own."""
     settings: dict[str, Setting] = Field(default={})
     """Settings of the encoder, of those that its spec names; what is not named here has the spec's default."""
 

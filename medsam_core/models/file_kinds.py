@@ -1,6 +1,6 @@
 """What kind of file a user gave in place of a model, told by its first bytes.
 
-What belongs here: recognising kinds, and what to do about each. Not here: reading a model (`models.checkpoints`).
+What belongs here: recognising kinds, and what to do about each. Not here: reading a model (`checkpoints`).
 Nothing that is looked at can run code: archives are listed, pickles are not opened.
 """
 

@@ -1,4 +1,4 @@
-"""A `Segmenter` behind the contract in numpy: torch's implementation of `promptable.PromptableModel`.
+"""A `Segmenter` as a `medsam_core.imaging.promptable.PromptableModel`: torch behind the contract in numpy.
 
 What belongs here: the border between numpy and torch when a model predicts. Not here: the model (`segmenter`), or what
 is asked of it in which order (`inference`).

@@ -40,8 +40,8 @@ def slot_dtype(n_labels: int) -> np.dtype[np.void]:
 def group_dtype(group_size: int, patches: int) -> np.dtype[np.void]:
     """Return the record of a group of B = `group_size` slots, its MixPatch weights on `patches` positions.
 
-    Fields: `mix`, index into `sampling.MIX_KINDS`; `lam` (patches,), weight of the item itself, row by row;
-    `partner` (B,), whom each item is mixed with; `cut` (4,), model-frame `xyxy_px`, half-open.
+    Fields: `mix`, index into `medsam_core.base.config.MIX_KINDS`; `lam` (patches,), weight of the item itself, row by
+    row; `partner` (B,), whom each item is mixed with; `cut` (4,), model-frame `xyxy_px`, half-open.
     """
     return np.dtype(
         [("mix", "u1"), ("lam", "<f4", (patches,)), ("partner", "<i2", (group_size,)), ("cut", "<i4", (4,))]

@@ -1,7 +1,7 @@
 """One optimiser step. What belongs here: gradients over the groups of a step, across processes, and the update.
 
 Not here: the order of steps and files (`medsam_core.training.loop`), or what a stage learns
-(`learning.stages`).
+(`medsam_core.learning.stages`).
 
 The networks draw nothing at random in training: all chance is in the plan, so a step is a function of weights,
 optimiser state and step number. A step's gradient is the mean over its groups, whoever took them.

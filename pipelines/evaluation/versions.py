@@ -1,7 +1,7 @@
 """What predictions and scores are made from. What belongs here: the numbers raised by hand, and who depends on which.
 
 Not here: predicting and scoring. `PREDICTION_VERSION` makes predictions stale, and with them all that follows;
-`SCORING_VERSION`, or a row of `scores.metric_table`, makes scores and reports stale, and leaves predictions
+`SCORING_VERSION`, or a row of `medsam_core.scores.metric_table`, makes scores and reports stale, and leaves predictions
 as they are (`docs/adr/0016-predictions-and-scores.md`).
 """
 

@@ -84,6 +84,94 @@ def test_every_module_opens_by_saying_what_it_is_for(package: str) -> None:
     assert [name for name in silent if not name.endswith("__init__.py")] == []
 
 
+DOCUMENTS = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"])
+FILES = {"csv", "json", "jsonl", "parquet"}
+"""Endings by which a dotted name is a file's, not a module's."""
+SETTINGS = {"source.kind"}
+"""Of profiles, whose first word is a module's name too."""
+
+
+def dotted_names(text: str) -> Iterator[str]:
+    """Yield the names in backticks that have a dot and begin with a package, a room or a module."""
+    known = {part for path in MODULES for part in path.relative_to(ROOT).with_suffix("").parts}
+    for name in re.findall(r"`([a-z_]\w*(?:\.\w+)+)(?:\([^`]*\))?`", text):
+        first, *_, last = name.split(".")
+        if first in known and last not in FILES and name not in SETTINGS:
+            yield name
+
+
+def names_in(tree: ast.AST) -> set[str]:
+    """Return what a module defines: functions, classes, and every variable and attribute that it sets."""
+    found = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    found |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return found | {
+        node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+    }
+
+
+def exists(name: str, folder: Path = ROOT) -> bool:
+    """Return whether a dotted name, read from a folder, is a room, a module or a name that a module defines."""
+    parts = name.split(".")
+    if folder.joinpath(*parts).is_dir():
+        return True
+    for count in range(len(parts), 0, -1):
+        module = folder.joinpath(*parts[:count]).with_suffix(".py")
+        if module.is_file():
+            return set(parts[count:]) <= names_in(ast.parse(module.read_text()))
+    return False
+
+
+def unknown_names(path: Path) -> list[str]:
+    """Return the dotted names of docstrings that exist neither from the root nor from the module's own folder."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    values = [node.value for node in nodes if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
+    texts = [value.value for value in values if isinstance(value.value, str)]
+    return [name for text in texts for name in dotted_names(text) if not exists(name) and not exists(name, path.parent)]
+
+
+def test_the_search_for_names_sees_what_it_is_meant_to_see(tmp_path: Path) -> None:
+    assert list(dotted_names("`storage.shards.codec`, `mlflow.pyfunc`, `codec.crc32c`, `manifest.json`")) == [
+        "storage.shards.codec",
+        "codec.crc32c",
+    ]
+    assert exists("storage.shards")
+    assert exists("storage.shards.codec.ShardEncoder.add")
+    assert not exists("storage.shards.gone")
+    assert not exists("storage.shards.codec.gone")
+    assert not exists("codec.crc32c")
+    assert exists("codec.crc32c", ROOT / "storage" / "shards")
+    module = tmp_path / "module.py"
+    module.write_text(
+        '"""See `storage.gone`."""\n\nX = 1\n"""Of `storage.base.errors`, not `medsam_core.gone.f(x)`."""\n'
+    )
+    assert unknown_names(module) == ["storage.gone", "medsam_core.gone.f"]
+
+
+def test_docstrings_name_modules_that_exist() -> None:
+    found = {name_of(path): unknown_names(path) for path in MODULES}
+    assert {name: names for name, names in found.items() if names} == {}
+
+
+def test_documents_name_modules_that_exist() -> None:
+    names = {name_of(path): list(dotted_names(path.read_text())) for path in DOCUMENTS}
+    assert sum(map(len, names.values())) > 3
+    packaged = {path: [name for name in found if name.split(".")[0] in PACKAGES] for path, found in names.items()}
+    assert {
+        path: gone for path, found in packaged.items() if (gone := [name for name in found if not exists(name)])
+    } == {}
+
+
+def test_comments_cite_documents_that_exist() -> None:
+    cited = {
+        f"{name_of(path)}: {name}"
+        for path in [*MODULES, *DOCUMENTS]
+        for name in re.findall(r"\bdocs/[\w/.-]*\w", path.read_text())
+        if not (ROOT / name).exists() and not list((ROOT / name).parent.glob(f"{Path(name).name}-*.md"))
+    }
+    assert cited == set()
+    assert not [name_of(path) for path in [*MODULES, *DOCUMENTS] if re.search(r"\bDESIGN\b", path.read_text())]
+
+
 TABLE_FILES = {"read_csv", "to_csv", "read_parquet", "to_parquet", "write_parquet"}
 """What reads or writes a table on disk."""
 

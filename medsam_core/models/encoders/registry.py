@@ -31,7 +31,7 @@ class EncoderSpec:
         builder: `module:attribute` of its `base.Encoder`.
         stride: Model pixels a side of an embedding cell.
         input_kind: How raw grey values are brought to what it was trained on.
-        frame: How slices are brought into its square unless a profile says otherwise, a key of `geometry.FRAMES`.
+        frame: How slices are brought into its square by default, a key of `medsam_core.base.geometry.FRAMES`.
         settings: Its own settings, with their defaults.
         published_side: Side of the input of its published checkpoints, pixels; None where there are none.
         weights: File name of its weights: published ones must be given, others lie in `medsam_core/weights`.

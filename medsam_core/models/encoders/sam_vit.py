@@ -1,6 +1,6 @@
 """SAM's ViT image encoder. What belongs here: ViT-B as in MedSAM and the small stand-in, key maps, position tables.
 
-Not here: the transformer itself (timm's), or reading checkpoint files (`models.checkpoints`).
+Not here: the transformer itself (timm's), or reading checkpoint files (`medsam_core.models.checkpoints`).
 """
 
 from collections.abc import Mapping
