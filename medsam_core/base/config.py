@@ -3,14 +3,20 @@
 Not here: paths, executors, anything of one machine. Sources: [P] stated by the paper, [C] only in its public code.
 """
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import (
+    AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
+
+T = TypeVar("T")
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -18,7 +24,7 @@ Positive = Annotated[int, Field(ge=1)]
 MixKind = Literal["none", "mixpatch", "cutmix"]
 
 MIX_KINDS: tuple[MixKind, ...] = ("none", "mixpatch", "cutmix")
-"""Kinds of mixing; a plan's group stores the index."""
+"""Kinds of mixing; a plan's microbatch stores the index."""
 
 
 class Config(BaseModel):
@@ -28,7 +34,7 @@ class Config(BaseModel):
 
 
 class AugmentationConfig(Config):
-    """Geometric augmentation of a slot and mixing inside a group."""
+    """Geometric augmentation of a slot and mixing inside a microbatch."""
 
     horizontal_flip: Probability = 0.5
     vertical_flip: Probability = 0.5
@@ -41,7 +47,7 @@ class AugmentationConfig(Config):
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of the crop's aspect ratio in the square frame [C]."""
     mixing: tuple[MixKind, ...] = ("none",)
-    """Each group draws one of these with equal probability [P, 1/3 each C]."""
+    """Each microbatch draws one of these with equal probability [P, 1/3 each C]."""
     mixpatch_grid: Positive = 4
     """MixPatch divides the square frame into this many patches a side [C]."""
 
@@ -80,14 +86,26 @@ class OptimiserConfig(Config):
         return self.learning_rate * self.decay_factor ** sum(epoch >= start for start in self.decay_epochs)
 
 
+STORED_NAMES: Mapping[str, str] = {"microbatch_size": "group_size", "microbatches_per_step": "groups_per_step"}
+"""Setting of a stage -> its earlier name, which files and fingerprints keep, so that what was made before is found."""
+
+
+def with_present_names(settings: Mapping[str, T]) -> dict[str, T]:
+    """Return a stage's settings with earlier names replaced, except where a setting is given under both names."""
+    present = {old: new for new, old in STORED_NAMES.items() if new not in settings}
+    return {present.get(name, name): value for name, value in settings.items()}
+
+
 class StageConfig(Config):
     """One training stage: how much of what is drawn, how it is augmented, how it is learnt."""
 
     epochs: Positive = 9
-    group_size: Positive = 10
-    """Slots of a group, B: what one device takes at a time [P: batch 10]."""
-    groups_per_step: Positive = 3
-    """Groups of an optimiser step [P: 3 GPUs]."""
+    microbatch_size: Positive = Field(10, validation_alias=AliasChoices("microbatch_size", "group_size"))
+    """B: slots of a microbatch, which is the batch of one device [P: batch 10]."""
+    microbatches_per_step: Positive = Field(
+        3, validation_alias=AliasChoices("microbatches_per_step", "groups_per_step")
+    )
+    """Microbatches of an optimiser step [P: 3 GPUs]."""
     epoch_slots: Positive | None = None
     """Slots of an epoch before rounding up to whole steps; None means as many as drawable slices [C]."""
     cached_epochs: Positive | None = None
@@ -100,6 +118,10 @@ class StageConfig(Config):
     optimiser: OptimiserConfig = OptimiserConfig()
     mask_distillation: bool = True
     """Fine-tuning only: also learn the teacher's mask probabilities; off in ablation 1 [P]."""
+
+    @model_serializer(mode="wrap")
+    def _writes_stored_names(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return {STORED_NAMES.get(name, name): value for name, value in dump(self).items()}
 
     @property
     def plan_epochs(self) -> int:

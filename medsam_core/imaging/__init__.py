@@ -1,1 +1,1 @@
-"""From a slice to the model frame and back: views, resampling, boxes, rendered groups."""
+"""From a slice to the model frame and back: views, resampling, boxes, rendered microbatches."""

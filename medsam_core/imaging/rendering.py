@@ -1,9 +1,10 @@
-"""Rendering: from a group of plan slots and a reader of slices to the tensors one device takes.
+"""Rendering: from a microbatch of plan slots and a reader of slices to the tensors one device takes.
 
-What belongs here: reading, bringing into the model frame, and mixing inside the group. Not here: anything random, or
-what student and teacher each do with the raw pixels.
+What belongs here: reading, bringing into the model frame, and mixing inside the microbatch. Not here: anything random,
+or what student and teacher each do with the raw pixels.
 
-Legend: B slots of a group, K boxes of a slot, S side of the model frame, G side of the logits, which is the loss grid.
+Legend: B slots of a microbatch, K boxes of a slot, S side of the model frame, G side of the logits, which is the loss
+grid.
 """
 
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ from medsam_core.imaging.views import View, boxes_to_model
 
 
 @dataclass(frozen=True, eq=False)
-class GroupBatch:
-    """A rendered group.
+class Microbatch:
+    """A rendered microbatch.
 
     Attributes:
         images: (B, 3, S, S) float32, raw values in 0..255, augmented and mixed; student and teacher fork from here.
@@ -38,14 +39,16 @@ class GroupBatch:
     n_small: int
 
 
-def render_group(slots: npt.NDArray[np.void], group: np.void, reader: SliceReader, geometry: Geometry) -> GroupBatch:
-    """Render a group of a plan.
+def render_microbatch(
+    slots: npt.NDArray[np.void], record: np.void, reader: SliceReader, geometry: Geometry
+) -> Microbatch:
+    """Render a microbatch of a plan.
 
     Args:
         slots: (B,) of `medsam_core.planning.plan_epoch.slot_dtype`; those without prompts get neither boxes nor masks.
-        group: One record of `medsam_core.planning.plan_epoch.group_dtype`.
+        record: The mixing, one record of `medsam_core.planning.plan_epoch.microbatch_dtype`.
         reader: Reads the slices that the slots name.
-        geometry: Of the model that is to see the group.
+        geometry: Of the model that is to see the microbatch.
 
     Returns:
         The batch, on the CPU.
@@ -67,7 +70,7 @@ def render_group(slots: npt.NDArray[np.void], group: np.void, reader: SliceReade
             boxes.numpy()[index] = boxes_to_model(slot["boxes"], view, geometry)
             masks.numpy()[index], small = masks_to_grid(_masks_of(slot, label_map), view, geometry, resampler)
             n_small += small
-    return GroupBatch(mix(images, group), boxes, masks, n_small)
+    return Microbatch(mix(images, record), boxes, masks, n_small)
 
 
 def view_of(slot: np.void) -> View:
@@ -76,16 +79,16 @@ def view_of(slot: np.void) -> View:
     return View((x_min, y_min, x_max, y_max), bool(slot["flip_x"]), bool(slot["flip_y"]), int(slot["quarter_turns"]))
 
 
-def mix(images: Tensor, group: np.void) -> Tensor:
-    """Mix the images of a group, (B, 3, S, S) float32, as its record says."""
-    kind = MIX_KINDS[int(group["mix"])]
+def mix(images: Tensor, record: np.void) -> Tensor:
+    """Mix the images of a microbatch, (B, 3, S, S) float32, as its record says."""
+    kind = MIX_KINDS[int(record["mix"])]
     if kind == "none":
         return images
-    partner = torch.from_numpy(group["partner"].astype(np.int64))
+    partner = torch.from_numpy(record["partner"].astype(np.int64))
     if kind == "cutmix":
-        return cutmix(images, partner, tuple(int(value) for value in group["cut"]))
-    grid = round(len(group["lam"]) ** 0.5)
-    return mixpatch(images, partner, torch.from_numpy(group["lam"].reshape(grid, grid).copy()))
+        return cutmix(images, partner, tuple(int(value) for value in record["cut"]))
+    grid = round(len(record["lam"]) ** 0.5)
+    return mixpatch(images, partner, torch.from_numpy(record["lam"].reshape(grid, grid).copy()))
 
 
 def mixpatch(images: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
@@ -93,7 +96,7 @@ def mixpatch(images: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
 
     Args:
         images: (B, 3, S, S) float32.
-        partner: (B,) int64, indices into the group.
+        partner: (B,) int64, indices into the microbatch.
         lam: (g, g) float32, weight of the image itself at each of g x g patches of side S / g.
 
     Returns:
@@ -109,7 +112,7 @@ def cutmix(images: Tensor, partner: Tensor, cut: tuple[int, ...]) -> Tensor:
 
     Args:
         images: (B, 3, S, S) float32.
-        partner: (B,) int64, indices into the group.
+        partner: (B,) int64, indices into the microbatch.
         cut: `xyxy_px` of the model frame, half-open.
 
     Returns:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module, Parameter
 
-    from medsam_core.imaging.rendering import GroupBatch
+    from medsam_core.imaging.rendering import Microbatch
     from medsam_core.learning.teachers import TeacherAnswers
     from medsam_core.models.segmenter import Segmenter
 
@@ -47,7 +47,7 @@ class Stage(ABC):
     Attributes:
         name: By which profiles, plans and fingerprints know it.
         question: What it asks of the teacher, where it asks one.
-        mixes: Whether the images of a group may be mixed.
+        mixes: Whether the images of a microbatch may be mixed.
         trains_decoder: Whether prompt encoder and mask decoder are trained too, from the teacher's on; else the
             published encoder is evaluated with batch-norm statistics of clean images.
     """
@@ -78,12 +78,12 @@ class Stage(ABC):
         """Return whether the parameter of this name is trained."""
 
     @abstractmethod
-    def losses(self, segmenter: "Segmenter", batch: "GroupBatch", answers: "Tensor | None") -> "list[Tensor]":
-        """Return a group's loss, which carries the gradient, followed by its terms; scalars as `terms` has them.
+    def losses(self, segmenter: "Segmenter", batch: "Microbatch", answers: "Tensor | None") -> "list[Tensor]":
+        """Return a microbatch's loss, which carries the gradient, followed by its terms; scalars as `terms` has them.
 
         Args:
             segmenter: The model in training.
-            batch: The rendered group, on the model's device.
+            batch: The rendered microbatch, on the model's device.
             answers: The teacher's, from `ask`.
 
         Raises:
@@ -91,15 +91,15 @@ class Stage(ABC):
         """
 
     def ask(
-        self, config: StageConfig, teacher: "TeacherAnswers | None", first_slot: int, batch: "GroupBatch"
+        self, config: StageConfig, teacher: "TeacherAnswers | None", first_slot: int, batch: "Microbatch"
     ) -> "Tensor | None":
         """Return the teacher's answers that the stage learns from; None where it asks nobody.
 
         Args:
             config: Of the stage.
             teacher: Who answers.
-            first_slot: Place of the group's first slot in plan order.
-            batch: The rendered group.
+            first_slot: Place of the microbatch's first slot in plan order.
+            batch: The rendered microbatch.
         """
         if teacher is None or not self.asks(config):
             return None
@@ -151,7 +151,7 @@ class Distillation(Stage):
         """Return whether the parameter is the image encoder's."""
         return parameter.startswith("image_encoder.")
 
-    def losses(self, segmenter: "Segmenter", batch: "GroupBatch", answers: "Tensor | None") -> "list[Tensor]":
+    def losses(self, segmenter: "Segmenter", batch: "Microbatch", answers: "Tensor | None") -> "list[Tensor]":
         """Return the mean square error of the embeddings, twice: as loss and as term."""
         from medsam_core.learning.losses import embedding_mse
 
@@ -189,7 +189,7 @@ class FineTuning(Stage):
         """Return whether a box prompt reaches the parameter."""
         return not parameter.startswith(UNREACHED)
 
-    def losses(self, segmenter: "Segmenter", batch: "GroupBatch", answers: "Tensor | None") -> "list[Tensor]":
+    def losses(self, segmenter: "Segmenter", batch: "Microbatch", answers: "Tensor | None") -> "list[Tensor]":
         """Return the sum of the terms, then each."""
         from medsam_core.learning.losses import finetuning_loss
 

@@ -2,7 +2,7 @@
 
 Not here: the questions (`medsam_core.learning.questions`), how answers are stored, or the teacher's architecture.
 
-Legend: B slots of a group.
+Legend: B slots of a microbatch.
 """
 
 from collections.abc import Callable
@@ -13,21 +13,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medsam_core.imaging.rendering import GroupBatch
+from medsam_core.imaging.rendering import Microbatch
 from medsam_core.learning.questions import Question
 from medsam_core.models.segmenter import Segmenter
 
 
 class TeacherAnswers(Protocol):
-    """Answers a stage's question about a group of slots."""
+    """Answers a stage's question about a microbatch of slots."""
 
     @property
     def reads_ahead(self) -> bool:
         """Whether answers are read rather than computed, so that the loading thread asks for them early."""
         ...
 
-    def answer(self, question: Question, first_slot: int, batch: GroupBatch) -> Tensor:
-        """Return the answers, (B, ...) float32, about the group whose first slot is `first_slot` in plan order."""
+    def answer(self, question: Question, first_slot: int, batch: Microbatch) -> Tensor:
+        """Return the answers, (B, ...) float32, about the microbatch whose first slot is `first_slot` in plan order."""
         ...
 
 
@@ -44,7 +44,7 @@ class OnlineTeacher:
         self._segmenter = segmenter.eval().requires_grad_(requires_grad=False)
 
     @torch.no_grad()
-    def answer(self, question: Question, first_slot: int, batch: GroupBatch) -> Tensor:
+    def answer(self, question: Question, first_slot: int, batch: Microbatch) -> Tensor:
         """Return the answers on the batch's device; `first_slot` is not needed."""
         del first_slot
         return question.ask(self._segmenter, batch.images, batch.boxes)
@@ -62,7 +62,7 @@ class CachedTeacher:
     def __init__(self, read: Callable[[str, int, int], npt.NDArray[np.float32]]) -> None:
         self._read = read
 
-    def answer(self, question: Question, first_slot: int, batch: GroupBatch) -> Tensor:
+    def answer(self, question: Question, first_slot: int, batch: Microbatch) -> Tensor:
         """Return the answers on the CPU."""
         answers = self._read(question.array, first_slot, first_slot + len(batch.images))
         return torch.from_numpy(np.ascontiguousarray(answers, dtype=np.float32))

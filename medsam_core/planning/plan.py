@@ -3,8 +3,10 @@
 What belongs here: what a plan depends on, and reading it by step number. Not here: how an epoch is drawn
 (`plan_epoch`), pixels (`rendering`), or files: the caller stores the arrays.
 
-A step takes `groups_per_step` groups of `group_size` slots. Plan order is epoch by epoch, slot by slot.
-Legend: P epochs of the plan, n slots of an epoch, B slots of a group, K labels of a slot.
+A step takes `microbatches_per_step` microbatches of `microbatch_size` slots. Plan order is epoch by epoch, slot by
+slot.
+
+Legend: P epochs of the plan, n slots of an epoch, B slots of a microbatch, K labels of a slot.
 """
 
 from collections.abc import Mapping
@@ -17,7 +19,7 @@ import pandas as pd
 from medsam_core.base.config import StageConfig
 from medsam_core.base.data import SliceTable
 from medsam_core.learning.stages import Stage
-from medsam_core.planning.plan_epoch import EpochPlan, build_epoch, group_dtype, slot_dtype
+from medsam_core.planning.plan_epoch import EpochPlan, build_epoch, microbatch_dtype, slot_dtype
 
 PLAN_VERSION = 1
 """Raised by hand whenever the same inputs give another plan."""
@@ -27,7 +29,8 @@ def plan_inputs(config: StageConfig, stage: Stage, image_size: int, seed: int) -
     """Return, as a plain value, all that a plan depends on besides the slices themselves.
 
     What only the training loop reads (number of epochs beyond P, optimiser, losses) is left out, so variants that
-    differ in nothing else share one plan and one teacher cache.
+    differ in nothing else share one plan and one teacher cache. The keys are hashed and keep their earlier names, in
+    which a microbatch is a group.
     """
     return {
         "plan_version": PLAN_VERSION,
@@ -35,8 +38,8 @@ def plan_inputs(config: StageConfig, stage: Stage, image_size: int, seed: int) -
         "image_size": image_size,
         "seed": seed,
         "plan_epochs": config.plan_epochs,
-        "group_size": config.group_size,
-        "groups_per_step": config.groups_per_step,
+        "group_size": config.microbatch_size,
+        "groups_per_step": config.microbatches_per_step,
         "epoch_slots": config.epoch_slots,
         "prompts_per_slot": stage.n_prompts(config),
         "box_jitter_px": stage.box_jitter_px(config),
@@ -52,20 +55,20 @@ class Plan:
         config: The stage's configuration.
         stage: Which of the two stages.
         slots: (P, n) of `slot_dtype`.
-        groups: (P, n / B) of `group_dtype`.
+        microbatches: (P, n / B) of `microbatch_dtype`.
     """
 
     config: StageConfig
     stage: Stage
     slots: npt.NDArray[np.void]
-    groups: npt.NDArray[np.void]
+    microbatches: npt.NDArray[np.void]
 
     @classmethod
     def build(cls, table: SliceTable, config: StageConfig, stage: Stage, image_size: int, seed: int) -> "Plan":
         """Build the P epochs of a plan; arguments and errors as in `build_epoch`."""
         epochs = [build_epoch(table, config, stage, image_size, seed, epoch) for epoch in range(config.plan_epochs)]
         slots = np.stack([epoch.slots for epoch in epochs])
-        return cls(config, stage, slots, np.stack([epoch.groups for epoch in epochs]))
+        return cls(config, stage, slots, np.stack([epoch.microbatches for epoch in epochs]))
 
     @classmethod
     def from_arrays(cls, config: StageConfig, stage: Stage, arrays: Mapping[str, npt.NDArray[np.void]]) -> "Plan":
@@ -74,29 +77,31 @@ class Plan:
         Raises:
             ValueError: If the arrays are not those of a plan of this configuration.
         """
-        slots, groups = arrays["slots"], arrays["groups"]
+        slots, microbatches = arrays["slots"], arrays["groups"]
         patches = config.augmentation.mixpatch_grid**2
         expected = (
             slot_dtype(stage.n_prompts(config)),
-            group_dtype(config.group_size, patches),
-            (config.plan_epochs, slots.shape[-1] // config.group_size),
+            microbatch_dtype(config.microbatch_size, patches),
+            (config.plan_epochs, slots.shape[-1] // config.microbatch_size),
         )
-        found = (slots.dtype, groups.dtype, groups.shape)
-        if expected != found or len(slots) != len(groups) or slots.shape[-1] % config.group_size:
+        found = (slots.dtype, microbatches.dtype, microbatches.shape)
+        if expected != found or len(slots) != len(microbatches) or slots.shape[-1] % config.microbatch_size:
             raise ValueError(
-                f"plan arrays: expected slots, groups and shape {expected}, found {found} with slots of shape "
+                f"plan arrays: expected slots, microbatches and shape {expected}, found {found} with slots of shape "
                 f"{slots.shape}; build the plan again for this configuration"
             )
-        return cls(config, stage, slots, groups)
+        return cls(config, stage, slots, microbatches)
 
     def as_arrays(self) -> dict[str, npt.NDArray[np.void]]:
         """Return the plan as named arrays, each to be stored as one `.npy` file."""
-        return {"slots": self.slots, "groups": self.groups}
+        return {"slots": self.slots, "groups": self.microbatches}
 
     @property
     def epochs(self) -> list[EpochPlan]:
         """The P epochs of the plan."""
-        return [EpochPlan(slots, groups) for slots, groups in zip(self.slots, self.groups, strict=True)]
+        return [
+            EpochPlan(slots, microbatches) for slots, microbatches in zip(self.slots, self.microbatches, strict=True)
+        ]
 
     @property
     def slots_per_epoch(self) -> int:
@@ -104,14 +109,14 @@ class Plan:
         return int(self.slots.shape[1])
 
     @property
-    def groups_per_epoch(self) -> int:
-        """Groups of an epoch, n / B."""
-        return int(self.groups.shape[1])
+    def microbatches_per_epoch(self) -> int:
+        """Microbatches of an epoch, n / B."""
+        return int(self.microbatches.shape[1])
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps of an epoch."""
-        return self.groups_per_epoch // self.config.groups_per_step
+        return self.microbatches_per_epoch // self.config.microbatches_per_step
 
     @property
     def n_plan_slots(self) -> int:
@@ -124,7 +129,7 @@ class Plan:
         return self.config.epochs * self.steps_per_epoch
 
     def locate(self, step: int) -> tuple[int, int, int]:
-        """Return the epoch of a step, the plan epoch it replays, and its first group within that epoch.
+        """Return the epoch of a step, the plan epoch it replays, and its first microbatch within that epoch.
 
         Raises:
             ValueError: If training has no such step.
@@ -132,13 +137,13 @@ class Plan:
         if not 0 <= step < self.total_steps:
             raise ValueError(f"step: expected 0 <= step < {self.total_steps}, found {step}")
         epoch, within = divmod(step, self.steps_per_epoch)
-        return epoch, epoch % len(self.slots), within * self.config.groups_per_step
+        return epoch, epoch % len(self.slots), within * self.config.microbatches_per_step
 
-    def group_slots(self, plan_epoch: int, group: int) -> tuple[npt.NDArray[np.void], np.void, int]:
-        """Return a group's slots (B,), its mixing record, and the place of its first slot in plan order."""
-        start = group * self.config.group_size
-        slots = self.slots[plan_epoch, start : start + self.config.group_size]
-        return slots, self.groups[plan_epoch, group], plan_epoch * self.slots_per_epoch + start
+    def microbatch_slots(self, plan_epoch: int, microbatch: int) -> tuple[npt.NDArray[np.void], np.void, int]:
+        """Return a microbatch's slots (B,), its mixing record, and the place of its first slot in plan order."""
+        start = microbatch * self.config.microbatch_size
+        slots = self.slots[plan_epoch, start : start + self.config.microbatch_size]
+        return slots, self.microbatches[plan_epoch, microbatch], plan_epoch * self.slots_per_epoch + start
 
     def rows_used(self, first_slot: int, stop_slot: int) -> npt.NDArray[np.int32]:
         """Return the distinct table rows, ascending, that slots `first_slot` to `stop_slot` of plan order show."""

@@ -1,9 +1,9 @@
 """One epoch of a training plan: its records, and drawing them.
 
-What belongs here: the layout of slots and groups, and which draw fills which field. Not here: the draws themselves
-(`sampling`), or the plan of all epochs and its reading (`plan`).
+What belongs here: the layout of slots and microbatches, and which draw fills which field. Not here: the draws
+themselves (`sampling`), or the plan of all epochs and its reading (`plan`).
 
-Legend: n slots of an epoch, B slots of a group, K labels of a slot.
+Legend: n slots of an epoch, B slots of a microbatch, K labels of a slot.
 """
 
 from dataclasses import dataclass
@@ -37,29 +37,29 @@ def slot_dtype(n_labels: int) -> np.dtype[np.void]:
     )
 
 
-def group_dtype(group_size: int, patches: int) -> np.dtype[np.void]:
-    """Return the record of a group of B = `group_size` slots, its MixPatch weights on `patches` positions.
+def microbatch_dtype(microbatch_size: int, patches: int) -> np.dtype[np.void]:
+    """Return the record of a microbatch of B = `microbatch_size` slots, its MixPatch weights on `patches` positions.
 
     Fields: `mix`, index into `medsam_core.base.config.MIX_KINDS`; `lam` (patches,), weight of the item itself, row by
     row; `partner` (B,), whom each item is mixed with; `cut` (4,), model-frame `xyxy_px`, half-open.
     """
     return np.dtype(
-        [("mix", "u1"), ("lam", "<f4", (patches,)), ("partner", "<i2", (group_size,)), ("cut", "<i4", (4,))]
+        [("mix", "u1"), ("lam", "<f4", (patches,)), ("partner", "<i2", (microbatch_size,)), ("cut", "<i4", (4,))]
     )
 
 
 @dataclass(frozen=True, eq=False)
 class EpochPlan:
-    """One epoch of a plan: `slots` (n,) of `slot_dtype` and `groups` (n / B,) of `group_dtype`."""
+    """One epoch of a plan: `slots` (n,) of `slot_dtype` and `microbatches` (n / B,) of `microbatch_dtype`."""
 
     slots: npt.NDArray[np.void]
-    groups: npt.NDArray[np.void]
+    microbatches: npt.NDArray[np.void]
 
 
 def slots_of_epoch(table: SliceTable, config: StageConfig) -> int:
     """Return n: the configured slots, or as many as there are drawable slices, rounded up to whole steps."""
     wanted = config.epoch_slots or len(table.drawable())
-    step = config.group_size * config.groups_per_step
+    step = config.microbatch_size * config.microbatches_per_step
     return -(-wanted // step) * step
 
 
@@ -97,7 +97,7 @@ def build_epoch(
         slots["labels"] = table.label_id[labels]
         slots["boxes"] = draw_boxes(table, rows, labels, stage.box_jitter_px(config), rng, first)
         slots["crop"] = _cover(views.crop, slots["boxes"])
-    return EpochPlan(slots, _build_groups(config, image_size, rng, first, count))
+    return EpochPlan(slots, _build_microbatches(config, image_size, rng, first, count))
 
 
 def _check(config: StageConfig, stage: Stage, image_size: int) -> None:
@@ -121,14 +121,14 @@ def _cover(crop: npt.NDArray[np.int32], boxes: npt.NDArray[np.int32]) -> npt.NDA
     return np.concatenate([low, high], axis=1)
 
 
-def _build_groups(
+def _build_microbatches(
     config: StageConfig, image_size: int, rng: CounterRng, first_slot: int, count: int
 ) -> npt.NDArray[np.void]:
-    """Return the groups of `count` slots from `first_slot` on, (count / B,) of `group_dtype`."""
-    size = config.group_size
+    """Return the microbatches of `count` slots from `first_slot` on, (count / B,) of `microbatch_dtype`."""
+    size = config.microbatch_size
     augmentation = config.augmentation
     mixing = draw_mixing(augmentation, size, image_size, rng, first_slot // size, count // size)
-    groups = np.zeros(count // size, dtype=group_dtype(size, augmentation.mixpatch_grid**2))
-    groups["mix"], groups["lam"] = mixing.kind, mixing.lam
-    groups["partner"], groups["cut"] = mixing.partner, mixing.cut
-    return groups
+    microbatches = np.zeros(count // size, dtype=microbatch_dtype(size, augmentation.mixpatch_grid**2))
+    microbatches["mix"], microbatches["lam"] = mixing.kind, mixing.lam
+    microbatches["partner"], microbatches["cut"] = mixing.partner, mixing.cut
+    return microbatches

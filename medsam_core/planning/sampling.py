@@ -1,9 +1,10 @@
 """The random choices of a training plan: which slices, views, labels and mixing, each as flat arrays.
 
-What belongs here: draws, vectorised over the slots or groups of an epoch. Not here: how they are laid out or replayed.
+What belongs here: draws, vectorised over the slots or microbatches of an epoch. Not here: how they are laid out or
+replayed.
 
-Slots and groups are numbered from the first of the first epoch, and a number's draws depend on nothing else.
-Legend: n slots, g groups, B slots of a group, K labels of a slot. Source: `docs/paper_protocol.md`.
+Slots and microbatches are numbered from the first of the first epoch, and a number's draws depend on nothing else.
+Legend: n slots, g microbatches, B slots of a microbatch, K labels of a slot. Source: `docs/paper_protocol.md`.
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class Views:
 
 @dataclass(frozen=True)
 class Mixing:
-    """Mixing of g groups.
+    """Mixing of g microbatches.
 
     Attributes:
         kind: (g,) uint8, index into `MIX_KINDS`.
@@ -162,27 +163,27 @@ def draw_boxes(
 
 
 def draw_mixing(
-    config: AugmentationConfig, group_size: int, image_size: int, rng: CounterRng, first: int, count: int
+    config: AugmentationConfig, microbatch_size: int, image_size: int, rng: CounterRng, first: int, count: int
 ) -> Mixing:
-    """Draw the mixing of g groups: one of the configured kinds each, with equal probability.
+    """Draw the mixing of g microbatches: one of the configured kinds each, with equal probability.
 
-    MixPatch draws one weight from Beta(1, 1), the uniform distribution, for every patch position, shared by the group,
-    and a random permutation as partners. CutMix shows the previous item of the group in one box [C].
+    MixPatch draws one weight from Beta(1, 1), the uniform distribution, for every patch position, shared by the
+    microbatch, and a random permutation as partners. CutMix shows the previous item of the microbatch in one box [C].
 
     Args:
         config: Kinds of mixing and the patch grid.
-        group_size: B.
+        microbatch_size: B.
         image_size: S.
         rng: Random numbers of the plan.
-        first: Number of the first group.
+        first: Number of the first microbatch.
         count: g.
     """
     choice = below(rng.uniform("mixing", first, count, 1)[:, 0], len(config.mixing))
     kind = np.array([MIX_KINDS.index(name) for name in config.mixing], dtype=np.uint8)[choice]
     is_patch, is_cut = (kind == MIX_KINDS.index(name) for name in ("mixpatch", "cutmix"))
     lam = rng.uniform("mixpatch", first, count, config.mixpatch_grid**2)
-    shuffled = rng.permutations("partner", first, count, group_size)
-    itself = np.arange(group_size)
+    shuffled = rng.permutations("partner", first, count, microbatch_size)
+    itself = np.arange(microbatch_size)
     partner = np.where(is_cut[:, None], np.roll(itself, 1), itself)
     cuts = _draw_cuts(rng.uniform("cutmix", first, count, 3), image_size)
     return Mixing(

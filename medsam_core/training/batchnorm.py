@@ -1,6 +1,6 @@
-"""Batch-norm running statistics. What belongs here: how a step of several groups updates them, and recalibration.
+"""Batch-norm running statistics. What belongs here: how a step of several microbatches updates them, and recalibration.
 
-Not here: the normalisation itself, which inside a group is PyTorch's.
+Not here: the normalisation itself, which inside a microbatch is PyTorch's.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,10 +21,10 @@ from medsam_core.training.process_group import ProcessGroup
 
 
 class StepStatistics:
-    """Makes a step's update of running statistics independent of how its groups are divided over processes.
+    """Makes a step's update of running statistics independent of how its microbatches are divided over processes.
 
-    Every group's update starts from the statistics at the step's start; the step's result is the mean over its
-    groups. One process that takes three groups and three that take one each so agree.
+    Every microbatch's update starts from the statistics at the step's start; the step's result is the mean over its
+    microbatches. One process that takes three microbatches and three that take one each so agree.
 
     Args:
         module: Its batch-norm layers in training mode are looked after.
@@ -41,16 +41,16 @@ class StepStatistics:
         self._start = self._flat()
         self._total = torch.zeros_like(self._start)
 
-    def end_group(self) -> None:
-        """Take in one group's update and go back to the step's start."""
+    def end_microbatch(self) -> None:
+        """Take in one microbatch's update and go back to the step's start."""
         self._total += self._flat()
         self._write(self._start)
         for counter in self._counters:
             counter.sub_(1)
 
-    def end_step(self, processes: ProcessGroup, groups: int) -> None:
-        """Publish the mean over all `groups` of the step, those of other processes included, as one update."""
-        self._write(processes.sum_(self._total) / groups)
+    def end_step(self, processes: ProcessGroup, microbatches: int) -> None:
+        """Publish the mean over all `microbatches` of the step, those of other processes included, as one update."""
+        self._write(processes.sum_(self._total) / microbatches)
         for counter in self._counters:
             counter.add_(1)
 
@@ -105,20 +105,20 @@ def recalibrate_batchnorm(segmenter: Segmenter, images: Iterable[Tensor]) -> int
 def clean_images(plan: Plan, reader: SliceReader, geometry: Geometry, *, batches: int) -> Iterator[Tensor]:
     """Yield batches of whole, upright, unmixed slices for `recalibrate_batchnorm`.
 
-    The slices are those of groups spread evenly over the plan's first epoch, so they are balanced as training is.
+    The slices are those of microbatches spread evenly over the plan's first epoch, so they are balanced as training is.
 
     Args:
         plan: Names the slices.
         reader: Reads them.
         geometry: Of the model.
-        batches: How many groups to show, at most as many as an epoch has.
+        batches: How many microbatches to show, at most as many as an epoch has.
 
     Yields:
         (B, 3, S, S) float32, raw values in 0..255.
     """
-    count = min(batches, plan.groups_per_epoch)
-    for group in np.linspace(0, plan.groups_per_epoch - 1, count).round().astype(int):
-        slots, _, _ = plan.group_slots(0, int(group))
+    count = min(batches, plan.microbatches_per_epoch)
+    for microbatch in np.linspace(0, plan.microbatches_per_epoch - 1, count).round().astype(int):
+        slots, _, _ = plan.microbatch_slots(0, int(microbatch))
         pictures = [reader.read(int(row))[0] for row in slots["row"]]
         shown = [image_to_model(p, View.whole(*p.shape[:2]), geometry, TorchResampler()) for p in pictures]
         yield torch.stack([as_tensor(image) for image in shown])

@@ -30,7 +30,7 @@ from medsam_core.training.checkpoint import (
     save_checkpoint,
 )
 from medsam_core.training.errors import TrainingError
-from medsam_core.training.loading import GroupLoader
+from medsam_core.training.loading import MicrobatchLoader
 from medsam_core.training.precision import Precision
 from medsam_core.training.process_group import ProcessGroup
 from medsam_core.training.run import TrainingRun, TrainResult
@@ -50,7 +50,7 @@ class LoopOptions:
 
     Attributes:
         checkpoint_steps: Steps between two checkpoints; every epoch ends with one besides.
-        prefetch: Groups loaded ahead of the step, which bounds memory.
+        prefetch: Microbatches loaded ahead of the step, which bounds memory.
         loader_threads: Threads that load them; more than one needs a reader that threads can share.
         channels_last: Train in that memory layout, which convolutions may prefer.
     """
@@ -96,7 +96,7 @@ def train(
     loop = _Loop(
         run=run,
         stepper=Stepper(segmenter.to(device), run, precision, processes, layout),
-        loader=GroupLoader(run, segmenter.geometry, processes, options.prefetch, options.loader_threads),
+        loader=MicrobatchLoader(run, segmenter.geometry, processes, options.prefetch, options.loader_threads),
         processes=processes,
         checkpoint_steps=options.checkpoint_steps,
         on_metrics=on_metrics,
@@ -111,7 +111,7 @@ class _Loop:
 
     run: TrainingRun
     stepper: Stepper
-    loader: GroupLoader
+    loader: MicrobatchLoader
     processes: ProcessGroup
     checkpoint_steps: int
     on_metrics: OnMetrics | None
@@ -155,11 +155,11 @@ class _Loop:
         return int(state["step"]), int(state["log_length"])
 
     def _steps(self, first_step: int, log: MetricsLog | None) -> None:
-        per_step = len(range(self.processes.rank, self.run.config.groups_per_step, self.processes.size))
-        with closing(self.loader.groups_from(first_step)) as groups:
+        per_step = len(range(self.processes.rank, self.run.config.microbatches_per_step, self.processes.size))
+        with closing(self.loader.microbatches_from(first_step)) as microbatches:
             for step in range(first_step, self.run.plan.total_steps):
                 started = time.perf_counter()
-                record = self.stepper.run(step, itertools.islice(groups, per_step))
+                record = self.stepper.run(step, itertools.islice(microbatches, per_step))
                 if log is not None:
                     log.write(record)
                     self._report(step, record, time.perf_counter() - started)
@@ -167,7 +167,7 @@ class _Loop:
 
     def _report(self, step: int, record: dict[str, float], seconds: float) -> None:
         if self.on_metrics is not None:
-            images = self.run.config.groups_per_step * self.run.config.group_size
+            images = self.run.config.microbatches_per_step * self.run.config.microbatch_size
             self.on_metrics(step, {**record, "images_per_second": images / seconds})
 
     def _save(self, done: int, log: MetricsLog) -> None:

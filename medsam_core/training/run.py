@@ -94,24 +94,24 @@ class TrainingRun:
 
         Raises:
             TrainingError: If a teacher is missing, the plan is of another configuration, there are more processes than
-                groups in a step, or an epoch to keep does not exist.
+                microbatches in a step, or an epoch to keep does not exist.
         """
         config = self.config
         if self.teacher is None and self.stage.asks(config):
             raise TrainingError(
                 f"{self.stage.name}: expected a teacher, found none; give one, or fine-tune with mask_distillation off"
             )
-        wanted = (config.epochs, config.group_size, config.groups_per_step)
-        found = (self.plan.config.epochs, self.plan.config.group_size, self.plan.config.groups_per_step)
+        wanted = (config.epochs, config.microbatch_size, config.microbatches_per_step)
+        found = (self.plan.config.epochs, self.plan.config.microbatch_size, self.plan.config.microbatches_per_step)
         if wanted != found:
             raise TrainingError(
-                f"plan: expected one of epochs, group size and groups per step {wanted}, found {found}; "
+                f"plan: expected one of epochs, microbatch size and microbatches per step {wanted}, found {found}; "
                 "build or load the plan with this configuration"
             )
-        if processes.size > config.groups_per_step:
+        if processes.size > config.microbatches_per_step:
             raise TrainingError(
-                f"processes: expected at most one for each of the {config.groups_per_step} groups of a step, "
-                f"found {processes.size}; start fewer, or raise groups_per_step"
+                f"processes: expected at most {config.microbatches_per_step}, one for each microbatch of a step, found "
+                f"{processes.size}; start fewer, or raise microbatches_per_step"
             )
         strange = [epoch for epoch in self.keep_epochs if not 1 <= epoch <= config.epochs]
         if strange:

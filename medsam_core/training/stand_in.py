@@ -34,8 +34,8 @@ VOLUMES_PER_MODALITY = 16
 
 RECIPE = StageConfig(
     epochs=7,
-    group_size=22,
-    groups_per_step=1,
+    microbatch_size=22,
+    microbatches_per_step=1,
     epoch_slots=22 * 180,
     prompts_per_slot=4,
     box_jitter_px=3,

@@ -1,10 +1,10 @@
-"""One optimiser step. What belongs here: gradients over the groups of a step, across processes, and the update.
+"""One optimiser step. What belongs here: gradients over the microbatches of a step, across processes, and the update.
 
 Not here: the order of steps and files (`medsam_core.training.loop`), or what a stage learns
 (`medsam_core.learning.stages`).
 
 The networks draw nothing at random in training: all chance is in the plan, so a step is a function of weights,
-optimiser state and step number. A step's gradient is the mean over its groups, whoever took them.
+optimiser state and step number. A step's gradient is the mean over its microbatches, whoever took them.
 """
 
 import math
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from medsam_core.base.config import StageConfig
-from medsam_core.imaging.rendering import GroupBatch
+from medsam_core.imaging.rendering import Microbatch
 from medsam_core.models.segmenter import Segmenter
 from medsam_core.training.batchnorm import StepStatistics
 from medsam_core.training.errors import DivergedError, TrainingError
-from medsam_core.training.loading import LoadedGroup
+from medsam_core.training.loading import LoadedMicrobatch
 from medsam_core.training.precision import Precision
 from medsam_core.training.process_group import ProcessGroup
 from medsam_core.training.run import TrainingRun
@@ -57,60 +57,61 @@ class Stepper:
         self._statistics = StepStatistics(segmenter)
         segmenter.to(memory_format=layout)  # type: ignore[call-overload]  # missing from torch's stubs
 
-    def run(self, step: int, groups: Iterable[LoadedGroup]) -> dict[str, float]:
+    def run(self, step: int, microbatches: Iterable[LoadedMicrobatch]) -> dict[str, float]:
         """Take one step.
 
         Args:
             step: Its number, from 0.
-            groups: Those of the step's groups that fall to this process.
+            microbatches: Those of the step's microbatches that fall to this process.
 
         Returns:
             The step's record, equal on every process: `step`, `epoch` (from 1), the loss and its terms (means over
-            groups), `lr`, `images` (seen since the first step), `small_objects` (in this step, kept by max-pooling),
-            `grad_norm` before clipping, or `skipped` = 1 where the float16 loss scale was too large for the step.
+            microbatches), `lr`, `images` (seen since the first step), `small_objects` (in this step, kept by
+            max-pooling), `grad_norm` before clipping, or `skipped` = 1 where the float16 loss scale was too large for
+            the step.
 
         Raises:
             DivergedError: If a loss or gradient is not finite; weights and optimiser are as before the step.
         """
         epoch = self._plan.locate(step)[0]
         rate = self._config.optimiser.rate(epoch)
-        table = self._accumulate(groups)
+        table = self._accumulate(microbatches)
         self._require_finite_losses(step, table)
         grad_norm = self._update(step, rate)
         means = dict(zip(self._terms, table[:, :-1].mean(dim=0).tolist(), strict=True))
-        images = (step + 1) * self._config.groups_per_step * self._config.group_size
+        images = (step + 1) * self._config.microbatches_per_step * self._config.microbatch_size
         record: dict[str, float] = {"step": step, "epoch": epoch + 1, **means, "lr": rate, "images": images}
         record["small_objects"] = table[:, -1].sum().item()
         return record | ({"grad_norm": grad_norm} if math.isfinite(grad_norm) else {"skipped": 1.0})
 
-    def _accumulate(self, groups: Iterable[LoadedGroup]) -> Tensor:
-        """Sum gradients over all groups of the step; return (groups, terms + 1) float64: losses and small objects."""
-        count = self._config.groups_per_step
+    def _accumulate(self, microbatches: Iterable[LoadedMicrobatch]) -> Tensor:
+        """Sum the step's gradients; return (microbatches, terms + 1) float64: losses and numbers of small objects."""
+        count = self._config.microbatches_per_step
         table = torch.zeros((count, len(self._terms) + 1), dtype=torch.float64, device=self._device)
         self.optimizer.zero_grad()
         self._statistics.begin_step()
-        for group in groups:
-            table[group.position] = self._backward(group)
-            self._statistics.end_group()
+        for microbatch in microbatches:
+            table[microbatch.position] = self._backward(microbatch)
+            self._statistics.end_microbatch()
         self._statistics.end_step(self._processes, count)
         self._processes.sum_all_(self._gradients())
         return self._processes.sum_(table).cpu()
 
-    def _backward(self, group: LoadedGroup) -> Tensor:
-        """Add a group's share to the gradients; return (terms + 1,): its losses and its number of small objects."""
-        batch = self._on_device(group.batch)
+    def _backward(self, microbatch: LoadedMicrobatch) -> Tensor:
+        """Add a microbatch's gradients; return (terms + 1,): its losses and its number of small objects."""
+        batch = self._on_device(microbatch.batch)
         with self.precision.autocast():
-            answers = group.answers
+            answers = microbatch.answers
             if answers is None:
-                answers = self._stage.ask(self._config, self._training.teacher, group.first_slot, batch)
+                answers = self._stage.ask(self._config, self._training.teacher, microbatch.first_slot, batch)
             elif answers.device != self._device:
                 answers = answers.to(self._device, non_blocking=True)
             losses = self._stage.losses(self.segmenter, batch, answers)
-        self.precision.scaler.scale(losses[0] / self._config.groups_per_step).backward()  # type: ignore[no-untyped-call]
+        self.precision.scaler.scale(losses[0] / self._config.microbatches_per_step).backward()  # type: ignore[no-untyped-call]
         row = torch.stack([*(loss.detach() for loss in losses), losses[0].new_tensor(batch.n_small)])
         return row.double()
 
-    def _on_device(self, batch: GroupBatch) -> GroupBatch:
+    def _on_device(self, batch: Microbatch) -> Microbatch:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(self._device, non_blocking=True)
 
@@ -135,7 +136,7 @@ class Stepper:
         limit = self._config.optimiser.clip_norm
         norm = float(torch.nn.utils.clip_grad_norm_(self.trained.values(), limit))
         if not math.isfinite(norm) and not scaler.is_enabled():
-            everything = range(self._config.groups_per_step)
+            everything = range(self._config.microbatches_per_step)
             raise DivergedError(self._diverged(step, f"gradient norm {norm}", everything))
         scaler.step(self.optimizer)
         scaler.update()
@@ -149,10 +150,10 @@ class Stepper:
 
     def _diverged(self, step: int, found: str, positions: Sequence[int]) -> str:
         """Say which step, plan slots and slices a value that is not finite came from."""
-        epoch, plan_epoch, first_group = self._plan.locate(step)
+        epoch, plan_epoch, first_microbatch = self._plan.locate(step)
         places = []
         for position in positions:
-            slots, _, first_slot = self._plan.group_slots(plan_epoch, first_group + position)
+            slots, _, first_slot = self._plan.microbatch_slots(plan_epoch, first_microbatch + position)
             rows: npt.NDArray[np.int32] = slots["row"]
             places.append(f"slots {first_slot} to {first_slot + len(slots) - 1} (rows {rows.tolist()})")
         return (

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from medsam_core.imaging.rendering import GroupBatch
+    from medsam_core.imaging.rendering import Microbatch
 
 Image = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.integer]
@@ -69,8 +69,8 @@ def slice_sheet(tiles: Sequence[tuple[Image, Labels | None, str]], path: Path) -
     return _save(figure, path)
 
 
-def batch_sheet(batch: "GroupBatch", path: Path) -> Path:
-    """Draw a rendered group as the student sees it before normalisation, with boxes and masks where it has them."""
+def batch_sheet(batch: "Microbatch", path: Path) -> Path:
+    """Draw a microbatch as the student sees it before normalisation, with boxes and masks where it has them."""
     images = batch.images.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     count = min(len(images), 12)
     figure, axes = _sheet(count)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
 
-from medsam_core.base.config import Config, Positive, StageConfig
+from medsam_core.base.config import Config, Positive, StageConfig, with_present_names
 from medsam_core.models.config import StudentConfig, TeacherConfig
 from storage.base.modalities import MODALITIES
 from storage.sources.kinds import is_source_kind, source_kinds
@@ -203,6 +203,12 @@ def _merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _with_present_names(content: dict[str, Any]) -> dict[str, Any]:
+    """Rename the settings of stages, before they are merged, as the profile they extend may have the other name."""
+    stages = ("teacher_pretraining", "distillation", "finetuning")
+    return content | {name: with_present_names(content[name]) for name in stages if isinstance(content.get(name), dict)}
+
+
 def _read(name: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
     if name in extending:
         raise ProfileError(f"extends: expected to end at a profile, found a circle: {' -> '.join([*extending, name])}")
@@ -218,7 +224,7 @@ def _read(name: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
         raise ProfileError(f"{path}: expected YAML, found: {error}; correct the file") from error
     if not isinstance(content, dict):
         raise ProfileError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
-    base = content.pop("extends", None)
+    base, content = content.pop("extends", None), _with_present_names(content)
     return _merged(_read(str(base), (*extending, name)), content) if base else content
 
 
@@ -232,7 +238,7 @@ def load_profile(name: str, changes: dict[str, Any] | None = None) -> Profile:
     Raises:
         ProfileError: Listing every wrong setting at once: its name, what was found, what was expected.
     """
-    content = _merged(_read(name), changes or {})
+    content = _merged(_read(name), _with_present_names(changes or {}))
     try:
         return Profile.model_validate(content)
     except ValidationError as error:

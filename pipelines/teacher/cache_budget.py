@@ -19,7 +19,7 @@ from storage.answers.encodings import Floats
 from storage.base.blobs import LocalBlobs
 
 PROBE_SLOTS = 8
-"""Slots that are answered at least, in whole groups, to learn what one costs."""
+"""Slots that are answered at least, in whole microbatches, to learn what one costs."""
 
 WARM_UP_S = 10.0
 """A first answer that took longer than this is not repeated: what a device does once is then a small part of it."""
@@ -65,7 +65,7 @@ def measure(
     workspace: Workspace,
     spec: CacheSpec,
     digest: str,
-    group_size: int,
+    microbatch_size: int,
     load: Callable[[], Callable[[int, int], Floats]],
 ) -> CacheCost:
     """Answer a few slots, store them aside, and return what one costs; measured once for each cache.
@@ -74,12 +74,12 @@ def measure(
         workspace: Where the measurement is kept.
         spec: The cache.
         digest: Its fingerprint.
-        group_size: Slots that the teacher is asked about at once.
+        microbatch_size: Slots that the teacher is asked about at once.
         load: Loads the teacher; what it returns is called with a first and a stop slot and returns their answers.
     """
 
     def build(_folder: Path) -> dict[str, object]:
-        count = min(-(-PROBE_SLOTS // group_size) * group_size, spec.n_slots)
+        count = min(-(-PROBE_SLOTS // microbatch_size) * microbatch_size, spec.n_slots)
         answer = load()
         for _ in range(2):
             started = time.perf_counter()
@@ -140,7 +140,7 @@ def require_room(workspace: Workspace, plan: Plan, cost: CacheCost, missing_slot
 def _smaller(workspace: Workspace, plan: Plan, cost: CacheCost, room: float) -> list[str]:
     """Return the settings by which a cache would take no more than `room` bytes."""
     stage, slots = plan.stage, int(room // cost.bytes_per_slot)
-    epochs, unit = slots // plan.slots_per_epoch, plan.config.group_size * plan.config.groups_per_step
+    epochs, unit = slots // plan.slots_per_epoch, plan.config.microbatch_size * plan.config.microbatches_per_step
     found = []
     if epochs:
         found.append(f"{stage.name}.cached_epochs {epochs} (now {plan.config.plan_epochs})")

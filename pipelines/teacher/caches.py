@@ -32,7 +32,7 @@ from storage.base.references import ArtefactRef
 from storage.releases.reader import ReleaseReader
 
 if TYPE_CHECKING:
-    from medsam_core.imaging.rendering import GroupBatch
+    from medsam_core.imaging.rendering import Microbatch
 
 Inputs = tuple[TeacherRef, ArtefactRef, ArtefactRef]
 """Values of the teacher, the plan and the release."""
@@ -101,24 +101,24 @@ class CacheWork:
         names, codes = reader.columns.names("content_hash"), reader.columns.codes("content_hash")
         depth = reader.columns.numbers("z")
         slots = self.plan.slots.reshape(-1)
-        groups = self.plan.groups.reshape(-1)
-        size = self.plan.config.group_size
+        microbatches = self.plan.microbatches.reshape(-1)
+        size = self.plan.config.microbatch_size
         digests = []
         for start in range(0, self.spec.n_slots, self.spec.slots_per_part):
             stop = min(start + self.spec.slots_per_part, self.spec.n_slots)
-            # Mixing reaches over a whole group, so a part depends on every group it touches.
+            # Mixing reaches over a whole microbatch, so a part depends on every microbatch it touches.
             first, last = start // size, -(-stop // size)
             shown = np.array(slots[first * size : last * size])
             rows = shown["row"].copy()
             # The row's number is an address; what it shows is its case's content and z.
             shown["row"] = depth[rows]
-            draws = array_hash({"slots": shown, "groups": np.array(groups[first:last])})
+            draws = array_hash({"slots": shown, "groups": np.array(microbatches[first:last])})
             digests.append(combine([draws, *names[codes[rows]]]))
         return cache_plan.plan_cache_parts(self.spec, digests)
 
 
 class Answerer:
-    """Lets the teacher answer whole groups of a plan, on the profile's device."""
+    """Lets the teacher answer whole microbatches of a plan, on the profile's device."""
 
     def __init__(self, work: CacheWork, reader: ReleaseReader) -> None:
         from medsam_core.models.checkpoints import load_model
@@ -132,16 +132,16 @@ class Answerer:
         path = work.workspace.artefacts.get(work.teacher).path / "model.safetensors"
         self._model = load_model(path).to(self._device)
 
-    def _rendered(self, number: int) -> "GroupBatch":
-        """Return a group of the plan as the student will see it; called ahead, in a thread."""
-        from medsam_core.imaging.rendering import render_group
+    def _rendered(self, number: int) -> "Microbatch":
+        """Return a microbatch of the plan as the student will see it; called ahead, in a thread."""
+        from medsam_core.imaging.rendering import render_microbatch
 
         plan = self._work.plan
-        slots, record, _ = plan.group_slots(*divmod(number, plan.groups_per_epoch))
-        return render_group(slots, record, self._reader, self._model.geometry)
+        slots, record, _ = plan.microbatch_slots(*divmod(number, plan.microbatches_per_epoch))
+        return render_microbatch(slots, record, self._reader, self._model.geometry)
 
-    def _answered(self, batch: "GroupBatch") -> Floats:
-        """Return the answers to a group, (B, ...) float32."""
+    def _answered(self, batch: "Microbatch") -> Floats:
+        """Return the answers to a microbatch, (B, ...) float32."""
         import torch
 
         with torch.inference_mode(), self._precision.autocast():
@@ -150,10 +150,10 @@ class Answerer:
             return answers
 
     def slots(self, start: int, stop: int) -> Floats:
-        """Return the answers of slots of the plan; always by whole groups, so that they depend on nothing else."""
+        """Return the answers to slots of the plan, always by whole microbatches: they depend on nothing else."""
         from medsam_core.training.prefetch import prefetched
 
-        size = self._work.plan.config.group_size
+        size = self._work.plan.config.microbatch_size
         first, last = start // size, -(-stop // size)
         values = np.concatenate([self._answered(batch) for batch in prefetched(self._rendered, range(first, last))])
         return values[start - first * size : stop - first * size]
@@ -177,8 +177,8 @@ def plan_cache(
     missing = cache_writer.missing_parts(work.root, work.spec, parts)
     log(f"{answers}: {len(missing)} of {len(parts)} parts to make, {work.spec.n_slots} slots in all")
     if missing:
-        group = work.plan.config.group_size
-        cost = cache_budget.measure(workspace, work.spec, work.digest, group, lambda: Answerer(work, reader).slots)
+        microbatch = work.plan.config.microbatch_size
+        cost = cache_budget.measure(workspace, work.spec, work.digest, microbatch, lambda: Answerer(work, reader).slots)
         log(f"{answers}: {cost.bytes_per_slot:.0f} bytes and {cost.seconds_per_slot:.3g} s a slot")
         slots = sum(part.stop - part.start for part in missing)
         cache_budget.require_room(workspace, work.plan, cost, slots, work.root.url)

@@ -56,16 +56,16 @@ def make_plan(workspace: Workspace, release: ArtefactRef, config: StageConfig, s
 
 
 def _draw_batches(plan: Plan, reader: SliceReader, geometry: Geometry, folder: Path) -> None:
-    """Draw the first group of each kind of mixing as training will see it."""
+    """Draw the first microbatch of each kind of mixing as training will see it."""
     from medsam_core.base.config import MIX_KINDS
-    from medsam_core.imaging.rendering import render_group
+    from medsam_core.imaging.rendering import render_microbatch
     from pipelines.base import pictures
 
-    kinds = plan.groups[0]["mix"]
+    kinds = plan.microbatches[0]["mix"]
     for code in np.unique(kinds):
-        group = int(np.flatnonzero(kinds == code)[0])
-        slots, record, _ = plan.group_slots(0, group)
-        batch = render_group(slots, record, reader, geometry)
+        microbatch = int(np.flatnonzero(kinds == code)[0])
+        slots, record, _ = plan.microbatch_slots(0, microbatch)
+        batch = render_microbatch(slots, record, reader, geometry)
         pictures.batch_sheet(batch, folder / f"batch_{plan.stage.name}_{MIX_KINDS[int(code)]}.png")
 
 

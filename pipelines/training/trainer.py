@@ -38,7 +38,7 @@ from storage.base.atomic import read_json
 from storage.base.references import ArtefactRef
 
 RECALIBRATION_BATCHES = 32
-"""Clean groups from which a distilled encoder's batch-norm statistics are taken."""
+"""Clean microbatches from which a distilled encoder's batch-norm statistics are taken."""
 
 R = TypeVar("R", bound=ArtefactRef)
 

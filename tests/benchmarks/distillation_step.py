@@ -17,13 +17,13 @@ import numpy.typing as npt
 import torch
 
 from medsam_core.base.config import StageConfig
-from medsam_core.imaging.rendering import render_group
+from medsam_core.imaging.rendering import render_microbatch
 from medsam_core.learning.stages import DISTILLATION
 from medsam_core.learning.teachers import CachedTeacher, OnlineTeacher, TeacherAnswers
 from medsam_core.models.config import StudentConfig
 from medsam_core.models.segmenter import build_student
 from medsam_core.planning.plan import Plan
-from medsam_core.training.loading import GroupLoader
+from medsam_core.training.loading import MicrobatchLoader
 from medsam_core.training.precision import Precision
 from medsam_core.training.process_group import ProcessGroup
 from medsam_core.training.run import TrainingRun
@@ -53,17 +53,23 @@ def main() -> None:
     """Print one line per case."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    group = 10 if device.type == "cuda" else 1
+    microbatch = 10 if device.type == "cuda" else 1
     config: StageConfig = PAPER.distillation.model_copy(
-        update={"group_size": group, "groups_per_step": 1, "epochs": 1, "epoch_slots": group, "cached_epochs": 1}
+        update={
+            "microbatch_size": microbatch,
+            "microbatches_per_step": 1,
+            "epochs": 1,
+            "epoch_slots": microbatch,
+            "cached_epochs": 1,
+        }
     )
     plan = Plan.build(slice_table(), config, DISTILLATION, SIZE, seed=0)
     reader, teacher = Reader(), golden_vit_b().to(device)
     precision = Precision(device, amp=device.type == "cuda")
 
     def embeddings() -> npt.NDArray[np.float32]:
-        slots, record, _ = plan.group_slots(0, 0)
-        batch = render_group(slots, record, reader, teacher.geometry)
+        slots, record, _ = plan.microbatch_slots(0, 0)
+        batch = render_microbatch(slots, record, reader, teacher.geometry)
         with torch.inference_mode(), precision.autocast():
             found: npt.NDArray[np.float32] = teacher.encode(batch.images.to(device)).float().cpu().numpy()
         return found
@@ -76,8 +82,8 @@ def main() -> None:
             processes = ProcessGroup.from_environment(device)
             run = TrainingRun(plan=plan, config=config, reader=reader, teacher=answers, out=Path(folder))
             stepper = Stepper(student.to(device), run, precision, processes)
-            loader = GroupLoader(run, student.geometry, processes, prefetch=1, threads=1)
-            return lambda: stepper.run(0, loader.groups_from(0))
+            loader = MicrobatchLoader(run, student.geometry, processes, prefetch=1, threads=1)
+            return lambda: stepper.run(0, loader.microbatches_from(0))
 
         ours, rival = step_with(CachedTeacher(cache.read)), step_with(OnlineTeacher(teacher))
         ours()
@@ -88,10 +94,10 @@ def main() -> None:
             ratios.append(_seconds(rival, device) / own[-1])
             caching.append(_seconds(embeddings, device))
     unit = "images_per_s" if device.type == "cuda" else "images_per_cpu_s"
-    speed = group / statistics.median(own)
+    speed = microbatch / statistics.median(own)
     report(NAME, "cached_vs_online", speed, unit, rival="the same step online", ratio=statistics.median(ratios))
     report(NAME, "online", speed / statistics.median(ratios), unit)
-    report(NAME, "caching", group / statistics.median(caching), unit)
+    report(NAME, "caching", microbatch / statistics.median(caching), unit)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def _measure(
     teacher: Segmenter,
     backbone: Literal["repvit_m0_9", "repvit_m1_1"],
     images: Tensor,
-    group: int,
+    microbatch: int,
 ) -> None:
     embeddings, probabilities = _answers(teacher, images)
     cache, size = _cache(folder / f"{case}_int8", "embeddings", embeddings, ENCODING)
@@ -80,10 +80,15 @@ def _measure(
 
     size_px = teacher.image_size
     student = build_student(StudentConfig(backbone=backbone, image_size=size_px), (0.4,) * 3, (0.2,) * 3, seed=0)
-    step = _step(student, images[:group], torch.from_numpy(embeddings[:group]))
-    seconds, ratio = interleaved(lambda: cache.read("embeddings", 0, group), step)
+    step = _step(student, images[:microbatch], torch.from_numpy(embeddings[:microbatch]))
+    seconds, ratio = interleaved(lambda: cache.read("embeddings", 0, microbatch), step)
     report(
-        NAME, f"read_{case}", seconds / group, "cpu_s_per_slot", rival=f"step of {backbone} at {size_px}", ratio=ratio
+        NAME,
+        f"read_{case}",
+        seconds / microbatch,
+        "cpu_s_per_slot",
+        rival=f"step of {backbone} at {size_px}",
+        ratio=ratio,
     )
 
 

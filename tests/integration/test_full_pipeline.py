@@ -159,11 +159,11 @@ def _change(deployment: Deployment, case_id: str) -> None:
 
 
 def _shown(deployment: Deployment, plan: str) -> list[set[str]]:
-    """Return the cases that each cache part of a plan shows; a part of the tiny profile is a group."""
+    """Return the cases that each cache part of a plan shows; a part of the tiny profile is a microbatch."""
     table = deployment.release()
     train = table[table["split"] == "train"]["case_id"].to_numpy()
     rows: npt.NDArray[np.int32] = np.load(deployment.folder(plan) / "slots.npy", allow_pickle=False)["row"]
-    return [set(train[group]) for group in rows.reshape(-1, 8)]
+    return [set(train[microbatch]) for microbatch in rows.reshape(-1, 8)]
 
 
 def _partly_shown(deployment: Deployment) -> pd.Series:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from medsam_core.base.config import StageConfig
 from medsam_core.base.data import SliceTable
-from medsam_core.imaging.rendering import GroupBatch
+from medsam_core.imaging.rendering import Microbatch
 from medsam_core.learning.questions import Question
 from medsam_core.learning.stages import FINETUNING, STAGES, Stage
 from medsam_core.learning.teachers import OnlineTeacher
@@ -67,7 +67,7 @@ class RememberingTeacher(OnlineTeacher):
         super().__init__(segmenter)
         self._known: dict[tuple[str, int], Tensor] = {}
 
-    def answer(self, question: Question, first_slot: int, batch: GroupBatch) -> Tensor:
+    def answer(self, question: Question, first_slot: int, batch: Microbatch) -> Tensor:
         key = (question.kind, first_slot)
         if key not in self._known:
             self._known[key] = super().answer(question, first_slot, batch)
@@ -80,9 +80,9 @@ def teacher() -> Segmenter:
 
 
 def _short(config: StageConfig) -> StageConfig:
-    """Two steps of one group of one slot, the second replaying the first's slot."""
+    """Two steps of one microbatch of one slot, the second replaying the first's slot."""
     return config.model_copy(
-        update={"group_size": 1, "groups_per_step": 1, "epochs": 2, "epoch_slots": 1, "cached_epochs": 1}
+        update={"microbatch_size": 1, "microbatches_per_step": 1, "epochs": 2, "epoch_slots": 1, "cached_epochs": 1}
     )
 
 

@@ -90,13 +90,13 @@ def test_slots_computed_again_are_what_the_cache_holds(finished: Finished, answe
 
 @pytest.mark.parametrize("answers", BOTH)
 def test_the_check_finds_answers_to_other_images(own: Deployment, answers: AnswerKind) -> None:
-    """Each group's answers are put at the next group's place, in a cache whose files are all sound."""
+    """Each microbatch's answers are put at the next microbatch's place, in a cache whose files are all sound."""
     work = work_of(own, answers)
     name = next(iter(work.spec.arrays))
     values = opened(work).read(name, 0, work.spec.n_slots)
     parts = work.parts(work.reader())
     shutil.rmtree(Path(work.root.url))
-    rolled = np.roll(values, work.plan.config.group_size, axis=0)
+    rolled = np.roll(values, work.plan.config.microbatch_size, axis=0)
     for part in parts:
         cache_writer.write_part(work.root, work.spec, part, {name: rolled[part.start : part.stop]})
     cache_writer.publish(work.root, work.spec, parts)
@@ -108,7 +108,7 @@ def test_the_check_finds_answers_to_other_images(own: Deployment, answers: Answe
 def test_a_slots_answer_does_not_depend_on_how_the_cache_is_cut(
     own: Deployment, answers: AnswerKind, tmp_path: Path
 ) -> None:
-    """Parts of three slots reach over the borders of groups."""
+    """Parts of three slots reach over the borders of microbatches."""
     whole = work_of(own, answers)
     cut = changed(own, tmp_path / "cut", cache={"slots_per_chunk": 1, "slots_per_shard": 3, "shards_per_part": 1})
     make(cut, answers)
@@ -397,7 +397,7 @@ def test_the_job_that_verifies_caches_asks_again_about_both(own: Deployment) -> 
     assert all(check.passed for check in found)
 
 
-def test_the_probe_asks_about_whole_groups_and_is_kept(own: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_probe_asks_about_whole_microbatches_and_is_kept(own: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     work = work_of(own, "logits")
     values = opened(work).read("probabilities", 0, work.spec.n_slots)
     asked: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""Batch-norm statistics: over the groups of a step, and recalibrated on clean images."""
+"""Batch-norm statistics: over the microbatches of a step, and recalibrated on clean images."""
 
 from pathlib import Path
 
@@ -22,18 +22,18 @@ from tests.unit.training_helpers import (
 )
 
 
-def test_a_step_takes_the_mean_of_its_groups_updates() -> None:
+def test_a_step_takes_the_mean_of_its_microbatches_updates() -> None:
     layer = nn.BatchNorm2d(3).train()
-    groups = [torch.randn(4, 3, 5, 5) * (1 + i) + i for i in range(3)]
+    microbatches = [torch.randn(4, 3, 5, 5) * (1 + i) + i for i in range(3)]
     statistics = StepStatistics(layer)
     for _ in range(2):
         statistics.begin_step()
-        for group in groups:
-            layer(group)
-            statistics.end_group()
+        for microbatch in microbatches:
+            layer(microbatch)
+            statistics.end_microbatch()
         statistics.end_step(ProcessGroup(), 3)
-    mean = torch.stack([group.mean(dim=(0, 2, 3)) for group in groups]).mean(dim=0)
-    var = torch.stack([group.var(dim=(0, 2, 3)) for group in groups]).mean(dim=0)
+    mean = torch.stack([microbatch.mean(dim=(0, 2, 3)) for microbatch in microbatches]).mean(dim=0)
+    var = torch.stack([microbatch.var(dim=(0, 2, 3)) for microbatch in microbatches]).mean(dim=0)
     torch.testing.assert_close(layer.running_mean, (1 - 0.9**2) * mean)
     torch.testing.assert_close(layer.running_var, 0.9**2 + (1 - 0.9**2) * var)
     assert layer.num_batches_tracked is not None
@@ -45,7 +45,7 @@ def test_layers_in_evaluation_mode_keep_their_statistics() -> None:
     statistics = StepStatistics(layer)
     statistics.begin_step()
     layer(torch.randn(4, 3, 5, 5))
-    statistics.end_group()
+    statistics.end_microbatch()
     statistics.end_step(ProcessGroup(), 1)
     assert layer.num_batches_tracked is not None
     assert layer.num_batches_tracked.item() == 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medsam_core.base.config import OptimiserConfig
-from medsam_core.imaging.rendering import GroupBatch
+from medsam_core.imaging.rendering import Microbatch
 from medsam_core.learning.questions import Question
 from medsam_core.learning.stages import DISTILLATION, FINETUNING, Stage
 from medsam_core.learning.teachers import CachedTeacher, OnlineTeacher, TeacherAnswers
@@ -29,7 +29,7 @@ class RecordingTeacher(OnlineTeacher):
         super().__init__(stand_in())
         self.answers: dict[int, Floats] = {}
 
-    def answer(self, question: Question, first_slot: int, batch: GroupBatch) -> Tensor:
+    def answer(self, question: Question, first_slot: int, batch: Microbatch) -> Tensor:
         answers = super().answer(question, first_slot, batch)
         again = self.answers.setdefault(first_slot, answers.numpy())
         np.testing.assert_array_equal(again, answers.numpy())

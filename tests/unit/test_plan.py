@@ -34,8 +34,8 @@ counts_of_labels = st.lists(st.lists(st.integers(0, 4), max_size=6), min_size=1,
 
 
 def stage_config(**changes: Any) -> StageConfig:
-    """Return a small stage: groups of 3, two to a step."""
-    return StageConfig(**{"group_size": 3, "groups_per_step": 2, "epochs": 4, "epoch_slots": 50, **changes})
+    """Return a small stage: microbatches of 3, two to a step."""
+    return StageConfig(**{"microbatch_size": 3, "microbatches_per_step": 2, "epochs": 4, "epoch_slots": 50, **changes})
 
 
 def build(table: SliceTable = TABLE, stage: Stage = FINETUNING, seed: int = 0, **changes: Any) -> Plan:
@@ -46,7 +46,7 @@ def build(table: SliceTable = TABLE, stage: Stage = FINETUNING, seed: int = 0, *
 
 def digest(plan: Plan) -> str:
     """Return the SHA-256 of a plan's bytes."""
-    return hashlib.sha256(plan.slots.tobytes() + plan.groups.tobytes()).hexdigest()
+    return hashlib.sha256(plan.slots.tobytes() + plan.microbatches.tobytes()).hexdigest()
 
 
 def rows_in_order(plan: Plan) -> npt.NDArray[np.int32]:
@@ -71,7 +71,7 @@ def test_epochs_differ_and_are_built_independently() -> None:
     assert len({epoch.slots.tobytes() for epoch in plan.epochs}) == 4
     alone = build_epoch(TABLE, plan.config, DISTILLATION, S, 0, 2)
     assert alone.slots.tobytes() == plan.epochs[2].slots.tobytes()
-    assert alone.groups.tobytes() == plan.epochs[2].groups.tobytes()
+    assert alone.microbatches.tobytes() == plan.epochs[2].microbatches.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,8 @@ def test_epochs_differ_and_are_built_independently() -> None:
         ({"mask_distillation": False}, True),
         ({"optimiser": OptimiserConfig(learning_rate=1.0)}, True),
         ({"cached_epochs": 3}, False),
-        ({"group_size": 4}, False),
-        ({"groups_per_step": 3}, False),
+        ({"microbatch_size": 4}, False),
+        ({"microbatches_per_step": 3}, False),
         ({"epoch_slots": 99}, False),
         ({"prompts_per_slot": 2}, False),
         ({"box_jitter_px": 0}, False),
@@ -148,7 +148,7 @@ def test_epochs_are_rounded_up_to_whole_steps(wanted: int | None, slots: int) ->
     assert slots_of_epoch(TABLE, config) == slots
     plan = Plan.build(TABLE, config, FINETUNING, S, 0)
     assert plan.slots.shape == (4, slots)
-    assert plan.groups.shape == (4, slots // 3)
+    assert plan.microbatches.shape == (4, slots // 3)
     assert (plan.slots_per_epoch, plan.steps_per_epoch) == (slots, slots // 6)
     assert (plan.n_plan_slots, plan.total_steps) == (4 * slots, 4 * slots // 6)
 
@@ -159,8 +159,8 @@ def test_epoch_replays_epoch_modulo_the_cached(cached: int | None) -> None:
     epochs = cached or 4
     assert len(plan.epochs) == epochs
     for step in range(plan.total_steps):
-        epoch, plan_epoch, first_group = plan.locate(step)
-        assert epoch * plan.steps_per_epoch + first_group // 2 == step
+        epoch, plan_epoch, first_microbatch = plan.locate(step)
+        assert epoch * plan.steps_per_epoch + first_microbatch // 2 == step
         assert plan_epoch == epoch % epochs
     uncached = build()
     assert plan.slots.tobytes() == uncached.slots[:epochs].tobytes()
@@ -171,19 +171,19 @@ def test_reading_from_a_step_on_is_the_rest_of_reading_from_the_start() -> None:
         plan = build(stage=DISTILLATION, cached_epochs=3)
         seen = []
         for step in range(first_step, plan.total_steps):
-            _, plan_epoch, group = plan.locate(step)
-            for offset in range(plan.config.groups_per_step):
-                slots, record, first_slot = plan.group_slots(plan_epoch, group + offset)
+            _, plan_epoch, microbatch = plan.locate(step)
+            for offset in range(plan.config.microbatches_per_step):
+                slots, record, first_slot = plan.microbatch_slots(plan_epoch, microbatch + offset)
                 seen.append((slots.tobytes(), record.tobytes(), first_slot))
         return seen
 
     whole = read(0)
     assert read(13) == whole[26:]
     plan = build(stage=DISTILLATION, cached_epochs=3)
-    in_order = whole[: plan.groups.size]
+    in_order = whole[: plan.microbatches.size]
     assert [first for _, _, first in in_order] == list(range(0, plan.n_plan_slots, 3))
     assert b"".join(slots for slots, _, _ in in_order) == plan.slots.tobytes()
-    assert b"".join(record for _, record, _ in in_order) == plan.groups.tobytes()
+    assert b"".join(record for _, record, _ in in_order) == plan.microbatches.tobytes()
 
 
 @pytest.mark.parametrize("step", [-1, 36])
@@ -286,31 +286,31 @@ def test_every_view_and_kind_of_mixing_is_drawn() -> None:
     slots = plan.slots.reshape(-1)
     views = np.stack([slots["flip_x"], slots["flip_y"], slots["quarter_turns"]], axis=1)
     assert len(np.unique(views, axis=0)) == 16
-    share = np.bincount(plan.groups["mix"].reshape(-1)) / plan.groups.size
+    share = np.bincount(plan.microbatches["mix"].reshape(-1)) / plan.microbatches.size
     np.testing.assert_allclose(share, 1 / 3, atol=0.07)
 
 
-def test_groups_hold_what_their_kind_of_mixing_needs() -> None:
-    for group in build(stage=DISTILLATION, epoch_slots=600).groups.reshape(-1):
-        kind = MIX_KINDS[group["mix"]]
-        expected = {"none": [0, 1, 2], "cutmix": [2, 0, 1]}.get(kind, list(group["partner"]))
-        np.testing.assert_array_equal(group["partner"], expected)
-        assert sorted(group["partner"]) == [0, 1, 2]
-        assert (group["lam"] == 1).all() == (kind != "mixpatch")
-        assert group["lam"].shape == (16,)
-        assert kind == "cutmix" or not group["cut"].any()
-        assert (group["cut"] >= 0).all()
-        assert (group["cut"] <= S).all()
-        assert (group["cut"][2:] >= group["cut"][:2]).all()
+def test_microbatches_hold_what_their_kind_of_mixing_needs() -> None:
+    for microbatch in build(stage=DISTILLATION, epoch_slots=600).microbatches.reshape(-1):
+        kind = MIX_KINDS[microbatch["mix"]]
+        expected = {"none": [0, 1, 2], "cutmix": [2, 0, 1]}.get(kind, list(microbatch["partner"]))
+        np.testing.assert_array_equal(microbatch["partner"], expected)
+        assert sorted(microbatch["partner"]) == [0, 1, 2]
+        assert (microbatch["lam"] == 1).all() == (kind != "mixpatch")
+        assert microbatch["lam"].shape == (16,)
+        assert kind == "cutmix" or not microbatch["cut"].any()
+        assert (microbatch["cut"] >= 0).all()
+        assert (microbatch["cut"] <= S).all()
+        assert (microbatch["cut"][2:] >= microbatch["cut"][:2]).all()
 
 
 def test_mixing_draws_follow_beta_1_1() -> None:
-    groups = build(stage=DISTILLATION, epoch_slots=9000, epochs=1).groups.reshape(-1)
-    lam = groups["lam"][groups["mix"] == MIX_KINDS.index("mixpatch")]
+    microbatches = build(stage=DISTILLATION, epoch_slots=9000, epochs=1).microbatches.reshape(-1)
+    lam = microbatches["lam"][microbatches["mix"] == MIX_KINDS.index("mixpatch")]
     assert abs(lam.mean() - 1 / 2) < 0.02
     assert abs(lam.var() - 1 / 12) < 0.01
     assert len(np.unique(lam[0])) == 16
-    cut = groups["cut"][groups["mix"] == MIX_KINDS.index("cutmix")]
+    cut = microbatches["cut"][microbatches["mix"] == MIX_KINDS.index("cutmix")]
     assert cut[:, 0].min() == 0
     assert cut[:, 2].max() == S
 
@@ -319,11 +319,11 @@ def test_switching_one_augmentation_off_leaves_every_other_draw() -> None:
     with_all = build(stage=DISTILLATION)
     without = build(stage=DISTILLATION, augmentation=MIXED.model_copy(update={"mixing": ("none",)}))
     assert with_all.slots.tobytes() == without.slots.tobytes()
-    assert not without.groups["mix"].any()
+    assert not without.microbatches["mix"].any()
     uncropped = build(stage=DISTILLATION, augmentation=MIXED.model_copy(update={"crop": 0.0}))
     for field in ("row", "flip_x", "flip_y", "quarter_turns"):
         np.testing.assert_array_equal(with_all.slots[field], uncropped.slots[field])
-    assert with_all.groups.tobytes() == uncropped.groups.tobytes()
+    assert with_all.microbatches.tobytes() == uncropped.microbatches.tobytes()
 
 
 def test_finetuning_does_not_mix_and_patches_tile_the_frame() -> None:
@@ -341,12 +341,12 @@ def test_a_plan_survives_npy_files(stage: Stage, tmp_path: Path) -> None:
     arrays = {name: np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in plan.as_arrays()}
     back = Plan.from_arrays(plan.config, stage, arrays)
     assert digest(back) == digest(plan)
-    assert back.group_slots(1, 2)[0].tobytes() == plan.group_slots(1, 2)[0].tobytes()
+    assert back.microbatch_slots(1, 2)[0].tobytes() == plan.microbatch_slots(1, 2)[0].tobytes()
     assert isinstance(back.slots, np.memmap)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"group_size": 4}, {"prompts_per_slot": 2}, {"cached_epochs": 2}, {"augmentation": MIXED}]
+    "changes", [{"microbatch_size": 4}, {"prompts_per_slot": 2}, {"cached_epochs": 2}, {"augmentation": MIXED}]
 )
 def test_arrays_of_another_configuration_are_refused(changes: dict[str, Any]) -> None:
     plan = build(augmentation=AugmentationConfig(mixpatch_grid=2))

@@ -48,7 +48,7 @@ def test_a_profile_survives_its_own_json() -> None:
 
 def test_paper_distillation_is_table_3() -> None:
     stage = load_profile("paper").distillation
-    assert (stage.epochs, stage.group_size, stage.groups_per_step) == (9, 10, 3)
+    assert (stage.epochs, stage.microbatch_size, stage.microbatches_per_step) == (9, 10, 3)
     assert stage.epoch_slots is None, "an epoch is as long as the data set"
     optimiser = stage.optimiser
     assert (optimiser.learning_rate, optimiser.weight_decay) == (5e-4, 0.025)
@@ -65,7 +65,7 @@ def test_paper_distillation_is_table_3() -> None:
 
 def test_paper_finetuning_is_table_2() -> None:
     stage = load_profile("paper").finetuning
-    assert (stage.epochs, stage.group_size, stage.groups_per_step) == (9, 10, 3)
+    assert (stage.epochs, stage.microbatch_size, stage.microbatches_per_step) == (9, 10, 3)
     assert (stage.prompts_per_slot, stage.box_jitter_px, stage.mask_distillation) == (1, 5, True)
     optimiser = stage.optimiser
     base = 1e-3 * 10 * 3 / 256
@@ -162,6 +162,36 @@ def test_extends_changes_only_what_is_named_however_deep(tmp_path: Path) -> None
     assert own.distillation.optimiser.clip_norm != sample.distillation.optimiser.clip_norm
 
 
+STAGES_OF_A_PROFILE = ("teacher_pretraining", "distillation", "finetuning")
+
+
+@pytest.mark.parametrize("stage", STAGES_OF_A_PROFILE)
+@pytest.mark.parametrize(
+    ("earlier", "present"), [("group_size", "microbatch_size"), ("groups_per_step", "microbatches_per_step")]
+)
+def test_a_setting_of_a_stage_is_read_under_its_earlier_name_too(
+    tmp_path: Path, stage: str, earlier: str, present: str
+) -> None:
+    by_earlier = write(tmp_path, f"extends: real\n{stage}: {{{earlier}: 3}}\n", "earlier")
+    by_present = write(tmp_path, f"extends: real\n{stage}: {{{present}: 3}}\n", "present")
+    assert getattr(getattr(load_profile(by_earlier), stage), present) == 3
+    assert load_profile(by_earlier) == load_profile(by_present) == load_profile("real", {stage: {earlier: 3}})
+    onto_earlier = write(tmp_path, f"extends: {by_earlier}\n{stage}: {{{present}: 4}}\n", "onto")
+    assert getattr(getattr(load_profile(onto_earlier), stage), present) == 4
+    wrong = problems(write(tmp_path, f"extends: real\nbogus: 1\n{stage}: {{{earlier}: 3, {present}: 3}}\n", "both"))
+    assert {line.split(":")[0] for line in wrong} == {"bogus", f"{stage}.{earlier}"}
+    assert problems(write(tmp_path, f"extends: real\nsplit: {{{earlier}: 3}}\n"))[0].startswith(f"split.{earlier}:")
+
+
+def test_stages_are_written_under_the_names_that_fingerprints_have() -> None:
+    for name in ("sample", "real", "paper"):
+        written = load_profile(name).model_dump(mode="json")
+        for stage in STAGES_OF_A_PROFILE:
+            if written[stage]:
+                assert list(written[stage])[:3] == ["epochs", "group_size", "groups_per_step"]
+                assert not {key for key in written[stage] if "microbatch" in key}
+
+
 def test_extends_follows_a_chain_of_files(tmp_path: Path) -> None:
     middle = write(tmp_path, "extends: sample\nablation_epochs: 3\nseeds: {plan: 5}\n", "middle")
     own = load_profile(write(tmp_path, f"extends: {middle}\nseeds: {{init: 6}}\n"))
@@ -211,9 +241,9 @@ def test_stages_have_no_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["sample", "real", "paper"])
-def test_no_group_is_asked_about_for_two_shards_of_a_cache(name: str) -> None:
-    """The teacher answers whole groups; a shard's border within one would have it answered twice."""
+def test_no_microbatch_is_asked_about_for_two_shards_of_a_cache(name: str) -> None:
+    """The teacher answers whole microbatches; a shard's border within one would have it answered twice."""
     profile = load_profile(name)
     for stage in (profile.distillation, profile.finetuning):
-        assert profile.cache.slots_per_shard % stage.group_size == 0
+        assert profile.cache.slots_per_shard % stage.microbatch_size == 0
     assert profile.cache.slots_per_shard % profile.cache.slots_per_chunk == 0

@@ -1,4 +1,4 @@
-"""Rendering: a group of the plan becomes tensors, the same for every reader of it; mixing stays inside the group."""
+"""Rendering: a microbatch of the plan becomes the same tensors for every reader; mixing stays inside it."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,12 +9,12 @@ from torch import Tensor
 from medsam_core.base.config import MIX_KINDS, AugmentationConfig, StageConfig
 from medsam_core.base.geometry import Geometry
 from medsam_core.imaging.preprocessing import image_to_model, masks_to_grid
-from medsam_core.imaging.rendering import GroupBatch, cutmix, mix, mixpatch, render_group, view_of
+from medsam_core.imaging.rendering import Microbatch, cutmix, mix, mixpatch, render_microbatch, view_of
 from medsam_core.imaging.torch_resampling import TorchResampler, as_tensor
 from medsam_core.imaging.views import View, boxes_to_model
 from medsam_core.learning.stages import DISTILLATION, FINETUNING, Stage
 from medsam_core.planning.plan import Plan
-from medsam_core.planning.plan_epoch import group_dtype, slot_dtype
+from medsam_core.planning.plan_epoch import microbatch_dtype, slot_dtype
 from tests.unit.slices import ArrayReader, table_of_masks
 
 S, GRID = 64, 16
@@ -45,8 +45,8 @@ def make_plan(stage: Stage) -> Plan:
     turned = AugmentationConfig(rotate_right_angles=True)
     config = StageConfig(
         epochs=1,
-        group_size=4,
-        groups_per_step=1,
+        microbatch_size=4,
+        microbatches_per_step=1,
         epoch_slots=48,
         prompts_per_slot=2,
         augmentation=mixed if stage is DISTILLATION else turned,
@@ -54,9 +54,9 @@ def make_plan(stage: Stage) -> Plan:
     return Plan.build(TABLE, config, stage, S, 0)
 
 
-def render(plan: Plan, group: int, reader: ArrayReader = READER) -> GroupBatch:
-    slots, record, _ = plan.group_slots(0, group)
-    return render_group(slots, record, reader, GEOMETRY)
+def render(plan: Plan, microbatch: int, reader: ArrayReader = READER) -> Microbatch:
+    slots, record, _ = plan.microbatch_slots(0, microbatch)
+    return render_microbatch(slots, record, reader, GEOMETRY)
 
 
 def unmixed(slots: npt.NDArray[np.void]) -> Tensor:
@@ -67,8 +67,8 @@ def unmixed(slots: npt.NDArray[np.void]) -> Tensor:
 
 def test_finetuning_batch_is_image_boxes_and_masks_of_each_slot() -> None:
     plan = make_plan(FINETUNING)
-    for index in range(plan.groups_per_epoch):
-        slots, _, _ = plan.group_slots(0, index)
+    for index in range(plan.microbatches_per_epoch):
+        slots, _, _ = plan.microbatch_slots(0, index)
         batch = render(plan, index)
         assert batch.images.shape == (4, 3, S, S)
         assert batch.boxes.shape == (4, 2, 4)
@@ -85,7 +85,7 @@ def test_finetuning_batch_is_image_boxes_and_masks_of_each_slot() -> None:
 
 def test_boxes_hold_their_masks() -> None:
     plan = make_plan(FINETUNING)
-    for index in range(plan.groups_per_epoch):
+    for index in range(plan.microbatches_per_epoch):
         batch = render(plan, index)
         for box, cells in zip(batch.boxes.reshape(-1, 4), batch.masks.reshape(-1, GRID, GRID), strict=True):
             y, x = torch.nonzero(cells, as_tuple=True)
@@ -111,18 +111,18 @@ def test_finetuning_without_a_mask_is_refused() -> None:
 
 def test_rendering_twice_gives_the_same_bits() -> None:
     plan = make_plan(DISTILLATION)
-    for index in range(plan.groups_per_epoch):
+    for index in range(plan.microbatches_per_epoch):
         assert render(plan, index).images.equal(render(plan, index).images)
 
 
-def test_small_objects_are_counted_over_the_group() -> None:
+def test_small_objects_are_counted_over_the_microbatch() -> None:
     image, mask = np.zeros((200, 200), dtype=np.uint8), np.zeros((200, 200), dtype=np.uint8)
     mask[150, 20], mask[30:100, 30:100] = 1, 2
     slots = np.zeros(2, dtype=slot_dtype(2))
     slots["crop"], slots["labels"] = [0, 0, 200, 200], [1, 2]
     slots["boxes"] = [[20, 150, 21, 151], [30, 30, 100, 100]]
-    group = np.zeros(1, dtype=group_dtype(2, 16))[0]
-    batch = render_group(slots, group, ArrayReader([image], [mask]), GEOMETRY)
+    microbatch = np.zeros(1, dtype=microbatch_dtype(2, 16))[0]
+    batch = render_microbatch(slots, microbatch, ArrayReader([image], [mask]), GEOMETRY)
     assert batch.n_small == 2
     assert torch.argwhere(batch.masks[0, 0]).tolist() == [[12, 1]]
 
@@ -130,16 +130,16 @@ def test_small_objects_are_counted_over_the_group() -> None:
 def test_each_kind_of_mixing_of_the_plan_is_the_one_rendered() -> None:
     plan = make_plan(DISTILLATION)
     kinds = set()
-    for index in range(plan.groups_per_epoch):
-        slots, group, _ = plan.group_slots(0, index)
+    for index in range(plan.microbatches_per_epoch):
+        slots, microbatch, _ = plan.microbatch_slots(0, index)
         clean, mixed = unmixed(slots), render(plan, index).images
-        kinds.add(kind := MIX_KINDS[group["mix"]])
+        kinds.add(kind := MIX_KINDS[microbatch["mix"]])
         weight = torch.empty(S, S)
         for y, x in np.ndindex(S, S):
-            x_min, y_min, x_max, y_max = group["cut"]
+            x_min, y_min, x_max, y_max = microbatch["cut"]
             shows_partner = kind == "cutmix" and x_min <= x < x_max and y_min <= y < y_max
-            weight[y, x] = 0 if shows_partner else float(group["lam"][(y // 16) * 4 + x // 16])
-        for item, partner in enumerate(group["partner"]):
+            weight[y, x] = 0 if shows_partner else float(microbatch["lam"][(y // 16) * 4 + x // 16])
+        for item, partner in enumerate(microbatch["partner"]):
             expected = weight * clean[item] + (1 - weight) * clean[int(partner)]
             torch.testing.assert_close(mixed[item], expected, rtol=1e-5, atol=1e-3)
         if kinds == set(MIX_KINDS):
@@ -149,9 +149,13 @@ def test_each_kind_of_mixing_of_the_plan_is_the_one_rendered() -> None:
 
 def test_cutmix_shows_the_previous_item() -> None:
     images = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 3, S, S)
-    group = np.zeros(1, dtype=group_dtype(4, 16))
-    group["mix"], group["partner"], group["cut"] = MIX_KINDS.index("cutmix"), [3, 0, 1, 2], [8, 4, 24, 40]
-    mixed = mix(images, group[0])
+    microbatch = np.zeros(1, dtype=microbatch_dtype(4, 16))
+    microbatch["mix"], microbatch["partner"], microbatch["cut"] = (
+        MIX_KINDS.index("cutmix"),
+        [3, 0, 1, 2],
+        [8, 4, 24, 40],
+    )
+    mixed = mix(images, microbatch[0])
     inside = torch.zeros(S, S, dtype=torch.bool)
     inside[4:40, 8:24] = True
     for item in range(4):
@@ -159,7 +163,7 @@ def test_cutmix_shows_the_previous_item() -> None:
         assert (mixed[item][:, ~inside] == item).all()
 
 
-def test_mixpatch_weights_are_shared_by_the_group_and_differ_by_patch() -> None:
+def test_mixpatch_weights_are_shared_by_the_microbatch_and_differ_by_patch() -> None:
     images = torch.tensor([0.0, 200.0]).reshape(2, 1, 1, 1).expand(2, 3, S, S)
     lam = torch.linspace(0, 1, 16).reshape(4, 4)
     mixed = mixpatch(images, torch.tensor([1, 0]), lam)
@@ -183,10 +187,10 @@ def test_mixing_leaves_its_input_alone() -> None:
     assert images.equal(before)
 
 
-def test_mixing_never_reaches_another_group() -> None:
+def test_mixing_never_reaches_another_microbatch() -> None:
     plan = make_plan(DISTILLATION)
-    for index in range(plan.groups_per_epoch):
-        slots, _, _ = plan.group_slots(0, index)
+    for index in range(plan.microbatches_per_epoch):
+        slots, _, _ = plan.microbatch_slots(0, index)
         own = set(slots["row"])
         darkened = ArrayReader(
             [image if row in own else np.zeros_like(image) for row, image in enumerate(READER.images)], READER.masks

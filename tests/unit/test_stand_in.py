@@ -24,7 +24,7 @@ from pipelines.base.profile import load_profile
 
 SHIPPED = Path(medsam_core.__file__).parent / "weights" / "stand_in_128.safetensors"
 
-TINY = StageConfig(epochs=1, group_size=2, groups_per_step=1, epoch_slots=4, mask_distillation=False)
+TINY = StageConfig(epochs=1, microbatch_size=2, microbatches_per_step=1, epoch_slots=4, mask_distillation=False)
 
 
 def make(folder: Path) -> tuple[Path, list[str]]:

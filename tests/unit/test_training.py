@@ -11,12 +11,12 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from medsam_core.imaging.rendering import render_group
+from medsam_core.imaging.rendering import render_microbatch
 from medsam_core.learning.stages import DISTILLATION, FINETUNING, STAGES, Stage
 from medsam_core.planning.plan import Plan
 from medsam_core.training.checkpoint import output_lock
 from medsam_core.training.errors import OutputBusyError, TrainingError
-from medsam_core.training.loading import LoadedGroup
+from medsam_core.training.loading import LoadedMicrobatch
 from medsam_core.training.loop import LoopOptions
 from medsam_core.training.precision import Precision
 from medsam_core.training.process_group import ProcessGroup
@@ -70,7 +70,7 @@ def test_a_trainer_killed_by_signal_resumes(tmp_path: Path) -> None:
     assert whole.metrics.read_bytes() == resumed.metrics.read_bytes()
 
 
-def test_how_groups_are_loaded_changes_nothing(tmp_path: Path) -> None:
+def test_how_microbatches_are_loaded_changes_nothing(tmp_path: Path) -> None:
     plain = run_stage(FINETUNING, tmp_path / "plain", options=LoopOptions(prefetch=1))
     busy = run_stage(FINETUNING, tmp_path / "busy", options=LoopOptions(prefetch=5, loader_threads=3))
     assert plain.metrics.read_bytes() == busy.metrics.read_bytes()
@@ -135,23 +135,27 @@ def test_the_log_tells_everyone_the_same(tmp_path: Path) -> None:
     assert seen == records
 
 
-def _one_step(group_size: int, groups_per_step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-    changes = {"group_size": group_size, "groups_per_step": groups_per_step, "mask_distillation": False}
+def _one_step(microbatch_size: int, microbatches_per_step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+    changes = {
+        "microbatch_size": microbatch_size,
+        "microbatches_per_step": microbatches_per_step,
+        "mask_distillation": False,
+    }
     config = stage_config(FINETUNING, **changes)
     plan = build_plan(FINETUNING, config)
     run = training_run(FINETUNING, Path("unused"), config=config, plan=plan, teacher=None)
     stepper = Stepper(stand_in(), run, Precision(torch.device("cpu"), amp=False), ProcessGroup())
-    groups = [_loaded(plan, group) for group in range(groups_per_step)]
-    record = stepper.run(0, groups)
+    microbatches = [_loaded(plan, microbatch) for microbatch in range(microbatches_per_step)]
+    record = stepper.run(0, microbatches)
     return record, {name: p.grad for name, p in stepper.trained.items() if p.grad is not None}
 
 
-def _loaded(plan: Plan, group: int) -> LoadedGroup:
-    slots, mixing, first_slot = plan.group_slots(0, group)
-    return LoadedGroup(group, first_slot, render_group(slots, mixing, Reader(), GEOMETRY), None)
+def _loaded(plan: Plan, microbatch: int) -> LoadedMicrobatch:
+    slots, mixing, first_slot = plan.microbatch_slots(0, microbatch)
+    return LoadedMicrobatch(microbatch, first_slot, render_microbatch(slots, mixing, Reader(), GEOMETRY), None)
 
 
-def test_groups_of_a_step_accumulate_to_one_bigger_group() -> None:
+def test_microbatches_of_a_step_accumulate_to_one_bigger_microbatch() -> None:
     (one, big), (many, small) = _one_step(4, 1), _one_step(1, 4)
     assert many == pytest.approx(one, rel=1e-4)
     assert big.keys() == small.keys()
@@ -171,7 +175,7 @@ def _rank(rank: int, size: int, folder: str) -> None:
 def _smooth_config() -> Any:
     """Adam's steps are near the sign of a gradient, which amplifies rounding; a large epsilon makes them smooth."""
     optimiser = {"learning_rate": 1e-3, "epsilon": 1e-2}
-    return stage_config(FINETUNING, groups_per_step=3, optimiser=optimiser)
+    return stage_config(FINETUNING, microbatches_per_step=3, optimiser=optimiser)
 
 
 @pytest.mark.slow
@@ -190,6 +194,6 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
         assert theirs == pytest.approx(ours, rel=1e-3)
 
 
-def test_more_processes_than_groups_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="at most one for each of the 2 groups"):
+def test_more_processes_than_microbatches_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="at most 2, one for each microbatch"):
         run_stage(FINETUNING, tmp_path, processes=ProcessGroup(0, 3))

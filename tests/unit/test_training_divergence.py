@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from medsam_core.imaging.rendering import GroupBatch
+from medsam_core.imaging.rendering import Microbatch
 from medsam_core.learning.questions import Question
 from medsam_core.learning.stages import FINETUNING
 from medsam_core.learning.teachers import OnlineTeacher
@@ -31,7 +31,7 @@ class BrokenTeacher(OnlineTeacher):
         super().__init__(stand_in())
         self.calls = calls
 
-    def answer(self, question: Question, first_slot: int, batch: GroupBatch) -> Tensor:
+    def answer(self, question: Question, first_slot: int, batch: Microbatch) -> Tensor:
         self.calls -= 1
         answers = super().answer(question, first_slot, batch)
         return answers if self.calls >= 0 else answers * torch.nan
@@ -39,7 +39,7 @@ class BrokenTeacher(OnlineTeacher):
 
 def test_a_loss_that_is_not_finite_names_its_step_and_slots(tmp_path: Path) -> None:
     plan = build_plan(FINETUNING, stage_config(FINETUNING))
-    slots, _, first = plan.group_slots(1, 1)
+    slots, _, first = plan.microbatch_slots(1, 1)
     place = rf"slots {first} to {first + 1} \(rows \[{slots['row'][0]}, {slots['row'][1]}\]\)"
     options = LoopOptions(checkpoint_steps=1)
     model = small_student()

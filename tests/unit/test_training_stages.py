@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from medsam_core.imaging.rendering import render_group
+from medsam_core.imaging.rendering import render_microbatch
 from medsam_core.learning.stages import DISTILLATION, FINETUNING, STAGES, UNREACHED, Stage
 from medsam_core.learning.teachers import CachedTeacher
 from medsam_core.models.checkpoints import load_model
@@ -117,9 +117,9 @@ def test_cached_answers_train_as_live_ones(stage: Stage, tmp_path: Path) -> None
     live = teacher()
     answers: list[npt.NDArray[np.float32]] = []
     for epoch in range(2):
-        for group in range(plan.groups_per_epoch):
-            slots, mixing, first = plan.group_slots(epoch, group)
-            batch = render_group(slots, mixing, Reader(), GEOMETRY)
+        for microbatch in range(plan.microbatches_per_epoch):
+            slots, mixing, first = plan.microbatch_slots(epoch, microbatch)
+            batch = render_microbatch(slots, mixing, Reader(), GEOMETRY)
             answers.append(live.answer(stage.question, first, batch).numpy())
     stored = {stage.question.array: np.concatenate(answers)}
     cached = CachedTeacher(lambda array, start, stop: stored[array][start:stop])

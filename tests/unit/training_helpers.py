@@ -66,8 +66,8 @@ def stage_config(stage: Stage, **changes: Any) -> StageConfig:
     return StageConfig(
         **{
             "epochs": 2,
-            "group_size": 2,
-            "groups_per_step": 2,
+            "microbatch_size": 2,
+            "microbatches_per_step": 2,
             "epoch_slots": 12,
             "prompts_per_slot": 2,
             "augmentation": AugmentationConfig(mixing=mixing, crop=0.5 if stage is DISTILLATION else 0.0),
