@@ -3,6 +3,7 @@
 Not here: what runs in it. Two processes that create the tables of one fresh folder at once race, and one of them dies.
 """
 
+import logging
 import re
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def prepare_dagster(folder: Path) -> None:
             return
         import dagster as dg
 
+        # It tells of every table, which is news to nobody.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         with dg.DagsterInstance.from_config(str(folder)) as instance:
             instance.get_runs(limit=1)
             instance.all_instigator_state()
