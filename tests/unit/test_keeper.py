@@ -37,7 +37,10 @@ def _lives(process: int) -> bool:
 
 
 def _wait_for(file: Path) -> int:
+    """Return the process id that a file comes to hold."""
+    end = time.monotonic() + 60
     while not file.is_file() or not file.read_text():
+        assert time.monotonic() < end, f"expected a process to write {file.name}, found that none did"
         time.sleep(0.01)
     return int(file.read_text())
 
@@ -47,7 +50,7 @@ def starter(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """A process that keeps a server, as make does, with short patience; its id is in `keeper`."""
     script = (
         "import subprocess, sys; from pathlib import Path\n"
-        "keeper = 'import sys; from pipelines.base import keeper; keeper.GENTLY_S = 0.3; "
+        "keeper = 'import sys; from pipelines.runs import keeper; keeper.GENTLY_S = 0.3; "
         "sys.exit(keeper.keep(sys.argv[1:]))'\n"
         f"child = subprocess.Popen([sys.executable, '-c', keeper, sys.executable, '-c', {SERVER!r}, *sys.argv[1:]])\n"
         "Path(sys.argv[1], 'keeper').write_text(str(child.pid))\n"
@@ -87,7 +90,7 @@ def test_the_death_of_who_started_it_ends_all_it_keeps(starter: "subprocess.Pope
 def test_what_a_server_leaves_behind_ends_with_it(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipelines.runs.keeper", sys.executable, "-c", SERVER, str(tmp_path), "ends"]
     script = (
-        f"import sys; from pipelines.base import keeper; keeper.GENTLY_S = 0.3; sys.exit(keeper.keep({command[3:]!r}))"
+        f"import sys; from pipelines.runs import keeper; keeper.GENTLY_S = 0.3; sys.exit(keeper.keep({command[3:]!r}))"
     )
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 7
     assert not _lives(_wait_for(tmp_path / "deaf"))
@@ -96,7 +99,7 @@ def test_what_a_server_leaves_behind_ends_with_it(tmp_path: Path) -> None:
 def test_a_signal_that_was_switched_off_stays_off(tmp_path: Path) -> None:
     """As under nohup: a closed terminal ends nothing."""
     script = (
-        "import os, signal, sys, threading; from pipelines.base import keeper; keeper.GENTLY_S = 0.3\n"
+        "import os, signal, sys, threading; from pipelines.runs import keeper; keeper.GENTLY_S = 0.3\n"
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGHUP)).start()\n"
         "sys.exit(keeper.keep([sys.executable, '-c', 'import time, sys; time.sleep(0.5); sys.exit(3)']))"
