@@ -1,7 +1,7 @@
-"""Reading artefacts again to find what is damaged, and making ready what has to be made again.
+"""Verifying artefacts: reading every file again to find damage, and withdrawing damaged artefacts.
 
-What belongs here: every folder below a root, byte for byte; withdrawing a damaged one; vouching for one of an earlier
-version. Not here: what reuse looks at (`storage.base.artefacts`), making again.
+What belongs here: comparing every folder below a root byte for byte; withdrawing a damaged artefact; recording hashes
+for an artefact of an earlier version. Not here: the checks before reuse (`storage.base.artefacts`), making again.
 """
 
 from dataclasses import dataclass, field
@@ -25,19 +25,19 @@ from storage.base.finished import (
 )
 
 State = Literal["whole", "damaged", "unfinished", "unvouched"]
-"""`unvouched`: finished by an earlier version, which kept no hashes of files."""
+"""`unvouched`: finished by an earlier version, which recorded no hashes of files."""
 
 
 @dataclass(frozen=True)
 class FolderState:
-    """What was found in one artefact's folder.
+    """The state of one artefact's folder.
 
     Attributes:
-        kind: What it is, for example `release`.
-        folder: Where it lies.
-        state: In a word.
-        n_files: Files that are vouched for.
-        n_bytes: Their size.
+        kind: Kind of the artefact, for example `release`.
+        folder: Its folder.
+        state: Its state.
+        n_files: Number of files with a recorded hash.
+        n_bytes: Their size together.
         damages: Path below the folder -> problem.
     """
 
@@ -50,7 +50,7 @@ class FolderState:
 
     @property
     def name(self) -> str:
-        """Kind and place in short."""
+        """Kind of the artefact and name of its folder."""
         return f"{self.kind} {self.folder.name}"
 
 
@@ -60,7 +60,7 @@ def artefact_folders(root: Path) -> list[tuple[str, Path]]:
 
 
 def verify_folder(kind: str, folder: Path) -> FolderState:
-    """Compare every file of an artefact with what vouches for it."""
+    """Compare every file of an artefact with its recorded size and hash."""
     if not (folder / DONE).is_file() and not (folder / FILES).is_file():
         return FolderState(kind, folder, "unfinished")
     damages = _origin_damage(folder)
@@ -80,7 +80,7 @@ def verify_folder(kind: str, folder: Path) -> FolderState:
 
 
 def _origin_damage(folder: Path) -> dict[str, str]:
-    """Return what is wrong with `made_from.json`, whose fingerprint names the folder."""
+    """Return the damage of `made_from.json`: its content must have the fingerprint that names the folder."""
     try:
         digest = fingerprint(read_json(folder / MADE_FROM))
     except FileNotFoundError:
@@ -93,7 +93,7 @@ def _origin_damage(folder: Path) -> dict[str, str]:
 
 
 def withdraw_folder(found: FolderState) -> list[str]:
-    """Make of a damaged artefact unfinished work, so that what made it makes it again; returns the files that stay.
+    """Mark a damaged artefact as unfinished, so that its maker makes it again; return the files that are kept.
 
     Raises:
         BusyError: If another process is making it.
@@ -103,7 +103,7 @@ def withdraw_folder(found: FolderState) -> list[str]:
 
 
 def vouch_for_folder(found: FolderState) -> None:
-    """Record sizes and hashes of the files that an artefact of an earlier version has now.
+    """Record the present sizes and hashes of the files of an artefact that an earlier version made.
 
     Raises:
         BusyError: If another process is making it.

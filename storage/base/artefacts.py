@@ -1,11 +1,11 @@
 """Expensive results, each in a folder named by the fingerprint of what it was made from.
 
-What belongs here: finding, making once and reusing such folders. Not here: what any of them holds, what vouches for
-their files (`storage.base.finished`).
+What belongs here: finding, making once and reusing such folders. Not here: the content of a folder, the recorded hashes
+of its files (`storage.base.finished`).
 
 A folder is `<root>/<kind>/<first 16 hex digits of its fingerprint>/`. It holds `made_from.json` from the start, the
-maker's files, `files.json` and `done.json`, written last: without it the folder is unfinished work that its maker may
-resume. A result whose files are no longer those that were made is never used: it is made again, as far as it has to be.
+maker's files, `files.json` and, written last, `done.json`. A folder without `done.json` is unfinished: its maker may
+resume the work. A result whose files have changed is never used: the changed files are made again.
 """
 
 import logging
@@ -41,8 +41,8 @@ class Artefact:
         kind: What it is, for example `release`.
         fingerprint: SHA-256 hex digest of what it was made from.
         path: Its folder.
-        info: Small plain facts its maker left (counts, scores).
-        reused: True if it was found rather than made by this call.
+        info: A few facts that its maker recorded (counts, scores).
+        reused: True if the artefact existed before this call.
     """
 
     kind: str
@@ -52,15 +52,15 @@ class Artefact:
     reused: bool
 
     def reference(self) -> ArtefactRef:
-        """Return what names it between steps: no path, so that the root may move."""
+        """Return the value that names this artefact between steps; it holds no path, so that the root may move."""
         return ArtefactRef(self.kind, self.fingerprint, self.info, self.reused)
 
 
 def artefact_lock(folder: Path, kind: str) -> AbstractContextManager[None]:
-    """Keep others from making, withdrawing or vouching for an artefact for a block.
+    """Lock an artefact for the block: no other process may make it, withdraw it or record its hashes.
 
     Raises:
-        BusyError: If another process is at it.
+        BusyError: If another process holds the lock.
     """
     return exclusive_lock(folder.with_name(f"{folder.name}.lock"), what=f"{kind} {folder.name}")
 
@@ -70,7 +70,7 @@ class Artefacts:
 
     Attributes:
         root: The folder.
-        remedy: What to do where an artefact that is referred to is gone or damaged.
+        remedy: What a user should do when a referenced artefact is missing or damaged; ends the error message.
     """
 
     def __init__(self, root: Path, remedy: str = "make it again") -> None:
@@ -78,11 +78,11 @@ class Artefacts:
         self.remedy = remedy
 
     def folder(self, kind: str, digest: str) -> Path:
-        """Return where an artefact of this fingerprint lies or would lie."""
+        """Return the folder of an artefact of this fingerprint, whether it exists or not."""
         return self.root / kind / digest[:16]
 
     def find(self, kind: str, made_from: Mapping[str, object]) -> Artefact | None:
-        """Return the finished artefact made from exactly this, or None; a damaged one is named in the log.
+        """Return the finished artefact made from exactly these inputs, or None; a damaged one is logged as a warning.
 
         Raises:
             FingerprintMismatchError: If the folder of that name was made from something else.
@@ -93,7 +93,7 @@ class Artefacts:
         return found
 
     def _look(self, kind: str, made_from: Mapping[str, object]) -> tuple[Artefact | None, str]:
-        """Return the artefact, or what is wrong with it; neither where it is not finished."""
+        """Return the artefact and no problem, or None and the problem; an unfinished artefact is no problem."""
         digest = fingerprint(made_from)
         folder = self.folder(kind, digest)
         if not (folder / DONE).is_file():
@@ -124,7 +124,7 @@ class Artefacts:
         return Artefact(kind, digest, folder, finished.info, reused=reused)
 
     def get(self, reference: ArtefactRef) -> Artefact:
-        """Return the artefact that a step's value names.
+        """Return the artefact of a reference.
 
         Raises:
             IntegrityError: If its folder is gone, unfinished or damaged.
@@ -145,15 +145,15 @@ class Artefacts:
         build: Callable[[Path], Mapping[str, object]],
         inseparable: Sequence[str] = (),
     ) -> Artefact:
-        """Return the artefact made from exactly this, building it only if it is not there, whole.
+        """Return the artefact made from exactly these inputs; build it if it does not exist or is damaged.
 
         Args:
-            kind: Name of the folder level that groups artefacts of one sort.
+            kind: Kind of the artefact; names the folder that holds all artefacts of this kind.
             made_from: Plain value that determines the result completely.
-            build: Called with the folder, which may hold what a killed predecessor left, or what is whole of a damaged
-                result; returns plain facts.
-            inseparable: Patterns of files that `build` makes only together with all others: if one of them is damaged
-                later, it begins with an empty folder.
+            build: Called with the folder and returns plain facts. The folder may hold files of a killed predecessor, or
+                the undamaged files of a damaged result.
+            inseparable: Patterns of files that `build` can make only together with all others: if one of them is
+                damaged later, `build` begins with an empty folder.
 
         Raises:
             BusyError: If another process is building it.

@@ -1,6 +1,7 @@
 """Atomic publication of files. What belongs here: how bytes reach the disk. Not here: their meaning, locks.
 
-A file appears under its name whole or not at all: written aside, flushed to the device, renamed, its folder flushed.
+A file appears under its name whole or not at all: the bytes are written to a temporary file beside it and flushed to
+the device, then the file is renamed and its folder is flushed.
 """
 
 import errno
@@ -32,16 +33,16 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _name_place(error: OSError, path: Path) -> None:
-    """Say which file a full disk could not take, which the system does not; not the name it is written aside under."""
+    """Put the name of the final file into an error: the system names no file, or only the temporary one."""
     if error.filename2 is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         error.filename, error.filename2 = str(path), None
 
 
 def _aside(path: Path) -> Path:
-    """Return a name beside `path` that no other writer has; of a long name only the beginning is in it."""
+    """Return a temporary name beside `path` that no other writer uses; a long name is cut."""
     ending = os.fsencode(f".{os.getpid()}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
     name = os.fsencode(path.name)[: _NAME_BYTES - len(ending)]
-    # A letter of several bytes that the cut goes through is left out: some file systems take UTF-8 alone.
+    # A character that the cut would split is left out: some file systems accept only valid UTF-8.
     return path.with_name(name.decode("utf-8", "ignore") + os.fsdecode(ending))
 
 
@@ -69,7 +70,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def create_bytes(path: Path, data: bytes) -> bool:
-    """Publish bytes under `path` atomically unless a file is there; return whether they were published."""
+    """Publish bytes under `path` atomically unless the file exists; return whether they were published."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _aside(path)
     try:
@@ -77,7 +78,7 @@ def create_bytes(path: Path, data: bytes) -> bool:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        # A link, unlike a rename, fails where the name is taken.
+        # Unlike a rename, a link fails if the name exists.
         os.link(temporary, path)
     except FileExistsError:
         return False
@@ -119,7 +120,7 @@ def parse_json(data: bytes, where: str) -> Any:  # noqa: ANN401
     """Return the value that JSON text describes.
 
     Raises:
-        IntegrityError: If it is no JSON; the message begins with `where`.
+        IntegrityError: If the bytes are not JSON; the message begins with `where`.
     """
     try:
         return json.loads(data)
@@ -134,7 +135,7 @@ def write_parquet(path: Path, table: "pd.DataFrame") -> None:
 
 
 def remove_partials(folder: Path) -> int:
-    """Remove what killed writers left below `folder`; call only while holding its lock. Returns how many."""
+    """Remove the temporary files of killed writers below `folder`; return how many. Call it only under its lock."""
     count = 0
     for path in folder.rglob(f"*{PARTIAL_SUFFIX}"):
         path.unlink(missing_ok=True)

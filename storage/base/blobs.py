@@ -1,9 +1,9 @@
-"""Named byte strings below one place, a folder or an S3 prefix: the only module that knows where stores lie.
+"""Blobs: named byte strings in one place, which is a folder or an S3 prefix. No other module knows where stores lie.
 
-What belongs here: the interface, the folder, which of them a URL means. Not here: what the bytes mean, S3 itself
-(`storage.base.object_blobs`).
+What belongs here: the interface, its implementation for folders, choosing one by URL. Not here: what the bytes mean, S3
+itself (`storage.base.object_blobs`).
 
-Keys are relative, with `/` between their parts. A blob is there whole or not at all.
+Keys are relative, with `/` between their parts. A blob exists whole or not at all.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from storage.base.locks import exclusive_lock, shared_lock
 LOCK: Final = ".lock"
 
 JsonObject = dict[str, Any]
-"""A JSON object as parsed; whoever knows its fields turns it into a dataclass."""
+"""A parsed JSON object, before a dataclass is made of it."""
 
 
 class OpenBlob(Protocol):
@@ -41,7 +41,7 @@ class Blobs(Protocol):
 
     @property
     def url(self) -> str:
-        """Where the place is; `open_blobs` of it gives the place again."""
+        """Address of the place; `open_blobs` turns it into the place again."""
 
     def below(self, name: str) -> "Blobs":
         """Return the place of the blobs whose keys begin with `name/`."""
@@ -54,7 +54,7 @@ class Blobs(Protocol):
         """
 
     def read_version(self, key: str) -> tuple[bytes, str] | None:
-        """Return a whole blob and a word that says whether it has been replaced since; None if there is no blob."""
+        """Return a whole blob and its version, which changes when the blob is replaced; None if there is no blob."""
 
     def size(self, key: str) -> int | None:
         """Return the size of a blob in bytes, None if there is none."""
@@ -70,13 +70,13 @@ class Blobs(Protocol):
         """Publish a blob, replacing one of that name."""
 
     def create(self, key: str, data: bytes) -> bool:
-        """Publish a blob unless one of that name is there; return whether it was published."""
+        """Publish a blob unless its key exists; return whether it was published."""
 
     def replace(self, key: str, data: bytes, version: str | None) -> None:
-        """Publish a blob in place of the version that `read_version` gave; None: of no blob.
+        """Replace the version of a blob that `read_version` returned; None means that there was no blob.
 
         Raises:
-            BusyError: If it is not that version any more.
+            BusyError: If the blob has another version now.
         """
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
@@ -86,25 +86,25 @@ class Blobs(Protocol):
         """Remove a blob; nothing happens if there is none."""
 
     def exclusive(self, what: str) -> AbstractContextManager[None]:
-        """Keep other planners, publishers and writers out for a block, where the place can.
+        """Lock out other planners, publishers and writers for the block, if the place supports locks.
 
         Raises:
-            BusyError: If one of them is at work.
+            BusyError: If one of them holds a lock.
         """
 
     def shared(self, what: str) -> AbstractContextManager[None]:
-        """Keep planners and publishers out for a block, where the place can; other writers may enter.
+        """Lock out planners and publishers for the block, if the place supports locks; other writers may enter.
 
         Raises:
-            BusyError: If a planner or publisher is at work.
+            BusyError: If a planner or publisher holds the lock.
         """
 
     def sweep(self) -> int:
-        """Remove what killed writers left; only while `exclusive`. Returns how many."""
+        """Remove the temporary files of killed writers; return how many. Call it only within `exclusive`."""
 
 
 class _OpenFile:
-    """An open file, closed with its last holder, so that a thread still reading never meets a closed descriptor."""
+    """An open file; it is closed when nothing refers to it, so that no thread reads from a closed descriptor."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -120,7 +120,7 @@ class _OpenFile:
 
 @dataclass(frozen=True)
 class LocalBlobs:
-    """Blobs as files below a folder; see `Blobs`. Published by rename, excluded by an advisory lock on `.lock`."""
+    """Blobs as files below a folder; see `Blobs`. A rename publishes a blob; the file `.lock` holds the lock."""
 
     root: Path
 
@@ -165,14 +165,14 @@ class LocalBlobs:
         return create_bytes(self.root / key, data)
 
     def replace(self, key: str, data: bytes, version: str | None) -> None:
-        """See `Blobs`; call it while `exclusive`, a folder cannot compare and replace in one act."""
+        """See `Blobs`; call it within `exclusive`: a folder has no atomic compare-and-replace."""
         found = self.read_version(key)
         if (found[1] if found else None) != version:
-            raise BusyError(f"{self.root / key}: expected it as it was read, found it replaced since; run again")
+            raise BusyError(f"{self.root / key}: expected the version read before, found it replaced since; run again")
         self.put(key, data)
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """See `Blobs`; files of writers at work and the lock are none."""
+        """See `Blobs`; temporary files and the lock file are left out."""
         found = {}
         for path in sorted((self.root / prefix).rglob("*")):
             if path.is_file() and not path.name.endswith((LOCK, PARTIAL_SUFFIX)):
@@ -197,33 +197,33 @@ class LocalBlobs:
 
 
 def seal(value: Mapping[str, object]) -> bytes:
-    """Return a plain value as JSON that holds a hash of itself under `sha256`."""
+    """Return a plain value as JSON, with its own hash under `sha256`."""
     return json_bytes({**value, "sha256": fingerprint(dict(value))})
 
 
 def unseal(data: bytes, where: str, remedy: str = "run `medsam verify --repair`") -> JsonObject:
-    """Return the value that `seal` was given.
+    """Return the value that was passed to `seal`.
 
     Args:
-        data: What was stored.
-        where: Begins the message of an error.
-        remedy: Ends it.
+        data: The stored bytes.
+        where: Name of the file; begins the error message.
+        remedy: What a user should do; ends the error message.
 
     Raises:
-        IntegrityError: If a byte differs from what was sealed.
+        IntegrityError: If any byte differs from the sealed bytes.
     """
     value: JsonObject = parse_json(data, where)
     found = value.pop("sha256", None) if isinstance(value, dict) else None
     if found is None or data != seal(value):
-        raise IntegrityError(f"{where}: expected JSON that its own sha256 vouches for, found it altered; {remedy}")
+        raise IntegrityError(f"{where}: expected JSON that matches its own sha256, found it altered; {remedy}")
     return value
 
 
 def open_blobs(url: str | Path) -> Blobs:
-    """Return the place that a path or an `s3://bucket/prefix` means; nothing is read or made yet.
+    """Return the place at a path or an `s3://bucket/prefix`, without reading or creating anything.
 
     Raises:
-        StorageError: If it is a URL of another kind.
+        StorageError: If the URL is of another kind.
     """
     scheme, separator, rest = str(url).partition("://")
     if separator and scheme == "s3":
@@ -232,6 +232,6 @@ def open_blobs(url: str | Path) -> Blobs:
         return ObjectBlobs(*rest.strip("/").partition("/")[::2])
     if separator:
         raise StorageError(
-            f"{url}: expected a path or s3://bucket/prefix, found a URL of kind {scheme!r}; give another"
+            f"{url}: expected a path or s3://bucket/prefix, found a URL of kind {scheme!r}; correct the URL"
         )
     return LocalBlobs(Path(url).expanduser().absolute())

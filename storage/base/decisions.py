@@ -1,7 +1,7 @@
-"""Records of decisions, which cannot be made again from anything: splits, withdrawn cases, the release in use.
+"""Records of decisions: splits, withdrawn cases, the release in use. They cannot be computed again.
 
-What belongs here: keeping two copies of such a record, and reading whichever is whole. Not here: what was decided.
-Caches and results are no decisions: what is damaged of them is made again (`storage.base.artefacts`).
+What belongs here: keeping two copies of such a record, and reading an undamaged one. Not here: the decisions.
+Caches and results are no decisions: damaged ones are made again (`storage.base.artefacts`).
 """
 
 import logging
@@ -36,7 +36,7 @@ class Decisions(Generic[T]):
 
     path: Path
     parse: Callable[[object], T | None]
-    """Returns JSON content if it is such a record."""
+    """Returns the record that JSON content holds, or None if it holds something else."""
 
     @property
     def copy(self) -> Path:
@@ -44,12 +44,12 @@ class Decisions(Generic[T]):
         return self.path.with_suffix(".copy.json")
 
     def read(self) -> T | None:
-        """Return the record, from its copy where it is damaged or missing; None if nothing was recorded.
+        """Return the record; None if nothing was recorded.
 
-        Whatever of the two is missing or damaged is then written again.
+        If the record is missing or damaged, its copy is read; the missing or damaged file is then written again.
 
         Raises:
-            IntegrityError: If neither is whole.
+            IntegrityError: If both files are damaged, or one is damaged and the other missing.
         """
         if not self.path.exists() and not self.copy.exists():
             return None
@@ -59,7 +59,7 @@ class Decisions(Generic[T]):
             if found is None:
                 raise IntegrityError(
                     f"{self.path}: expected a record of decisions, found it and its copy {self.copy.name} damaged or "
-                    "missing; restore one of them from a backup. Do not remove them: what was decided would be lost"
+                    "missing; restore one of them from a backup. Do not remove them: the decisions would be lost"
                 )
             logger.warning("%s is damaged or missing: its copy %s is used", self.path, self.copy.name)
             write_json(self.path, found)
@@ -73,7 +73,7 @@ class Decisions(Generic[T]):
         write_json(self.path, value)
 
     def _whole(self, path: Path) -> T | None:
-        """Return what one of the two holds; None if it is missing, cut, or holds something else."""
+        """Return the record in one of the two files; None if the file is missing, cut, or holds something else."""
         try:
             return self.parse(read_json(path))
         except (FileNotFoundError, IntegrityError):

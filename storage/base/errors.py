@@ -9,7 +9,7 @@ class StorageError(Exception):
 
 
 class BadSampleError(StorageError):
-    """One source file cannot be used; the rest of the data set is not affected.
+    """One source file cannot be used; all other files can.
 
     Attributes:
         code: Stable reason code, one of `storage.sources.npz_source.REASONS`.
@@ -20,16 +20,16 @@ class BadSampleError(StorageError):
         self.code = code
 
     def __reduce__(self) -> tuple[type["BadSampleError"], tuple[str, str]]:
-        """Let the error cross from one process to another with its code."""
+        """Keep the code when the error is pickled between processes."""
         return BadSampleError, (self.code, str(self))
 
 
 class CaseChangedError(StorageError):
-    """A case's file holds something else than when it was listed."""
+    """The content of a case's file has changed since the file was listed."""
 
 
 class FingerprintMismatchError(StorageError):
-    """Something on disk was made from other inputs than the caller asks for; the message lists every difference."""
+    """A result on disk was made from other inputs than the caller's; the message lists every difference."""
 
 
 class IntegrityError(StorageError):

@@ -1,4 +1,4 @@
-"""Sizes and hashes of files. What belongs here: taking them and comparing with them. Not here: whose files they are."""
+"""Sizes and hashes of files. What belongs here: computing and comparing them. Not here: whose files they are."""
 
 import hashlib
 import os
@@ -43,12 +43,12 @@ def sizes_below(folder: Path, prefix: str = "") -> dict[str, int]:
 def differing_files(
     folder: Path, records: Mapping[str, FileRecord], hashed: Callable[[str, FileRecord], bool]
 ) -> dict[str, str]:
-    """Return path below the folder -> problem of the files that are not as they were recorded.
+    """Return path below the folder -> problem, for every file that differs from its record.
 
     Args:
         folder: The folder.
         records: Its files by path.
-        hashed: Whether a file's hash is compared, besides its size.
+        hashed: Decides for each file whether its hash is compared as well as its size.
     """
     sizes, problems = sizes_below(folder), {}
     for name, record in records.items():

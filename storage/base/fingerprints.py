@@ -1,4 +1,4 @@
-"""Fingerprints: the hash of what a thing was made from, and the list of differences when two do not agree.
+"""Fingerprints: the hash of a result's inputs, and the list of differences when two results have other inputs.
 
 What belongs here: canonical hashing of plain values and arrays. Not here: what goes into any one fingerprint.
 A fingerprint covers logical content and configuration, never addresses, paths, arrival order, run ids or clocks.
@@ -21,7 +21,7 @@ def canonical_json(value: Any) -> str:  # noqa: ANN401
     """Serialise a plain value (dict, list, str, int, float, bool, None) so that equal values give equal text.
 
     Raises:
-        TypeError: If the value holds anything that JSON has no type for.
+        TypeError: If the value holds a type that JSON lacks.
         ValueError: If it holds NaN or an infinity.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -35,7 +35,7 @@ def fingerprint(value: Any) -> str:  # noqa: ANN401
 def array_hash(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
     """Return the BLAKE3 hex digest of named arrays: names (sorted), dtypes, shapes and C-order bytes.
 
-    Pixels are hashed whenever a file is read, and BLAKE3 takes a fraction of SHA-256's time.
+    Pixels are hashed whenever a file is read; BLAKE3 is several times faster than SHA-256.
     """
     digest = blake3()
     for name in sorted(arrays):
@@ -56,7 +56,7 @@ def combine(digests: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for item in digests:
         data = item.encode()
-        digest.update(b"%d:" % len(data))  # so that no other cutting of the same text gives the same bytes
+        digest.update(b"%d:" % len(data))  # the length keeps ("ab", "c") and ("a", "bc") apart
         digest.update(data)
     return digest.hexdigest()
 
@@ -64,8 +64,8 @@ def combine(digests: Iterable[str]) -> str:
 def differences(expected: Mapping[str, object], found: Mapping[str, object], prefix: str = "") -> list[str]:
     """List every leaf in which two nested mappings differ, as `name: expected X, found Y` lines.
 
-    Leaves are compared as canonical JSON, as fingerprints are: a tuple equals the list it is read back as, and 1, 1.0
-    and True are three values. So the list is empty exactly when the fingerprints are equal.
+    Leaves are compared as canonical JSON, as fingerprints are: a tuple equals the list that JSON makes of it; 1, 1.0 and
+    True are three values. So the returned list is empty exactly when the fingerprints are equal.
     """
     lines: list[str] = []
     for key in sorted({*expected, *found}):
@@ -85,7 +85,7 @@ def require_same(what: str, expected: Mapping[str, object], found: Mapping[str, 
     """Raise unless two descriptions agree.
 
     Raises:
-        FingerprintMismatchError: With every difference and the remedy in its message.
+        FingerprintMismatchError: If they differ; the message lists every difference and the remedy.
     """
     lines = differences(expected, found)
     if lines:

@@ -1,10 +1,10 @@
-"""What says that an artefact is finished, and what vouches for its files: `done.json` and `files.json`.
+"""`done.json`, which marks an artefact as finished, and `files.json`, which lists its files with their hashes.
 
 What belongs here: these two files, comparing a folder with them. Not here: finding and making artefacts
 (`storage.base.artefacts`).
 
-`files.json` lists the files with sizes and hashes, `done.json` is written last, with the maker's facts and the hash of
-that list; both are sealed. An artefact of an earlier version has a `done.json` of facts alone: nothing vouches for it.
+`files.json` lists the files with sizes and hashes. `done.json` is written last; it holds the maker's facts and the hash
+of `files.json`. Both are sealed. An earlier version wrote only the facts, into `done.json`, and recorded no hashes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,61 +23,61 @@ FILES: Final = "files.json"
 MADE_FROM: Final = "made_from.json"
 
 FORMAT: Final = 2
-"""Raised by hand whenever `done.json` or `files.json` say something else; 1 was facts alone."""
+"""Raised by hand whenever the format of `done.json` or `files.json` changes; version 1 had only the facts."""
 
 SMALL_BYTES: Final = 2**20
-"""Files up to this size that lie in the folder itself are hashed whenever it is reused; of others the size is compared,
-so that reuse takes milliseconds however many gigabytes lie there."""
+"""Bytes. Before reuse, files up to this size in the folder itself are hashed; of all others only the size is compared,
+so that reuse takes milliseconds even for gigabytes of files."""
 
 Hashed = Callable[[str, FileRecord], bool]
-"""Says of a file whether its hash is compared, besides its size."""
+"""Decides whether the hash of a file is compared as well as its size."""
 
 _OWN: Final = (DONE, FILES)
 _REMEDY: Final = "it is made again"
 _PASSING: Final = (f"*{PARTIAL_SUFFIX}", "*.lock")
-"""Files that come and go; nothing is kept in them."""
+"""Temporary files and locks, which are no part of the result."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What a finished folder says of itself.
+    """The content of `done.json` and `files.json`.
 
     Attributes:
         info: The maker's facts.
-        files: Path -> record of every file; None where an earlier version kept none.
+        files: Path -> record of every file; None if an earlier version made the artefact and recorded none.
     """
 
     info: JsonObject
     files: dict[str, FileRecord] | None
 
     def damages(self, folder: Path, hashed: Hashed) -> dict[str, str]:
-        """Return path -> problem of the files that are not as they were made.
+        """Return path -> problem, for every file that differs from its record.
 
         Args:
             folder: The folder.
-            hashed: Which files are read, rather than only measured.
+            hashed: Decides for each file whether its hash is compared as well as its size.
         """
         return {} if self.files is None else differing_files(folder, self.files, hashed)
 
 
 def is_small(name: str, record: FileRecord) -> bool:
-    """Return whether a file is hashed whenever its folder is reused."""
+    """Return whether the hash of a file is compared before its folder is reused."""
     return record.n_bytes <= SMALL_BYTES and "/" not in name
 
 
 def always(_name: str, _record: FileRecord) -> bool:
-    """Return that a file is hashed."""
+    """Return True: the hash of every file is compared."""
     return True
 
 
 def listed_names(folder: Path) -> list[str]:
-    """Return the paths of the files that a list has to name."""
+    """Return the paths of the files that belong into `files.json`."""
     names = sorted(set(sizes_below(folder)) - set(_OWN))
     return [name for name in names if not any(fnmatch(name, pattern) for pattern in _PASSING)]
 
 
 def write_finished(folder: Path, info: Mapping[str, object], inseparable: Sequence[str] = ()) -> None:
-    """Vouch for the files that lie in a folder now, and say that it is finished.
+    """Record sizes and hashes of the files in a folder, then mark the folder as finished.
 
     Args:
         folder: The artefact's folder.
@@ -92,11 +92,11 @@ def write_finished(folder: Path, info: Mapping[str, object], inseparable: Sequen
 
 
 def read_finished(folder: Path) -> Finished:
-    """Return what a finished folder says of itself.
+    """Read `done.json` and `files.json` of a folder.
 
     Raises:
-        FileNotFoundError: If it is not finished.
-        IntegrityError: If one of the two files is altered or gone.
+        FileNotFoundError: If the folder is not finished.
+        IntegrityError: If `done.json` is altered, or `files.json` is altered or missing.
     """
     data = (folder / DONE).read_bytes()
     listing = (folder / FILES).read_bytes() if (folder / FILES).is_file() else None
@@ -105,7 +105,7 @@ def read_finished(folder: Path) -> Finished:
         return Finished(value, None)
     done = unseal(data, str(folder / DONE), _REMEDY)
     if listing is None or FileRecord.of(listing) != FileRecord(**done["files"]):
-        raise IntegrityError(f"{folder / FILES}: expected the list that {DONE} vouches for, found none or another")
+        raise IntegrityError(f"{folder / FILES}: expected the list whose hash {DONE} records, found none or another")
     return Finished(done["info"], _records(parse_json(listing, str(folder / FILES))))
 
 
@@ -114,9 +114,9 @@ def _records(listing: JsonObject) -> dict[str, FileRecord]:
 
 
 def read_listing(folder: Path) -> tuple[dict[str, FileRecord], list[str]]:
-    """Return the records, and the patterns of inseparable files, of a folder whose `done.json` may be damaged.
+    """Return the records and the inseparable patterns from `files.json`; `done.json` may be damaged.
 
-    Both are empty where the list is gone or altered.
+    Both are empty if `files.json` is missing or altered.
     """
     path = folder / FILES
     try:
@@ -127,13 +127,13 @@ def read_listing(folder: Path) -> tuple[dict[str, FileRecord], list[str]]:
 
 
 def clear_damaged(folder: Path) -> list[str]:
-    """Make of a damaged folder one that its maker can go on with, as with what a killed predecessor left.
+    """Turn a damaged folder into unfinished work that its maker can resume.
 
-    What is damaged goes, and so does what nothing vouches for; every file that stays was compared byte for byte. If a
-    file is damaged that is made only together with all others, nothing stays.
+    Damaged files and files without a record are removed; every kept file was compared byte for byte. If an inseparable
+    file is damaged, no file is kept.
 
     Returns:
-        Paths of the files that stay.
+        Paths of the files that are kept.
     """
     records, inseparable = read_listing(folder)
     problems = differing_files(folder, records, always)

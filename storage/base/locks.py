@@ -15,10 +15,10 @@ from storage.base.errors import BusyError
 
 @contextmanager
 def exclusive_lock(path: Path, *, what: str) -> Iterator[None]:
-    """Hold the lock on `path` alone for the block.
+    """Hold the exclusive lock on `path` for the block.
 
     Raises:
-        BusyError: If another process holds it, alone or shared.
+        BusyError: If another process holds the lock, exclusive or shared.
     """
     with _held(path, fcntl.LOCK_EX | fcntl.LOCK_NB, f"{what} is in use"):
         yield
@@ -26,10 +26,10 @@ def exclusive_lock(path: Path, *, what: str) -> Iterator[None]:
 
 @contextmanager
 def shared_lock(path: Path, *, what: str) -> Iterator[None]:
-    """Hold the lock on `path` for the block together with other sharers: many writers, whom one publisher excludes.
+    """Hold the shared lock on `path` for the block: many writers may share it, a publisher takes it exclusively.
 
     Raises:
-        BusyError: If another process holds the lock alone.
+        BusyError: If another process holds the exclusive lock.
     """
     with _held(path, fcntl.LOCK_SH | fcntl.LOCK_NB, f"{what} is being planned or published"):
         yield
@@ -37,7 +37,7 @@ def shared_lock(path: Path, *, what: str) -> Iterator[None]:
 
 @contextmanager
 def waiting_lock(path: Path) -> Iterator[None]:
-    """Hold the lock on `path` alone for the block, waiting for whoever holds it."""
+    """Hold the exclusive lock on `path` for the block; wait until other processes have released it."""
     with _held(path, fcntl.LOCK_EX, str(path)):
         yield
 
@@ -52,7 +52,7 @@ def _held(path: Path, operation: int, activity: str) -> Iterator[None]:
             file.seek(0)
             message = f"{activity} by process {_holder(file.read())}; wait for it to end, or stop it, then run again"
             raise BusyError(message) from None
-        # Whoever is refused is told the last process that got in, and where: a shared disk locks across machines.
+        # The file names the process and the machine that took the lock last; a refused process reports both.
         file.truncate(0)
         file.write(f"{os.getpid()}\n{socket.gethostname()}")
         file.flush()
@@ -60,6 +60,6 @@ def _held(path: Path, operation: int, activity: str) -> Iterator[None]:
 
 
 def _holder(text: str) -> str:
-    """Return who holds a lock, from what its file says: a process, and its host where a second line says it."""
+    """Return who holds a lock: the process on the first line of its file, and its host if there is a second line."""
     process, _, host = text.strip().partition("\n")
     return f"{process or 'unknown'} on {host}" if host not in ("", socket.gethostname()) else process or "unknown"

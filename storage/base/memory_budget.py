@@ -1,4 +1,4 @@
-"""Memory shared out among threads. What belongs here: who may hold how many bytes. Not here: what for."""
+"""A memory limit for threads. What belongs here: which thread may hold how many bytes. Not here: their use."""
 
 import threading
 from collections.abc import Iterator
@@ -6,13 +6,13 @@ from contextlib import contextmanager
 
 
 class MemoryBudget:
-    """Bytes that threads hold together; who wants more than is left waits, unless nobody holds any."""
+    """Limits the bytes that threads hold together. A thread waits until enough is left, or until no bytes are held."""
 
     def __init__(self, n_bytes: int) -> None:
         """Begin with nothing held.
 
         Args:
-            n_bytes: Most bytes held at once, but for a single holder of more.
+            n_bytes: Most bytes held at once; one thread that needs more may hold them if no other holds any.
         """
         self._limit, self._held = n_bytes, 0
         self._changed = threading.Condition()

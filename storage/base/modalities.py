@@ -1,4 +1,4 @@
-"""The eleven modalities and every spelling of them met in the challenge's files.
+"""The eleven modalities and their spellings in the challenge's files.
 
 What belongs here: names. Not here: anything read from a file's content.
 """
@@ -53,8 +53,8 @@ _SPELLINGS: dict[str, str] = {
 def modality_of_word(text: str) -> str | None:
     """Return the modality a file or folder name states in one of its words, or None.
 
-    Words are what `_`, blanks, dots and digits' ends separate; `X-Ray` counts as one word. The first word that is a
-    known spelling wins, so `2DBox_X-Ray_0053`, `MR_totalseg_1`, `CT-001` and `CT_AbdomenCT` are all understood.
+    Underscores, blanks, dots and the ends of numbers separate words; `X-Ray` is one word. The first word that is a
+    known spelling decides, so `2DBox_X-Ray_0053`, `MR_totalseg_1`, `CT-001` and `CT_AbdomenCT` are all recognised.
     """
     joined = re.sub(r"x[-_ ]ray", "xray", text, flags=re.IGNORECASE)
     for word in re.split(r"[^A-Za-z]+", joined):

@@ -1,8 +1,8 @@
 """Blobs in an S3 bucket, through obstore. What belongs here: S3 as a place for blobs. Not here: what the blobs mean.
 
 Address and credentials come from the usual variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION,
-AWS_ENDPOINT_URL, and AWS_ALLOW_HTTP for an endpoint without TLS. A put is atomic; `create` and `replace` rest on the
-server's conditional puts (`If-None-Match`, `If-Match`), which stand in for the locks that S3 does not have.
+AWS_ENDPOINT_URL, and AWS_ALLOW_HTTP for an endpoint without TLS. A put is atomic. S3 has no locks: `create` and
+`replace` use conditional puts (`If-None-Match`, `If-Match`) instead.
 """
 
 import os
@@ -26,19 +26,19 @@ def _store(bucket: str) -> S3Store:
 
 @cache
 def _client(bucket: str, _endpoint: str | None, _process: int) -> S3Store:
-    """Return a client; one for each process, for its threads do not survive a fork."""
+    """Return a client; each process has its own, because the client's threads do not survive a fork."""
     return S3Store(bucket)
 
 
 def _reason(error: Exception) -> str:
-    """Return the server's own code where it gave one, else the first line of what the client says."""
+    """Return the error code of the server, or the first line of the client's message if there is none."""
     code = re.search(r"<Code>(\w+)</Code>", str(error))
     return code[1] if code else str(error).partition("\n")[0]
 
 
 @contextmanager
 def _server_errors(url: str) -> Iterator[None]:
-    """Turn what a server or the network refuses into an error that says what to look at."""
+    """Turn errors of the server and of the network into a `StorageError` that says what to check."""
     try:
         yield
     except (AlreadyExistsError, PreconditionError):
@@ -54,7 +54,7 @@ def _server_errors(url: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _OpenObject:
-    """An object whose ranges are read, as long as it is the one that was opened."""
+    """An object whose ranges are read; a read fails if the object has been replaced since it was opened."""
 
     bucket: str
     key: str
@@ -134,7 +134,7 @@ class ObjectBlobs:
             self._put_if(key, data, "create" if version is None else {"e_tag": version})
         except (AlreadyExistsError, PreconditionError) as error:
             raise BusyError(
-                f"{self.url}/{key}: expected it as it was read, found it replaced since by another process; run again"
+                f"{self.url}/{key}: expected the version read before, found it replaced by another process; run again"
             ) from error
 
     def _put_if(self, key: str, data: bytes, mode: Any) -> None:  # noqa: ANN401
@@ -154,11 +154,11 @@ class ObjectBlobs:
             obstore.delete(_store(self.bucket), self._key(key))
 
     def exclusive(self, what: str) -> AbstractContextManager[None]:  # noqa: ARG002 - S3 has no locks
-        """See `Blobs`; excludes nobody, `create` and `replace` find who came first."""
+        """See `Blobs`; no lock is taken: `create` and `replace` detect another writer."""
         return nullcontext()
 
     def shared(self, what: str) -> AbstractContextManager[None]:  # noqa: ARG002 - S3 has no locks
-        """See `Blobs`; excludes nobody."""
+        """See `Blobs`; no lock is taken."""
         return nullcontext()
 
     def sweep(self) -> int:

@@ -1,6 +1,6 @@
-"""Naming a process so that another machine, container or boot does not take it for one of its own.
+"""The identity of a process across machines, containers and restarts of a machine.
 
-What belongs here: the identity of processes, and whether one is gone. Not here: what follows from its death.
+What belongs here: naming a process uniquely, and finding whether it has ended. Not here: what follows from its end.
 """
 
 import os
@@ -15,12 +15,12 @@ _NAMESPACE = Path("/proc/self/ns/pid")
 
 @dataclass(frozen=True)
 class Place:
-    """Where an id names one process: a machine since it started, and there the processes that see each other.
+    """The scope in which a process id is unique: one boot of one machine, and one namespace of process ids.
 
     Attributes:
         host: The machine's or the container's name.
         boot: Random number drawn when the machine started; empty where the system gives none.
-        namespace: Of process ids; each container has its own. Empty where the system gives none.
+        namespace: The namespace of process ids; each container has its own. Empty where the system gives none.
     """
 
     host: str
@@ -30,12 +30,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Process:
-    """One process, told from all others.
+    """One process, identified uniquely.
 
     Attributes:
-        id: Its number.
-        born: When it started, as the system counts; tells it from a later one of the same id. None: was gone already.
-        place: Where the number means this process; None in a note of a version that did not say.
+        id: Its process id.
+        born: Its start time, in the system's units; a later process of the same id has another. None if the process
+            had ended before it was looked up.
+        place: The scope of the id; None in a note that an earlier version wrote.
     """
 
     id: int
@@ -46,10 +47,10 @@ class Process:
         return f"{self.id}" if self.place in (None, here()) else f"{self.id} on {self.place.host}"
 
     def gone(self) -> bool | None:
-        """Return whether it has ended; None if nothing here can tell.
+        """Return whether the process has ended; None if that cannot be found from here.
 
-        A process of another machine or container cannot be judged from here. One of this host before the machine's last
-        start has ended. One whose place is unknown is judged as if it were of here.
+        A process of another machine or container cannot be judged from here. A process of this host from before its
+        last boot has ended. A process without a place is judged as if it ran here.
         """
         own = here()
         if self.place is not None and self.place != own:
@@ -73,7 +74,7 @@ def here() -> Place:
 
 
 def birth(process: int) -> str | None:
-    """Return the start time of a living process; None for one that has ended, waited for or not."""
+    """Return the start time of a running process; None if it has ended, even if it is still a zombie."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -82,23 +83,23 @@ def birth(process: int) -> str | None:
 
 
 def this_process() -> Process:
-    """Return the process that asks."""
+    """Return the calling process."""
     return process_here(os.getpid())
 
 
 def process_here(number: int) -> Process:
-    """Return the process of this place that has this id now."""
+    """Return the process that has this id here now."""
     return Process(number, birth(number), here())
 
 
 def process_note(process: Process) -> dict[str, object]:
-    """Return what a note of a process holds."""
+    """Return a process as a plain value."""
     place = {} if process.place is None else asdict(process.place)
     return {"process": process.id, "born": process.born, **place}
 
 
 def read_process(note: dict[str, object]) -> Process:
-    """Read a note of a process, one without a place too."""
+    """Return the process that a plain value describes; the value may lack a place."""
     born, host = note.get("born"), note.get("host")
     place = None if host is None else Place(str(host), str(note.get("boot", "")), str(note.get("namespace", "")))
     return Process(int(str(note["process"])), None if born is None else str(born), place)

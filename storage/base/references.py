@@ -1,6 +1,6 @@
-"""What names a finished result where only its name travels. What belongs here: that value. Not here: finding it.
+"""References to artefacts. What belongs here: the value that names an artefact. Not here: finding the artefact.
 
-`storage.base.artefacts` makes references and follows them.
+`storage.base.artefacts` makes references and resolves them.
 """
 
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from storage.base.blobs import JsonObject
 
 @dataclass(frozen=True)
 class ArtefactRef:
-    """Names an artefact without saying where it lies, so that the root may move.
+    """Names an artefact without a path, so that the root may move.
 
     Attributes:
         kind: What it is, for example `release`.
         fingerprint: SHA-256 hex digest of what it was made from.
-        info: Small plain facts its maker left (counts, scores).
-        reused: True if it was found rather than made by the call that gave this reference.
+        info: A few facts that its maker recorded (counts, scores).
+        reused: True if the artefact existed before the call that returned this reference.
     """
 
     kind: str
