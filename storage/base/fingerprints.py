@@ -64,8 +64,8 @@ def combine(digests: Iterable[str]) -> str:
 def differences(expected: Mapping[str, object], found: Mapping[str, object], prefix: str = "") -> list[str]:
     """List every leaf in which two nested mappings differ, as `name: expected X, found Y` lines.
 
-    Leaves are compared as canonical JSON, as fingerprints are: a tuple equals the list that JSON makes of it; 1, 1.0 and
-    True are three values. So the returned list is empty exactly when the fingerprints are equal.
+    Leaves are compared as canonical JSON, as fingerprints are: a tuple equals the list that JSON makes of it, and
+    1, 1.0 and True are three values. So the returned list is empty exactly when the fingerprints are equal.
     """
     lines: list[str] = []
     for key in sorted({*expected, *found}):

@@ -54,7 +54,7 @@ def _server_errors(url: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _OpenObject:
-    """An object whose ranges are read; a read fails if the object has been replaced since it was opened."""
+    """An object whose ranges are read."""
 
     bucket: str
     key: str

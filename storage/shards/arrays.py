@@ -1,4 +1,4 @@
-"""How sharded zarr v3 arrays, whose shards are written whole, once, are cut along their first axis.
+"""The layout of sharded zarr v3 arrays: how they are cut along their first axis. Each shard is written once and whole.
 
 What belongs here: the layout of an array. Not here: what its elements mean, which shards a part owns, the bytes of a
 shard (`storage.shards.codec`), writing, reading and the metadata for other readers (the modules beside this one).
@@ -21,16 +21,16 @@ Elements = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """How one array lies in its place.
+    """The layout of one array.
 
     Attributes:
         name: Name of the array in its group.
         dtype: numpy name of the element type.
         tail: Shape after axis 0; never cut into chunks.
-        chunk: Length of an inner chunk along axis 0, what one checksum and one decompression cover.
-        shard: Length of a shard along axis 0, one blob; a multiple of `chunk`.
-        level: How hard inner chunks are compressed, as `storage.shards.metadata.zarr_codec` takes it.
-        compression: How inner chunks are compressed.
+        chunk: Length of an inner chunk along axis 0; an inner chunk has one checksum and is decompressed as a whole.
+        shard: Length of a shard along axis 0, a multiple of `chunk`; a shard is one blob.
+        level: Compression level of inner chunks, as in `storage.shards.metadata.zarr_codec`.
+        compression: Compression of inner chunks.
     """
 
     name: str
@@ -58,7 +58,7 @@ class ArrayLayout:
         """Return the bytes of a shard.
 
         Args:
-            block: (at most shard, *tail) of `dtype`; inner chunks after its end are absent.
+            block: (n, *tail) of `dtype`, n at most `shard`; inner chunks after the end of the block are absent.
 
         Raises:
             StorageError: If the block has another shape or type.
@@ -75,7 +75,7 @@ class ArrayLayout:
 
 
 def padded(values: Elements, length: int) -> Elements:
-    """Return values in one piece, filled up with zeros along axis 0 where they are shorter than `length`."""
+    """Return values as one contiguous array, padded with zeros along axis 0 up to `length`."""
     if len(values) == length:
         return np.ascontiguousarray(values)
     zeros = np.zeros((length - len(values), *values.shape[1:]), values.dtype)

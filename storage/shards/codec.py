@@ -1,11 +1,11 @@
 """The bytes of one shard of a standard zarr v3 array, made and read without zarr.
 
-What belongs here: the inner chunks, their checksums and the index behind them. Not here: which array a shard is of,
-where it lies (`storage.shards.arrays`).
+What belongs here: the inner chunks, their checksums and the index after them. Not here: the array of a shard and its
+place (`storage.shards.arrays`).
 
-A shard is its inner chunks one after another, then an index of (offset, size) for each in little-endian u64, then the
-crc32c of that index; chunks after the last one written are absent, both numbers 2^64 - 1. An inner chunk is its
-elements, little-endian, compressed, then the crc32c of what that gave.
+A shard holds its inner chunks one after another, then an index with (offset, size) of each chunk in little-endian u64,
+then the crc32c of the index. Chunks after the last one written are absent: their offset and size are 2^64 - 1. An inner
+chunk holds its little-endian elements, compressed, then the crc32c of the compressed bytes.
 Sources: zarr v3 specification, codecs `sharding_indexed`, `bytes`, `zstd`, `blosc` and `crc32c`.
 """
 
@@ -24,10 +24,10 @@ COMPRESSIONS: Final = ("zstd", "lz4")
 CRC_BYTES: Final = 4
 MAX_LZ4_LEVEL: Final = 9
 _LZ4_LEVEL: Final = 5
-"""Blosc's level for lz4, at which it looks no further for matches; above level 1 of ours it is lz4hc at that level."""
+"""Blosc's level for lz4 in its fast mode, our level 1; our levels above 1 are lz4hc at the same level."""
 
 _ABSENT: Final = 2**64 - 1
-"""Offset and size of a chunk that is not there (zarr v3, codec `sharding_indexed`)."""
+"""Offset and size of an absent chunk (zarr v3, codec `sharding_indexed`)."""
 
 _CRC: Final = struct.Struct("<I")
 _DECOMPRESS: Final = {"zstd": zstd.decompress, "lz4": blosc.decompress}
@@ -36,7 +36,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class ShardError(ValueError):
-    """The bytes of a shard are not what they should be; the message says which."""
+    """The bytes of a shard are damaged; the message says which."""
 
 
 def lz4_mode(level: int) -> tuple[Literal["lz4", "lz4hc"], int]:
@@ -48,7 +48,7 @@ def _compressor(compression: Compression, level: int, item_bytes: int) -> Callab
     if compression == "zstd":
         return lambda chunk: cast("bytes", zstd.compress(chunk, level))
     name, blosc_level = lz4_mode(level)
-    # Blosc's own threads would be shared by all of a process's; its callers bring threads of their own.
+    # One thread: Blosc's pool is shared by a whole process, and the callers already run in threads of their own.
     blosc.use_threads = False
     return lambda chunk: cast("bytes", blosc.compress(chunk, name.encode(), blosc_level, 0, 0, item_bytes))
 
@@ -59,14 +59,14 @@ def crc32c(data: bytes | Bytes) -> bytes:
 
 
 class ShardEncoder:
-    """Takes the inner chunks of a shard in order; only compressed ones are held."""
+    """Collects the inner chunks of a shard in order, and holds them compressed."""
 
     def __init__(self, compression: Compression, level: int, item_bytes: int) -> None:
         """Begin a shard.
 
         Args:
-            compression: How each chunk is compressed.
-            level: How hard, as `storage.shards.metadata.zarr_codec` takes it.
+            compression: Compression of each chunk.
+            level: Compression level, as in `storage.shards.metadata.zarr_codec`.
             item_bytes: Size of an element.
         """
         self._compress = _compressor(compression, level, item_bytes)
@@ -85,7 +85,7 @@ class ShardEncoder:
         self._position += self._index[-1]
 
     def finish(self, n_chunks: int) -> bytes:
-        """Return the bytes of a shard of `n_chunks`, of which those not added are absent."""
+        """Return the bytes of a shard of `n_chunks` inner chunks; those that were not added are absent."""
         absent = [_ABSENT] * (2 * n_chunks - len(self._index))
         entries = np.array([*self._index, *absent], "<u8").tobytes()
         return b"".join([*self._parts, entries, crc32c(entries)])
@@ -97,9 +97,9 @@ def index_bytes(n_chunks: int) -> int:
 
 
 def read_index(data: bytes, n_chunks: int, n_bytes: int) -> memoryview:
-    """Return where the chunks of a shard end, as u64: chunk i lies from the i-th number to the one after it.
+    """Return the byte boundaries of a shard's chunks, as u64: chunk i lies from boundary i to boundary i + 1.
 
-    Absent chunks, of which there are some only after the last one written, are empty there.
+    Absent chunks, which come only after the last one written, are empty: their two boundaries are equal.
 
     Args:
         data: The last `index_bytes(n_chunks)` bytes of the shard.
@@ -120,7 +120,7 @@ def read_index(data: bytes, n_chunks: int, n_bytes: int) -> memoryview:
     ends[:there] = offsets[:there]
     whole = there > 0 and ends[0] == 0 and (offsets[there:] == _ABSENT).all() and (sizes[there:] == _ABSENT).all()
     if not whole or (sizes[:there] < CRC_BYTES).any() or (ends[:there] + sizes[:there] != ends[1 : there + 1]).any():
-        raise ShardError("the shard's index points outside the shard, or names a chunk that is not there")
+        raise ShardError("the shard's index points outside the shard, or to a chunk that is absent")
     return ends.data
 
 
@@ -128,17 +128,17 @@ def decode_chunk(data: bytes, start: int, stop: int, out: npt.NDArray[np.generic
     """Decompress one inner chunk into the caller's memory.
 
     Args:
-        data: Bytes that hold the chunk as stored, with its checksum.
-        start: Where it begins.
-        stop: Where it ends.
-        out: Contiguous, of exactly the chunk's bytes.
-        compression: How it was compressed.
+        data: Bytes that hold the compressed chunk and its checksum.
+        start: First byte of the chunk in `data`.
+        stop: One past its last byte.
+        out: Contiguous; its size is exactly that of the decompressed chunk.
+        compression: Compression of the chunk.
 
     Raises:
         ShardError: If the chunk is absent, or its bytes fail their checksum or do not decompress.
     """
     if start == stop:
-        raise ShardError("an inner chunk was asked for that was never written")
+        raise ShardError("expected a written inner chunk, found an absent one")
     if stop > len(data):
         raise ShardError(f"expected {stop - start} bytes of an inner chunk, found {max(0, len(data) - start)}")
     payload = np.frombuffer(data, np.uint8, stop - start - CRC_BYTES, start)

@@ -1,7 +1,7 @@
-"""What stores and caches say of their parts: records of shards, the fragment of a part, the manifest over all.
+"""The records of stores and caches: of a shard, of a part (its fragment), and of all parts (the manifest).
 
-What belongs here: these values and their JSON. Not here: when a part counts (`storage.shards.parts`), what a store or a
-cache adds to them.
+What belongs here: these values and their JSON. Not here: when a part is committed (`storage.shards.parts`), the fields
+that a store or a cache adds.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,11 +33,11 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Fragment:
-    """What a written part consists of; kept as a sealed JSON file whose presence commits the part.
+    """The content of a written part. It is kept as a sealed JSON file; the presence of this file commits the part.
 
     Attributes:
         part_id: The part.
-        fingerprint: SHA-256 hex digest of what determines its content.
+        fingerprint: SHA-256 hex digest of the inputs that determine the content of the part.
         shards: Its shards.
     """
 
@@ -46,20 +46,20 @@ class Fragment:
     shards: tuple[ShardRecord, ...]
 
     def files(self) -> dict[str, FileRecord]:
-        """Return the blobs that the part has beside its shards, by key."""
+        """Return the part's blobs other than shards, by key."""
         return {}
 
     def entry(self) -> dict[str, object]:
-        """Return, as JSON, what the manifest repeats of it in one place: all but the shards."""
+        """Return the part's entry in the manifest as JSON: every field but the shards."""
         return {name: value for name, value in vars(self).items() if name != "shards"}
 
     def to_json(self) -> dict[str, object]:
-        """Return the content of its file."""
+        """Return the content of the fragment's file."""
         return {**self.entry(), "shards": [vars(record) for record in self.shards]}
 
     @classmethod
     def from_json(cls, value: JsonObject) -> Self:
-        """Return the fragment that `to_json` gave."""
+        """Return the fragment from the JSON of `to_json`."""
         return cls(**{**value, "shards": tuple(ShardRecord(**record) for record in value["shards"])})
 
 
@@ -68,12 +68,12 @@ FragmentT = TypeVar("FragmentT", bound=Fragment)
 
 @dataclass(frozen=True)
 class Manifest(Generic[FragmentT]):
-    """What is published: nothing else may be read.
+    """The published parts; only these may be read.
 
     Attributes:
-        format_version: Of the files.
-        fingerprint: Over all parts.
-        fragments: Of all parts, in order.
+        format_version: Version of the file format.
+        fingerprint: Fingerprint of all parts together.
+        fragments: Fragments of all parts, in order.
     """
 
     format_version: int
@@ -103,7 +103,7 @@ class Manifest(Generic[FragmentT]):
 
 
 def fragments_from(kind: type[FragmentT], manifest: Mapping[str, list[JsonObject]]) -> tuple[FragmentT, ...]:
-    """Return the fragments that a manifest's `parts` and `shards` repeat."""
+    """Return the fragments from the `parts` and `shards` of a manifest's JSON."""
     shards: dict[str, list[JsonObject]] = {entry["part_id"]: [] for entry in manifest["parts"]}
     for shard in manifest["shards"]:
         shards[shard["part_id"]].append({name: value for name, value in shard.items() if name != "part_id"})

@@ -1,7 +1,7 @@
-"""The `zarr.json` files by which any zarr v3 reader opens sharded arrays.
+"""The `zarr.json` files, which let any zarr v3 reader open sharded arrays.
 
-What belongs here: all that needs zarr itself, which writes that metadata. Not here: reading and writing elements, which
-do without it (`storage.shards.reader`, `storage.shards.writing`).
+What belongs here: all code that imports zarr, which writes this metadata. Not here: reading and writing elements, which
+need no zarr (`storage.shards.reader`, `storage.shards.writing`).
 """
 
 from collections.abc import Iterable
@@ -17,17 +17,17 @@ from storage.shards.codec import Compression, lz4_mode
 
 
 class _Buffer(Protocol):
-    """What zarr's store in memory holds."""
+    """A value in zarr's memory store."""
 
     def to_bytes(self) -> bytes: ...
 
 
 def zarr_codec(compression: Compression, level: int, item_bytes: int) -> BloscCodec | ZstdCodec:
-    """Return the codec by which the array's metadata tells any reader how inner chunks are compressed.
+    """Return the codec of inner chunks for the array's metadata.
 
     Args:
         compression: `zstd`, or `lz4` in blosc's frame.
-        level: Of zstd; of lz4: 1 is the fast mode, 2 to 9 the high compression mode of that level.
+        level: Level of zstd. For lz4, 1 is the fast mode, and 2 to 9 are the levels of its high compression mode.
         item_bytes: Size of an element.
     """
     if compression == "zstd":

@@ -1,7 +1,7 @@
-"""Shards kept open between reads. What belongs here: how many, in which process. Not here: what is read from them.
+"""A cache of open shards. What belongs here: which shards stay open in a process. Not here: reading from them.
 
-The readers of one store share one such cache, so that a store of many groups stays within the files a process may hold.
-They remember shards by weak references, which cost a read nothing but a look: a shard that is let go here is gone.
+All readers of one store share one such cache, so that a store of many groups stays below the limit of open files. The
+readers hold weak references to shards, which are fast to follow: when this cache drops a shard, they see it as closed.
 """
 
 import os
@@ -13,26 +13,26 @@ from typing import Final
 from storage.base.blobs import OpenBlob
 
 MAX_OPEN_SHARDS: Final = 256
-"""Shards that are kept open at most: many systems let a process hold 1,024 files."""
+"""Most shards that stay open; many systems limit a process to 1,024 open files."""
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
 class OpenShard:
-    """A shard: its blob; chunk i lies from byte `ends[i]` to byte `ends[i + 1]`."""
+    """An open shard: its blob, and the boundaries of its chunks. Chunk i lies from byte `ends[i]` to `ends[i + 1]`."""
 
     blob: OpenBlob
     ends: memoryview
 
 
 class OpenShards:
-    """Open shards, of which the one opened first is let go first; threads may share it.
+    """A first-in, first-out cache of open shards; threads may share it.
 
-    A pickled copy, and a forked child, begin empty: connections do not outlive a fork.
+    A pickled copy and a forked child begin empty, because connections do not survive a fork.
     """
 
     def __init__(self, limit: int = MAX_OPEN_SHARDS) -> None:
         self._limit = limit
-        # Appending to a full one drops the oldest, in one act for all threads.
+        # Appending to a full deque drops the oldest item, atomically for all threads.
         self._kept: deque[OpenShard] = deque(maxlen=limit)
         _EVERY.add(self)
 
@@ -43,11 +43,11 @@ class OpenShards:
         return len(self._kept)
 
     def keep(self, shard: OpenShard) -> None:
-        """Keep a shard open; whoever still reads from one let go for it holds it until done."""
+        """Keep a shard open. If another shard is dropped for it, a thread that still reads from that one keeps it."""
         self._kept.append(shard)
 
     def forget(self) -> None:
-        """Let all go."""
+        """Drop all shards."""
         self._kept.clear()
 
 

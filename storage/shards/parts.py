@@ -1,10 +1,10 @@
-"""How parts of sharded arrays are committed and published; slice stores and teacher caches share it.
+"""Committing and publishing parts of sharded arrays, for slice stores and teacher caches alike.
 
-What belongs here: when a part counts, what commits it, what is missing, publishing. Not here: what a part holds, which
-parts there are, who may enter while one is written.
+What belongs here: committing a part, finding missing parts, publishing. Not here: the content of a part, the plan of
+parts, the locks.
 
-A part is committed by its fragment, a small JSON file written last. Publishing gathers the fragments into the manifest,
-without which nothing is read. `docs/store_format.md` describes the files.
+A part is committed by its fragment, a small JSON file written last. Publishing collects the fragments in the manifest;
+without a manifest nothing is read. `docs/store_format.md` describes the files.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from storage.shards.fragments import MANIFEST, FragmentT, Manifest
 
 
 class Part(Protocol):
-    """The unit of commit: what owns shards that nobody else writes."""
+    """The unit of commit: it owns its shards, and no other part writes them."""
 
     @property
     def part_id(self) -> str:
@@ -26,7 +26,7 @@ class Part(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 hex digest of what determines its content."""
+        """SHA-256 hex digest of the inputs that determine its content."""
 
 
 PartT = TypeVar("PartT", bound=Part)
@@ -42,10 +42,10 @@ class PartFiles(Generic[FragmentT]):
     """The written parts of one store or cache.
 
     Attributes:
-        place: Where its zarr group lies.
-        layouts: Array name -> how it lies there.
+        place: Place of its zarr group.
+        layouts: Array name -> layout of the array.
         kind: Type of its fragments.
-        what: What it is called in errors.
+        what: Name of the store or cache in messages.
     """
 
     place: Blobs
@@ -54,18 +54,18 @@ class PartFiles(Generic[FragmentT]):
     what: str
 
     def fragment(self, part_id: str) -> FragmentT | None:
-        """Return a fragment as it was sealed; None if there is none or it is altered, so that its part is missing."""
+        """Return the fragment of a part; None if it is missing or altered, in which case the part counts as missing."""
         try:
             return self.kind.from_json(unseal(self.place.read(fragment_key(part_id)), part_id))
         except (FileNotFoundError, IntegrityError):
             return None
 
     def committed(self, part: Part, sizes: Mapping[str, int] | None = None) -> FragmentT | None:
-        """Return the fragment of a part that is there, whole and of the planned fingerprint, else None.
+        """Return the fragment of a part if the part is complete and has the planned fingerprint, else None.
 
         Args:
             part: The part.
-            sizes: Bytes of every blob by key; None: each is asked for.
+            sizes: Bytes of every blob by key, from a listing; None: each size is looked up.
         """
         size_of = self.place.size if sizes is None else sizes.get
         if size_of(fragment_key(part.part_id)) is None:
@@ -79,22 +79,22 @@ class PartFiles(Generic[FragmentT]):
 
     def missing(self, parts: Sequence[PartT]) -> list[PartT]:
         """Return the parts that are not committed; looks at the presence and size of blobs, not at their content."""
-        # One listing answers for many parts, a few questions for one.
+        # For many parts one listing is faster, for one part a few look-ups.
         sizes = self.place.sizes() if len(parts) > 1 else None
         return [part for part in parts if self.committed(part, sizes) is None]
 
     def write(self, part: Part, make: Callable[[], FragmentT]) -> FragmentT:
-        """Write a part that is not committed, and commit it.
+        """Write and commit a part that is not committed yet.
 
         Args:
             part: The part.
-            make: Writes all blobs of the part but the fragment, which it returns.
+            make: Writes all blobs of the part except the fragment, and returns the fragment.
 
         Raises:
-            IntegrityError: If another process has meanwhile committed the part with other bytes.
+            IntegrityError: If another process has committed the part with other bytes in the meantime.
         """
         key = fragment_key(part.part_id)
-        # What commits a part that is not whole would commit what is about to be written before it is there.
+        # An old fragment of an incomplete part would commit the new blobs before all of them are written.
         self.place.delete(key)
         fragment = make()
         data = seal(fragment.to_json())
@@ -126,8 +126,8 @@ class PartFiles(Generic[FragmentT]):
 
         Args:
             manifest: What is published.
-            files: Key -> content; those that are there already are left.
-            before: Version of the manifest to replace, as `Blobs.read_version` gave it; None if there was none.
+            files: Key -> content; files that already exist with this content are not written again.
+            before: Version of the manifest to replace, as `Blobs.read_version` returned it; None if there was none.
 
         Raises:
             BusyError: If the manifest has been replaced since.
@@ -140,6 +140,6 @@ class PartFiles(Generic[FragmentT]):
 
 
 def withdraw_parts(place: Blobs, part_ids: Iterable[str]) -> None:
-    """Take back what commits these parts, so that they are missing and are written again."""
+    """Delete the fragments of these parts, so that the parts count as missing and are written again."""
     for part_id in part_ids:
         place.delete(fragment_key(part_id))

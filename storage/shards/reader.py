@@ -1,10 +1,10 @@
-"""Reading sharded arrays under a manifest, a few chunks at a time, near the speed of decompression.
+"""Reading published sharded arrays, a few chunks at a time, near the speed of decompression.
 
-What belongs here: checked random access to published shards. Not here: which shards are open
+What belongs here: checked random access to published shards. Not here: which shards stay open
 (`storage.shards.open_shards`), writing (`storage.shards.writing`), what elements mean.
 
-A zarr reader takes a missing shard for zeros and reports no error; here a read is refused unless the manifest names
-every shard it touches and each has the size recorded for it. Flipped bytes fail a crc32c, of their chunk or the index.
+A zarr reader returns zeros for a missing shard and reports no error. Here a read fails unless the manifest lists every
+shard that it needs and each shard has the recorded size. Altered bytes fail the crc32c of their chunk or of the index.
 """
 
 import weakref
@@ -21,7 +21,7 @@ from storage.shards.open_shards import OpenShard, OpenShards
 
 
 class _Array:
-    """One array of a group, with what every read of it needs at hand."""
+    """One array of a group, with precomputed values that every read needs."""
 
     def __init__(self, layout: ArrayLayout) -> None:
         self.layout = layout
@@ -31,16 +31,16 @@ class _Array:
         self.dtype = np.dtype(layout.dtype)
         self.compression = layout.compression
         self.known: dict[int, weakref.ref[OpenShard]] = {}
-        """Shards that were opened; they are kept open elsewhere, as long as there is room."""
+        """Weak references to opened shards; `OpenShards` keeps them open."""
 
     def __reduce__(self) -> tuple[type["_Array"], tuple[ArrayLayout]]:
         return _Array, (self.layout,)
 
 
 class ShardReader:
-    """Reads the arrays of one published group, refusing whatever its manifest does not vouch for.
+    """Reads the arrays of one published group; refuses shards that the manifest does not list.
 
-    Threads may share it. Shards are opened when first read from; a pickled copy, and a forked child, open their own.
+    Threads may share a reader. A shard is opened at its first read; a pickled copy and a forked child open their own.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class ShardReader:
         Args:
             group: The group's place.
             layouts: Its arrays, as the manifest describes them.
-            fragments: Of the parts that its manifest names.
-            remedy: What a user runs to have a damaged part written again; ends every error.
-            opened: Where open shards are kept; None: by this reader alone.
+            fragments: Fragments of the parts in its manifest.
+            remedy: What a user should do to have a damaged part written again; ends every error message.
+            opened: The cache of open shards; None: the reader has its own.
         """
         self._group, self._remedy = group, remedy
         self._arrays = {layout.name: _Array(layout) for layout in layouts}
@@ -81,7 +81,7 @@ class ShardReader:
         end = begin + stop - start
         if not begin < end <= array.chunk:
             return self._many(array, number, -(-stop // array.chunk))[begin:end]
-        # One chunk is what most reads are; every call on the way to it counts.
+        # Most reads need one chunk, so this path makes as few calls as possible.
         shard_number, at = divmod(number, array.per_shard)
         values = np.empty(array.chunk_shape, array.dtype)
         try:
@@ -98,7 +98,7 @@ class ShardReader:
     def _many(self, array: _Array, first: int, last: int) -> Elements:
         """Return the elements of inner chunks `first:last`."""
         if last - first > array.per_shard:
-            # Wrong offsets may ask for more memory than there is.
+            # Checked first: wrong offsets could request more memory than the machine has.
             for shard in range(first // array.per_shard, -(-last // array.per_shard)):
                 self._require_named(array, shard)
         values = np.empty(((last - first) * array.chunk, *array.chunk_shape[1:]), array.dtype)
@@ -111,7 +111,7 @@ class ShardReader:
         return values
 
     def _decode(self, array: _Array, first: int, out: Elements) -> None:
-        """Decode as many chunks of a shard as `out` holds, from `first` on, read in one piece."""
+        """Read the chunks of one shard from `first` on in one piece, and decode as many as `out` holds."""
         shard_number, at = divmod(first, array.per_shard)
         try:
             known = array.known.get(shard_number)
@@ -126,8 +126,8 @@ class ShardReader:
     def _require_named(self, array: _Array, number: int) -> None:
         if (array.layout.name, number) not in self._records:
             raise IntegrityError(
-                f"{self._url}/{array.layout.name}: the manifest names no shard {number}, so nothing vouches for its "
-                f"content; the caller's offsets are of another state of the store: read them again, or {self._remedy}"
+                f"{self._url}/{array.layout.name}: the manifest names no shard {number}, so it is not published; "
+                f"the offsets belong to another state of the store: load them again, or {self._remedy}"
             )
 
     def _open(self, array: _Array, number: int) -> OpenShard:

@@ -1,10 +1,10 @@
-"""Comparing every byte that a manifest vouches for with what lies on disk; for stores and caches alike.
+"""Verifying every published byte on disk, for stores and caches alike.
 
-What belongs here: which blobs follow from fragments, reading them again, what is wrong with them. Not here: what else
-a store or a cache has, and mending it.
+What belongs here: the expected blobs of fragments, reading them again, their damage. Not here: the other blobs of a
+store or a cache, repairing them.
 
-Manifests are sealed with hashes of their own, fragments and array metadata follow from them, and all other blobs have
-theirs in a fragment: a flipped byte anywhere is found.
+A manifest is sealed with its own hash. It determines the bytes of fragments and array metadata. A fragment records the
+hashes of all other blobs. So an altered byte in any blob is found.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -21,12 +21,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Damage:
-    """A blob that is not what it should be.
+    """A damaged blob.
 
     Attributes:
         key: Its key in the group.
-        problem: What was expected and found.
-        part_id: The part that has to be written again; empty where publishing again is enough.
+        problem: What was expected and what was found.
+        part_id: The part to write again; empty if publishing again is enough.
     """
 
     key: str
@@ -36,12 +36,12 @@ class Damage:
 
 @dataclass(frozen=True)
 class Expected:
-    """A blob that something vouches for.
+    """A blob whose size and hash are known.
 
     Attributes:
         key: Its key in the group.
         file: Its size and hash.
-        part_id: As in `Damage`.
+        part_id: The part to write again if the blob is damaged; empty if publishing again is enough.
     """
 
     key: str
@@ -51,13 +51,13 @@ class Expected:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found.
+    """The result of a verification.
 
     Attributes:
-        n_blobs: Blobs that were expected.
+        n_blobs: Number of expected blobs.
         n_bytes: Bytes read.
-        damages: What is wrong, in the order of keys.
-        unnamed: Keys that nothing vouches for and nobody reads: left by killed writers, cleared by publishing.
+        damages: The damaged blobs, in the order of keys.
+        unnamed: Keys of unexpected blobs, which nothing reads: killed writers left them, publishing deletes them.
     """
 
     n_blobs: int
@@ -67,7 +67,7 @@ class Comparison:
 
 
 def expected_of_parts(fragments: Iterable[Fragment], layouts: Mapping[str, ArrayLayout]) -> Iterator[Expected]:
-    """Yield every blob of parts: fragments, shards and what else they name."""
+    """Yield every blob of parts: fragments, shards and the other files that fragments list."""
     for fragment in fragments:
         part_id = fragment.part_id
         for record in fragment.shards:
@@ -79,7 +79,7 @@ def expected_of_parts(fragments: Iterable[Fragment], layouts: Mapping[str, Array
 
 
 def expected_content(files: Mapping[str, bytes]) -> Iterator[Expected]:
-    """Yield blobs whose content is known, by key; publishing writes them again."""
+    """Yield the blobs of the given files; publishing writes them again if they are damaged."""
     return (Expected(key, FileRecord.of(data)) for key, data in files.items())
 
 
@@ -90,8 +90,8 @@ def compare(
 
     Args:
         place: The group's place.
-        expected: What must be there.
-        known: Keys of further blobs, which belong there and vouch for themselves.
+        expected: The expected blobs.
+        known: Keys of further expected blobs, which are sealed with their own hash.
         progress: Called with (bytes read, bytes to read) after each blob.
     """
     there, wanted = place.sizes(), list(expected)
@@ -109,7 +109,7 @@ def compare(
 
 
 def _problem(place: Blobs, item: Expected, found: int | None) -> tuple[str | None, int]:
-    """Return what is wrong with a blob, and the bytes read to find out."""
+    """Return the problem of a blob, or None, and the number of bytes read."""
     expected = item.file
     if found is None:
         return f"expected {expected.n_bytes} bytes, found no file", 0

@@ -1,4 +1,4 @@
-"""Writing whole shards. What belongs here: a shard published, a run of elements laid into a part's shards.
+"""Writing whole shards. What belongs here: publishing a shard, cutting runs of elements into the shards of a part.
 
 Not here: what commits a part (`storage.shards.parts`), the bytes of a shard (`storage.shards.codec`).
 """
@@ -18,19 +18,19 @@ def put_shard(group: Blobs, layout: ArrayLayout, shard: int, data: bytes) -> Sha
         group: The group's place.
         layout: The array.
         shard: Number of the shard.
-        data: What `encode` or an encoder gave.
+        data: The bytes of the shard, as `ArrayLayout.encode` or a `ShardEncoder` returns them.
     """
     group.put(layout.key(shard), data)
     return ShardRecord(layout.name, shard, len(data), hashlib.sha256(data).hexdigest())
 
 
 class ShardWriter:
-    """Fills the shards of one flat array that one part owns, in order; holds one shard compressed.
+    """Writes, in order, the shards that one part owns of one flat array; holds one compressed shard in memory.
 
-    Every appended run of elements starts on an inner chunk's boundary; what follows its end there is zero.
+    Every appended run of elements starts at the boundary of an inner chunk; its last inner chunk is padded with zeros.
 
     Attributes:
-        records: What has been published so far.
+        records: The shards published so far.
     """
 
     def __init__(self, group: Blobs, layout: ArrayLayout, first: int, count: int) -> None:
@@ -59,7 +59,7 @@ class ShardWriter:
         return offset
 
     def close(self) -> list[ShardRecord]:
-        """Publish the last shard, whose other chunks are absent, and return the records of all."""
+        """Publish the last shard, whose remaining chunks are absent, and return the records of all shards."""
         if len(self._encoder):
             self._finish()
         return self.records
