@@ -1,7 +1,7 @@
-"""Who may enter a teacher cache, and when. What belongs here: its locks. Not here: what is done under them.
+"""The locks of a teacher cache. What belongs here: taking them. Not here: the work that they protect.
 
-Writers share one lock, readers another. So parts may be written beside each other, while nobody replaces, publishes or
-deletes what is being read.
+Writers share one lock, readers share another. So several parts may be written at once, and no process replaces,
+publishes or deletes answers while another process reads them.
 """
 
 from collections.abc import Iterator
@@ -13,25 +13,25 @@ from storage.shards.fragments import MANIFEST
 
 
 def _readers(root: Blobs) -> Blobs:
-    """Return the place whose lock readers share."""
+    """Return the place whose lock the readers share."""
     return root.below("readers")
 
 
 def writing_access(root: Blobs) -> AbstractContextManager[None]:
-    """Keep a cache from being published or deleted for a block; other writers may enter.
+    """Hold the writers' lock for the block: no process can publish or delete the cache, other writers may enter.
 
     Raises:
-        BusyError: If it is about to be.
+        BusyError: If another process is publishing or deleting the cache.
     """
     return root.shared(cache_name(root))
 
 
 def reading_access(root: Blobs) -> AbstractContextManager[None]:
-    """Keep a cache's answers as they are for a block: neither replaced nor deleted.
+    """Hold the readers' lock for the block: no process can replace or delete answers of the cache.
 
     Raises:
         StorageError: If the cache is not published.
-        BusyError: If its answers are about to be replaced or deleted.
+        BusyError: If another process is replacing or deleting answers.
     """
     require_published(root)
     return _readers(root).shared(cache_name(root))
@@ -39,10 +39,10 @@ def reading_access(root: Blobs) -> AbstractContextManager[None]:
 
 @contextmanager
 def exclusive_access(root: Blobs) -> Iterator[None]:
-    """Keep writers, publishers and readers out of a cache for a block.
+    """Lock writers, publishers and readers out of a cache for the block.
 
     Raises:
-        BusyError: If one of them is at work.
+        BusyError: If one of them holds a lock.
     """
     name = cache_name(root)
     with root.exclusive(name), _readers(root).exclusive(name):
@@ -50,10 +50,10 @@ def exclusive_access(root: Blobs) -> Iterator[None]:
 
 
 def unpublish(root: Blobs) -> None:
-    """Withdraw the manifest, without which nobody opens the cache.
+    """Delete the manifest, so that the cache cannot be opened.
 
     Raises:
-        BusyError: If somebody reads it.
+        BusyError: If another process reads the cache.
     """
     if root.size(MANIFEST) is not None:
         with _readers(root).exclusive(cache_name(root)):

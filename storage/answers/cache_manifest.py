@@ -1,7 +1,7 @@
-"""What a teacher cache says of itself: its header, the fragments of its parts, its manifest.
+"""The descriptive files of a teacher cache: its header, the fragments of its parts, its manifest.
 
-What belongs here: these files and reading them. Not here: how a cache is planned (`storage.answers.cache_plan`), when a
-part counts (`storage.shards.parts`).
+What belongs here: these files and reading them. Not here: planning a cache (`storage.answers.cache_plan`), when a part
+is committed (`storage.shards.parts`).
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ REMEDY: Final = "make the cache again"
 
 @dataclass(frozen=True)
 class CacheFragment(Fragment):
-    """What a written part of a cache consists of.
+    """The content of a written part of a cache.
 
     Attributes:
         start: First slot.
@@ -37,16 +37,16 @@ class CacheFragment(Fragment):
 
 @dataclass(frozen=True)
 class CacheManifest(Manifest[CacheFragment]):
-    """What a cache publishes."""
+    """The published parts of a cache."""
 
     @classmethod
     def from_json(cls, value: JsonObject) -> Self:
-        """Return the manifest that `to_json` gave."""
+        """Return the manifest from the JSON of `to_json`."""
         return cls(value["format_version"], value["fingerprint"], fragments_from(CacheFragment, value))
 
 
 def cache_name(root: Blobs) -> str:
-    """Return what the cache in a place is called in messages."""
+    """Return the name of the cache at a place, for messages."""
     return f"the teacher cache in {root.url}"
 
 
@@ -56,20 +56,20 @@ def cache_parts(root: Blobs, spec: CacheSpec) -> PartFiles[CacheFragment]:
 
 
 def read_sealed(root: Blobs, key: str) -> JsonObject:
-    """Return the value of one of a cache's sealed files.
+    """Read a sealed file of a cache.
 
     Raises:
-        FileNotFoundError: If there is none.
-        IntegrityError: If it is altered.
+        FileNotFoundError: If the file is missing.
+        IntegrityError: If the file is altered.
     """
     return unseal(root.read(key), f"{root.url}/{key}", REMEDY)
 
 
 def require_published(root: Blobs) -> None:
-    """Look for a cache's manifest.
+    """Check that a cache is published.
 
     Raises:
-        StorageError: If there is none.
+        StorageError: If it has no manifest.
     """
     if root.size(MANIFEST) is None:
         raise StorageError(f"{root.url}: expected a published teacher cache, found none; make it")

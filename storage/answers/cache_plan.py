@@ -1,4 +1,4 @@
-"""What a teacher cache holds, how it is cut into parts, and what it was made from.
+"""The plan of a teacher cache: its arrays, its parts and its inputs.
 
 What belongs here: the specification, its header, the plan of parts. Not here: files (`storage.answers.cache_manifest`).
 """
@@ -15,7 +15,7 @@ from storage.base.fingerprints import canonical_json, combine, fingerprint
 from storage.shards.arrays import ArrayLayout
 
 CACHE_VERSION: Final = 2
-"""Raised by hand whenever the same answers would be stored differently."""
+"""Raised by hand whenever the stored form of the same answers changes."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ArraySpec:
 
     Attributes:
         tail: Shape of one slot's answer.
-        encoding: Name in `storage.answers.encodings.ENCODINGS`.
+        encoding: Key of its encoding in `storage.answers.encodings.ENCODINGS`.
     """
 
     tail: tuple[int, ...]
@@ -34,7 +34,7 @@ class ArraySpec:
         """Return the encoding.
 
         Raises:
-            StorageError: If there is none of that name.
+            StorageError: If no encoding has that name.
         """
         if self.encoding not in ENCODINGS:
             raise StorageError(f"encoding: expected one of {sorted(ENCODINGS)}, found {self.encoding!r}")
@@ -43,13 +43,13 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """What a cache holds, how it is cut and what it was made from.
+    """The specification of a cache: its arrays, how they are cut, and its inputs.
 
     Attributes:
         arrays: Name -> kind of answer.
-        n_slots: Slots of the plan.
-        slots_per_chunk: Slots of an inner chunk, what one read decompresses.
-        slots_per_shard: Slots of a shard, a multiple of `slots_per_chunk`.
+        n_slots: Number of slots in the plan.
+        slots_per_chunk: Slots in an inner chunk, which is decompressed as a whole.
+        slots_per_shard: Slots in a shard, a multiple of `slots_per_chunk`.
         shards_per_part: Shards of each array that one part owns.
         made_from: Plain value that determines the answers: plan, teacher, preprocessing.
     """
@@ -80,16 +80,16 @@ class CacheSpec:
 
     @property
     def slots_per_part(self) -> int:
-        """Slots of every part but the last."""
+        """Number of slots in every part but the last."""
         return self.slots_per_shard * self.shards_per_part
 
     @property
     def n_parts(self) -> int:
-        """Parts of the cache."""
+        """Number of parts."""
         return -(-self.n_slots // self.slots_per_part)
 
     def layouts(self) -> dict[str, ArrayLayout]:
-        """Return how each stored array lies on disk, by its name in the zarr group."""
+        """Return the layout of each stored array, by its name in the zarr group."""
         return {
             name + suffix: ArrayLayout(name + suffix, dtype, tail, self.slots_per_chunk, self.slots_per_shard)
             for name, array in self.arrays.items()
@@ -116,7 +116,7 @@ class CacheSpec:
 
 
 def as_stored(value: Mapping[str, object]) -> JsonObject:
-    """Return a plain value as JSON gives it back (tuples become lists), so that it compares with one read."""
+    """Return a plain value as it is read back from JSON (tuples become lists), to compare it with a stored value."""
     stored: JsonObject = json.loads(canonical_json(dict(value)))
     return stored
 
@@ -129,13 +129,13 @@ def _described(array: ArraySpec) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class CachePart:
-    """The unit of commit: consecutive slots.
+    """The unit of commit: a range of consecutive slots.
 
     Attributes:
-        part_id: Its number, in words.
+        part_id: Its name, `part-` and its number.
         start: First slot.
         stop: One past the last slot.
-        fingerprint: SHA-256 of what determines its answers.
+        fingerprint: SHA-256 of the inputs that determine its answers.
     """
 
     part_id: str
@@ -149,10 +149,10 @@ def plan_cache_parts(spec: CacheSpec, slot_fingerprints: Sequence[str]) -> list[
 
     Args:
         spec: The cache.
-        slot_fingerprints: One for each part: the fingerprint of its slots' content in the plan.
+        slot_fingerprints: One for each part: the fingerprint of the part's slots in the plan.
 
     Raises:
-        StorageError: If there is not one fingerprint for each part.
+        StorageError: If the number of fingerprints differs from the number of parts.
     """
     if len(slot_fingerprints) != spec.n_parts:
         raise StorageError(

@@ -1,7 +1,7 @@
-"""Reading a whole teacher cache again to find what is damaged, and making ready what has to be written again.
+"""Verifying a teacher cache: reading all of it again to find damage, and withdrawing damaged parts.
 
-What belongs here: what vouches for a cache's files, withdrawing damaged parts. Not here: comparing bytes
-(`storage.shards.verification`); writing parts again (`storage.answers.cache_writer`), for which the teacher is asked.
+What belongs here: the expected files of a cache, withdrawing damaged parts. Not here: comparing bytes
+(`storage.shards.verification`); writing parts again (`storage.answers.cache_writer`), which needs the teacher.
 """
 
 from storage.answers.cache_locks import exclusive_access
@@ -25,10 +25,10 @@ _PART_FOLDER = "parts"
 
 
 def verify_cache(root: Blobs, progress: Progress | None = None) -> Comparison:
-    """Compare every blob of a published cache with what vouches for it.
+    """Compare every blob of a published cache with its recorded size and hash.
 
-    Where the manifest is altered, each part's own fragment vouches for it. Where the header is, nothing tells how the
-    arrays lie, and nothing else is compared.
+    If the manifest is altered, the records are taken from the fragments of the parts. If the header is altered, the
+    layout of the arrays is unknown, and nothing else is compared.
 
     Args:
         root: Place of the cache.
@@ -46,9 +46,9 @@ def verify_cache(root: Blobs, progress: Progress | None = None) -> Comparison:
     try:
         spec = CacheSpec.from_header(read_sealed(root, HEADER))
     except (FileNotFoundError, IntegrityError) as error:
-        problem = f"{error}; the other files can be compared once it is there again"
+        problem = f"{error}; the other files can be compared when the header is written again"
         return Comparison(len(damages) + 1, 0, (Damage(HEADER, problem, ""), *damages), ())
-    found = _fragments_there(root, spec) if fragments is None else fragments
+    found = _intact_fragments(root, spec) if fragments is None else fragments
     expected = [*expected_of_parts(found, spec.layouts()), *expected_content(described(spec))]
     compared = compare(root, expected, (MANIFEST,), progress)
     return Comparison(
@@ -59,20 +59,20 @@ def verify_cache(root: Blobs, progress: Progress | None = None) -> Comparison:
     )
 
 
-def _fragments_there(root: Blobs, spec: CacheSpec) -> tuple[CacheFragment, ...]:
-    """Return the fragments that are as they were sealed; parts without one are missing, and written again anyway."""
+def _intact_fragments(root: Blobs, spec: CacheSpec) -> tuple[CacheFragment, ...]:
+    """Return the unaltered fragments; a part without one counts as missing and is written again."""
     names = (key.rpartition("/")[2].removesuffix(".json") for key in root.sizes(_PART_FOLDER))
     found = (cache_parts(root, spec).fragment(name) for name in names)
     return tuple(fragment for fragment in found if fragment is not None)
 
 
 def withdraw_cache(root: Blobs, found: Comparison) -> list[str]:
-    """Unpublish a damaged cache and take back the commitment of its damaged parts, whose ids are returned.
+    """Unpublish a damaged cache and delete the fragments of its damaged parts; return the ids of these parts.
 
-    Making the cache again writes exactly those parts, and publishes.
+    Making the cache again writes exactly these parts, and publishes the cache.
 
     Raises:
-        BusyError: If somebody reads or writes the cache.
+        BusyError: If another process reads or writes the cache.
     """
     part_ids = sorted({damage.part_id for damage in found.damages if damage.part_id})
     with exclusive_access(root):

@@ -1,7 +1,7 @@
 """Writing teacher caches: parts, then the manifest that publishes them.
 
-What belongs here: finding what is missing, encoding and writing a part, publishing. Not here: who computes the answers,
-how the cache is cut (`storage.answers.cache_plan`), what commits a part (`storage.shards.parts`), reading
+What belongs here: finding missing parts, encoding and writing a part, publishing. Not here: computing the answers, the
+plan of parts (`storage.answers.cache_plan`), committing a part (`storage.shards.parts`), reading
 (`storage.answers.teacher_cache`).
 """
 
@@ -21,17 +21,17 @@ from storage.shards.writing import put_shard
 
 
 def missing_parts(root: Blobs, spec: CacheSpec, parts: Sequence[CachePart]) -> list[CachePart]:
-    """Return the parts that are not on disk, whole and of the planned fingerprint.
+    """Return the parts that are missing or incomplete on disk, or have another fingerprint than planned.
 
     Raises:
-        FingerprintMismatchError: If the place holds a cache made from something else.
+        FingerprintMismatchError: If the place holds a cache that was made from other inputs.
     """
     _require_header(root, spec)
     return cache_parts(root, spec).missing(parts)
 
 
 def _require_header(root: Blobs, spec: CacheSpec) -> bool:
-    """Return whether there is a header as it was written; one of another cache is refused."""
+    """Return whether an unaltered header exists; raise if it is the header of another cache."""
     if root.size(HEADER) is None:
         return False
     try:
@@ -44,10 +44,10 @@ def _require_header(root: Blobs, spec: CacheSpec) -> bool:
 
 
 def write_part(root: Blobs, spec: CacheSpec, part: CachePart, answers: Mapping[str, Floats]) -> CacheFragment:
-    """Encode and write one part: its shards, then the fragment that commits it; a whole part is left as it is.
+    """Encode and write one part: its shards, then the fragment that commits it. A complete part is not written again.
 
-    Shards lie where the plan puts their slots, so a part of other slots overwrites the one before it. The cache is
-    therefore unpublished, and the old fragment withdrawn, before the first byte is replaced.
+    The slots of a part determine its shards, so a part with other content overwrites the shards of the part before it.
+    Therefore the cache is unpublished, and the old fragment deleted, before the first byte is replaced.
 
     Args:
         root: Place of the cache.
@@ -59,10 +59,10 @@ def write_part(root: Blobs, spec: CacheSpec, part: CachePart, answers: Mapping[s
         The fragment.
 
     Raises:
-        BusyError: If another process is publishing this cache, or reads one that this part would change.
-        StorageError: If an array is missing, has another shape, or holds a value its encoding cannot.
-        FingerprintMismatchError: If the place holds a cache made from something else.
-        IntegrityError: If another process has meanwhile written the part with other bytes.
+        BusyError: If another process is publishing this cache, or reads it while this part would change it.
+        StorageError: If an array is missing, has another shape, or holds a value that its encoding cannot store.
+        FingerprintMismatchError: If the place holds a cache that was made from other inputs.
+        IntegrityError: If another process has written the part with other bytes in the meantime.
     """
     encoded = _encoded(spec, part, answers)
     with writing_access(root):
@@ -103,15 +103,15 @@ def _write_array(root: Blobs, layout: ArrayLayout, part: CachePart, values: Elem
 
 
 def publish(root: Blobs, spec: CacheSpec, parts: Sequence[CachePart]) -> CacheManifest:
-    """Publish a cache whose parts are all there, and clear away what killed writers left.
+    """Publish a cache whose parts are all written, and delete the temporary files of killed writers.
 
     Returns:
         The manifest.
 
     Raises:
         BusyError: If another process is writing or publishing this cache.
-        FingerprintMismatchError: If the place holds a cache made from something else.
-        StorageError: If these are not all parts of the cache.
+        FingerprintMismatchError: If the place holds a cache that was made from other inputs.
+        StorageError: If `parts` are not all parts of the cache.
         IntegrityError: If a part is missing.
     """
     if len(parts) != spec.n_parts:

@@ -1,6 +1,6 @@
-"""How a float32 array is kept in fewer bytes. What belongs here: encodings and their error. Not here: files.
+"""Encodings of float32 arrays in fewer bytes. What belongs here: encodings and their error. Not here: files.
 
-An encoding turns values into one or more stored components, named by a suffix to the array's name.
+An encoding turns values into one or more stored components; a suffix to the array's name names each component.
 """
 
 import math
@@ -22,8 +22,8 @@ class Encoding(ABC):
     """One way of storing float32 values, slot by slot along axis 0.
 
     Attributes:
-        name: As recorded in headers.
-        decoding: The formula that gives a value back, for readers without this code.
+        name: Its name in headers.
+        decoding: The formula that decodes a value, for readers without this code.
         max_error: Bound on the difference between a value and its decoded form, in words.
     """
 
@@ -33,19 +33,19 @@ class Encoding(ABC):
 
     @abstractmethod
     def components(self, tail: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Return suffix -> (dtype, shape after axis 0) of what is stored for values of shape (n, *tail)."""
+        """Return suffix -> (dtype, shape after axis 0) of the components of values of shape (n, *tail)."""
 
     @abstractmethod
     def encode(self, values: Floats) -> Stored:
         """Return suffix -> array for values (n, *tail).
 
         Raises:
-            StorageError: If a value has no place in this encoding.
+            StorageError: If this encoding cannot store a value.
         """
 
     @abstractmethod
     def decode(self, stored: Mapping[str, Elements]) -> Floats:
-        """Return the values (n, *tail) of what `encode` gave."""
+        """Return the values (n, *tail) of the components that `encode` returned."""
 
 
 class Float16(Encoding):
@@ -60,7 +60,7 @@ class Float16(Encoding):
         return {"": ("float16", tail)}
 
     def encode(self, values: Floats) -> Stored:
-        """Round to half precision; raises StorageError on NaN, infinity and what half precision cannot hold."""
+        """Round to half precision; raise StorageError on NaN, infinity and values out of its range."""
         with np.errstate(over="ignore"):
             stored = values.astype(np.float16)
         if not np.isfinite(stored).all():
@@ -78,19 +78,19 @@ MAX_SHARE_OF_SQUARES: Final = 5e-5
 """Bound on mean((a - b)^2) / mean(a^2) of a slot a and its decoded form b."""
 
 MAX_SHARE_OF_VARIANCE: Final = 2e-4
-"""Bound on mean((a - b)^2) over the mean of the channels' variances: what is left with each channel's mean removed."""
+"""Bound on mean((a - b)^2) / mean of the variances within each channel of a."""
 
 _MARGIN: Final = 0.9
-"""Share of the bounds that the step aims at; rounding of the offsets takes some of the rest."""
+"""Share of the bounds that the step uses; the rest allows for the rounding of offsets."""
 
 
 class Int8PerChannel(Encoding):
     """Eight-bit steps with a scale and an offset for each slot and channel.
 
-    The step is the largest that keeps a slot within both bounds, the same for all its channels unless a channel's range
-    needs a wider one: uniform noise is what a given squared error costs the fewest bytes at (reverse water-filling).
-    Where such wider ones leave the slot outside, every channel gets the finest step that its range allows.
-    Offsets centre the codes, so that all channels share one distribution, which the entropy coder behind exploits.
+    All channels of a slot have the same step: the largest that keeps the slot within both bounds. For a given squared
+    error, uniform noise costs the fewest bytes (reverse water-filling). A channel whose range needs more than 256 such
+    steps gets a wider step. If the slot then exceeds a bound, every channel gets the finest step that its range allows.
+    Offsets centre the codes, so that all channels have a similar distribution, which the entropy coder compresses well.
     """
 
     name = "int8_per_channel"
@@ -101,7 +101,7 @@ class Int8PerChannel(Encoding):
     )
 
     def components(self, tail: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Return codes, scales, offsets and, zero but for slots that need them, exact values; tail is (C, ...)."""
+        """Return codes, scales, offsets and exact values, which are zero unless a slot needs them; tail is (C, ...)."""
         return {
             "": ("uint8", tail),
             "_scale": ("float32", tail[:1]),
@@ -110,7 +110,7 @@ class Int8PerChannel(Encoding):
         }
 
     def encode(self, values: Floats) -> Stored:
-        """Quantise slot by slot; raises StorageError on NaN, infinity and what half precision cannot hold."""
+        """Quantise slot by slot; raise StorageError on NaN, infinity and values out of half precision's range."""
         Float16().encode(values)
         stored: Stored = {
             suffix: np.zeros((len(values), *tail), dtype)
@@ -130,7 +130,7 @@ class Int8PerChannel(Encoding):
         return stored
 
     def decode(self, stored: Mapping[str, Elements]) -> Floats:
-        """Scale and shift the codes; exact values are looked at only where there are some."""
+        """Scale and shift the codes; read exact values only if a slot has some."""
         codes, scale = stored[""], stored["_scale"]
         wide = (*scale.shape, *(1,) * (codes.ndim - scale.ndim))
         values = codes.astype(np.float32)
@@ -143,7 +143,7 @@ class Int8PerChannel(Encoding):
 
 
 def _widest_step(channels: Floats) -> float:
-    """Return the step whose rounding error, d^2 / 12 in the mean square, is `_MARGIN` of what a slot may have."""
+    """Return the step d whose mean squared rounding error, d^2 / 12, is `_MARGIN` of the error that a slot may have."""
     allowed = min(
         MAX_SHARE_OF_SQUARES * float(np.square(channels).mean()),
         MAX_SHARE_OF_VARIANCE * float(channels.var(axis=1).mean()),
@@ -157,7 +157,7 @@ def _quantised(channels: Floats, step: float) -> tuple[npt.NDArray[np.uint8], Fl
     scale = np.maximum((high - low) / 254, np.float32(max(step, float(np.finfo(np.float32).tiny)))).astype(np.float32)
     centred = mean - 128 * scale
     fits = (low >= centred) & (high <= centred + 254 * scale)
-    with np.errstate(over="ignore"):  # an offset that half precision cannot hold misses the bounds
+    with np.errstate(over="ignore"):  # an offset that overflows half precision exceeds the bounds
         zero = np.where(fits, centred, low - scale / 2).astype(np.float16)
         codes = np.rint((channels - zero[:, None].astype(np.float32)) / scale[:, None])
     return np.clip(codes, 0, 255).astype(np.uint8), scale, zero
@@ -181,7 +181,7 @@ class ProbabilityUint8(Encoding):
         return {"": ("uint8", tail)}
 
     def encode(self, values: Floats) -> Stored:
-        """Round 255 p to the nearest integer; raises StorageError on anything outside [0, 1]."""
+        """Round 255 p to the nearest integer; raise StorageError on values outside [0, 1]."""
         if not ((values >= 0) & (values <= 1)).all():
             raise StorageError(
                 f"probability_uint8: expected values in [0, 1], found {_worst(values)}; apply the sigmoid"

@@ -1,10 +1,10 @@
 """The teacher's answers for a training plan, read in plan order.
 
-What belongs here: reading such a cache. Not here: writing it (`storage.answers.cache_writer`), how it is cut
-(`storage.answers.cache_plan`) or its values encoded (`storage.answers.encodings`).
+What belongs here: reading such a cache. Not here: writing it (`storage.answers.cache_writer`), its plan
+(`storage.answers.cache_plan`), encoding values (`storage.answers.encodings`).
 
-Axis 0 of every array is the slot in plan order, so training reads a cache from front to back. `header.json` says what
-the answers were made from; a part is committed by its fragment, written last; `manifest.json` publishes them.
+Axis 0 of every array is the slot in plan order, so training reads a cache from front to back. `header.json` records the
+inputs of the answers. Each part is committed by its fragment, written last; `manifest.json` publishes all parts.
 `docs/store_format.md` describes the files for readers without this code.
 """
 
@@ -21,11 +21,11 @@ from storage.shards.reader import ShardReader
 
 
 class TeacherCache:
-    """Reads a published cache; opens its files when first read from in each process, and may be pickled.
+    """Reads a published cache; each process opens the files at its first read. May be pickled.
 
     Attributes:
-        spec: What the cache holds and was made from.
-        fingerprint: Of all its parts.
+        spec: The specification of the cache.
+        fingerprint: Fingerprint of all its parts together.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class TeacherCache:
 
         Args:
             root: Place of the cache.
-            made_from: What the caller expects it to be made from; None takes any.
-            fingerprint: The one `publish` gave, which covers the content of every slot; None takes any.
+            made_from: The inputs that the caller expects; None accepts any.
+            fingerprint: The expected fingerprint, which covers the content of every slot; None accepts any.
 
         Raises:
-            StorageError: If it is not published, or another version of this project wrote it.
-            FingerprintMismatchError: If it was made from something else.
+            StorageError: If the cache is not published, or another version of this project wrote it.
+            FingerprintMismatchError: If the cache was made from other inputs.
         """
         manifest = load_cache_manifest(root)
         header, name = read_sealed(root, HEADER), cache_name(root)
@@ -59,8 +59,8 @@ class TeacherCache:
         """Return the answers of slots `start:stop` in plan order, (stop - start, *tail) float32.
 
         Raises:
-            IndexError: If the slots are not of this cache.
-            StorageError: If it has no such array.
+            IndexError: If the cache does not have these slots.
+            StorageError: If the cache has no such array.
             IntegrityError: If bytes are missing or fail their checksum.
         """
         if name not in self.spec.arrays:
@@ -73,7 +73,7 @@ class TeacherCache:
 
 
 class _Components(Mapping[str, Elements]):
-    """The stored components of some slots; each is read when looked at, for a decoder may not need all of them."""
+    """The stored components of some slots; each is read at its first use, since a decoder may not need all of them."""
 
     def __init__(self, reader: ShardReader, name: str, suffixes: tuple[str, ...], start: int, stop: int) -> None:
         self._reader, self._name, self._suffixes, self._start, self._stop = reader, name, suffixes, start, stop

@@ -134,7 +134,7 @@ class ObjectBlobs:
             self._put_if(key, data, "create" if version is None else {"e_tag": version})
         except (AlreadyExistsError, PreconditionError) as error:
             raise BusyError(
-                f"{self.url}/{key}: expected the version read before, found it replaced by another process; run again"
+                f"{self.url}/{key}: expected the version read before, found it replaced since; run again"
             ) from error
 
     def _put_if(self, key: str, data: bytes, mode: Any) -> None:  # noqa: ANN401

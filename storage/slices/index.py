@@ -1,9 +1,9 @@
-"""The slice index: one row per slice, where it lies and what it shows; and the modality index over it.
+"""The slice index, with one row per slice: its place in the store and its labels; and the modality index over it.
 
-What belongs here: the tables, their columns and how they are put together from the parts. Not here: pixels, splits.
+What belongs here: the tables, their columns and building them from the parts. Not here: pixels, splits.
 
-A part's rows are written with the part and depend on its pixels alone. Data set and group are joined from the manifest
-when the index is built, so that a changed map of groups needs no pixel to be stored again.
+The rows of a part are written with the part and depend only on its pixels. Data set and patient are joined from the
+manifest when the index is built, so that a changed map of patients does not require any pixel to be stored again.
 """
 
 from collections.abc import Iterable, Sequence
@@ -50,9 +50,10 @@ PART_SCHEMA: Final = pa.schema(
 )
 """Columns of a part's rows.
 
-`img_offset` and `gt_offset` count elements in `imgs` and in the array that `gt_array` names (-1 and empty without
-labels). `labels` are original ids, ascending; `areas` their pixels; `boxes` four numbers for each, tight `xyxy_px` of
-the native slice, half-open; `fg_px` the sum of the areas; `spacing_*` mm, NaN where the file states none.
+`img_offset` counts elements in `imgs`; `gt_offset` counts elements in the array that `gt_array` names. Without labels,
+`gt_offset` is -1 and `gt_array` is empty. `labels` are original ids, ascending; `areas` are their pixels; `boxes` holds
+four numbers for each label, its tight box `xyxy_px` in the native slice, half-open; `fg_px` is the sum of the areas;
+`spacing_*` is in mm, NaN if the file states none.
 """
 
 SliceRow = dict[str, object]
@@ -64,13 +65,13 @@ INDEX_COLUMNS: Final = [*_NAMES[:3], "dataset", "group", *_NAMES[3:]]
 
 
 def slice_row(case: Case, z: int, img_offset: int, gt_offset: int) -> SliceRow:
-    """Return the part row of one slice, less what names its case and part.
+    """Return the row of one slice, without the columns that name its case and part.
 
     Args:
         case: The case.
         z: The slice.
         img_offset: First element of its image in `imgs`.
-        gt_offset: First element of its labels, -1 without labels.
+        gt_offset: First element of its labels; -1 if it has none.
     """
     labels, areas, boxes = label_statistics(case.slice_mask(z))
     spacing = case.spacing_zyx or (float("nan"),) * 3
@@ -105,7 +106,7 @@ def published_rows(root: Blobs, modality: str, columns: Sequence[str] | None = N
     Args:
         root: Place of all stores.
         modality: Canonical modality name.
-        columns: Which of `PART_SCHEMA` to read; all if None. Must hold `case_id` and `z`.
+        columns: The columns of `PART_SCHEMA` to read, with `case_id` and `z` among them; None: all.
 
     Raises:
         StorageError: If the store is not published.
@@ -128,7 +129,7 @@ def read_rows(group: Blobs, part_id: str, schema: pa.Schema = PART_SCHEMA) -> pa
         return pq.read_table(pa.BufferReader(group.read(rows_key(part_id))), columns=schema.names).cast(schema)
     except (FileNotFoundError, OSError, pa.ArrowInvalid) as error:
         raise IntegrityError(
-            f"{group.url}/{rows_key(part_id)}: expected the index rows of a part, found none or damaged ones "
+            f"{group.url}/{rows_key(part_id)}: expected the index rows of a part, found a missing or damaged file "
             f"({error}); delete {fragment_key(part_id)} beside them and make the slice store again"
         ) from error
 
@@ -138,14 +139,14 @@ def build_index(root: Blobs, modalities: Iterable[str], manifest: pd.DataFrame) 
 
     Args:
         root: Place of all stores.
-        modalities: Which of them.
-        manifest: The raw manifest the stores were made from; gives each case's data set and group.
+        modalities: The modalities to include.
+        manifest: The raw manifest from which the stores were made; gives the data set and the patient of each case.
 
     Returns:
         `INDEX_COLUMNS`, one row per slice.
 
     Raises:
-        StorageError: If a store is not published, or was made from other cases than the manifest accepts.
+        StorageError: If a store is not published, or holds other cases than the accepted ones of the manifest.
     """
     accepted = manifest[manifest["status"] == "accepted"]
     chosen = sorted(modalities, key=MODALITIES.index)
@@ -175,7 +176,7 @@ def _distinct(labels: pd.Series) -> list[int]:
 
 
 def modality_index(index: pd.DataFrame) -> pd.DataFrame:
-    """Return what the slice index holds by modality and data set.
+    """Summarise the slice index by modality and data set.
 
     Returns:
         modality, dataset, cases, slices, drawable_slices (with at least one label), labels (summed over slices),

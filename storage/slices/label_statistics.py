@@ -1,4 +1,4 @@
-"""What a label map shows: ids, areas and tight boxes. What belongs here: numbers of one slice. Not here: tables."""
+"""Labels of a slice: ids, areas and tight boxes. What belongs here: computing them. Not here: tables."""
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,7 @@ def label_statistics(mask: LabelMap | None) -> LabelStatistics:
 
 
 def _runs(flat: LabelMap, width: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return where runs of one label above 0 begin and end in a map laid flat; no run goes over a row's end.
+    """Return where each run of one label above 0 begins and ends in a flattened map; a run ends with its row.
 
     A label map has thousands of times fewer runs than pixels.
     """

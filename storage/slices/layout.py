@@ -1,11 +1,11 @@
 """The layout of a slice store: the recorded plan of its parts, and reading it.
 
-What belongs here: the plan as files. Not here: deciding which part holds what (`storage.slices.store_plan`), a single
-part (`storage.slices.planned`), pixels (`storage.slices.reader`).
+What belongs here: the plan as files. Not here: assigning cases to parts (`storage.slices.store_plan`), a single part
+(`storage.slices.planned`), pixels (`storage.slices.reader`).
 
-A part owns whole shards and nobody else writes them. Each slice starts on an inner chunk's boundary and the slices of a
-case follow one another, so a part's plan and the order of its cases say where each slice lies. Shard and part numbers
-are never used twice: a published part is immutable, and what replaces it lies elsewhere.
+A part owns whole shards, and no other part writes them. Each slice starts at the boundary of an inner chunk, and the
+slices of a case follow one another, so the plan of a part and the order of its cases determine the place of each slice.
+Shard and part numbers are never used twice: a published part is immutable, and its replacement has new numbers.
 """
 
 from collections.abc import Collection, Sequence
@@ -25,7 +25,7 @@ LAYOUT: Final = "layout.json"
 
 @dataclass
 class StoreLayout:
-    """A modality's plan as recorded: its parts and the numbers not used yet."""
+    """The recorded plan of a modality: its parts and the next unused numbers."""
 
     config: StoreConfig
     parts: list[PartEntry] = field(default_factory=list)
@@ -33,7 +33,7 @@ class StoreLayout:
     next_shard: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ARRAY_TYPES, 0))
 
     def add(self, modality: str, cases: Sequence[PlannedCase]) -> PartPlan:
-        """Append a part of these cases at numbers never used before, and return it."""
+        """Append a part with these cases, with new part and shard numbers, and return it."""
         digest = part_fingerprint(modality, self.config, cases)
         needed = shards_needed(self.config, cases)
         part_id = f"part-{self.next_part:05d}-{digest[:8]}"
@@ -55,7 +55,7 @@ class StoreLayout:
 
     @classmethod
     def from_json(cls, value: JsonObject) -> "StoreLayout":
-        """Return the layout that `to_json` gave."""
+        """Return the layout from the JSON of `to_json`."""
         parts = [PartEntry(**part) for part in value["parts"]]
         return cls(StoreConfig(**value["config"]), parts, value["next_part"], dict(value["next_shard"]))
 
@@ -64,7 +64,7 @@ def load_layout(root: Blobs, modality: str) -> StoreLayout:
     """Read the recorded plan of a modality, without the cases of its parts.
 
     Raises:
-        StorageError: If there is none, or another version of this project wrote it.
+        StorageError: If no plan is recorded, or another version of this project wrote it.
     """
     found = read_layout(root.below(modality))
     if found is None:
@@ -76,7 +76,7 @@ def load_layout(root: Blobs, modality: str) -> StoreLayout:
 
 
 def read_layout(group: Blobs) -> tuple[StoreLayout, str] | None:
-    """Return the recorded plan and its version, or None; errors as in `load_layout`."""
+    """Return the recorded plan and the version of its blob, or None if there is none; raises as `load_layout` does."""
     found = group.read_version(LAYOUT)
     if found is None:
         return None
@@ -89,11 +89,11 @@ def load_plan(root: Blobs, modality: str, part_ids: Collection[str] | None = Non
     Args:
         root: Place of all stores.
         modality: Canonical modality name.
-        part_ids: Which parts; None: all of them.
+        part_ids: The parts to return; None: all parts.
 
     Raises:
-        StorageError: As `load_layout` does.
-        IntegrityError: If a list of cases is missing or altered; repair tells it from the rows.
+        StorageError: As in `load_layout`.
+        IntegrityError: If a list of cases is missing or altered; a repair restores it from the index rows.
     """
     group, layout = root.below(modality), load_layout(root, modality)
     chosen = [part for part in layout.parts if part_ids is None or part.part_id in part_ids]
@@ -101,7 +101,7 @@ def load_plan(root: Blobs, modality: str, part_ids: Collection[str] | None = Non
 
 
 def with_cases(group: Blobs, config: StoreConfig, part: PartEntry) -> PartPlan:
-    """Return a part with its cases; errors as in `load_plan`."""
+    """Return a part with its cases; raises as `load_plan` does."""
     key = plan_key(part.part_id)
     try:
         value = unseal(group.read(key), f"{group.url}/{key}")
@@ -114,7 +114,7 @@ def with_cases(group: Blobs, config: StoreConfig, part: PartEntry) -> PartPlan:
 
 
 def opened(group: Blobs, key: str, data: bytes) -> JsonObject:
-    """Return the value of a sealed file, after a look at its version, for older ones are sealed in another way."""
+    """Return the value of a sealed file; check its format version first: older versions were sealed differently."""
     where = f"{group.url}/{key}"
     version = parse_json(data, where).get("format_version")
     if version != STORE_VERSION:

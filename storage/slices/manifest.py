@@ -1,7 +1,7 @@
-"""What a slice store publishes: the fragments of its parts and its manifest.
+"""The manifest of a slice store and the fragments of its parts.
 
 What belongs here: these values, their JSON, reading the manifest. Not here: the plan (`storage.slices.layout`), when a
-part counts (`storage.shards.parts`).
+part is committed (`storage.shards.parts`).
 """
 
 from dataclasses import asdict, dataclass
@@ -19,16 +19,16 @@ from storage.slices.planned import PartEntry, rows_key
 
 @dataclass(frozen=True)
 class SliceFragment(Fragment):
-    """What a written part of a slice store consists of.
+    """The content of a written part of a slice store.
 
     Attributes:
-        format_version: Of the store's files.
+        format_version: Version of the store's file format.
         first_shard: Array name -> number of the first shard owned.
         n_shards: Array name -> number of shards owned.
         n_cases: Cases in it.
         n_slices: Slices of all cases.
-        index: The blob of its index rows, at `rows_key`.
-        plan: The blob that lists its cases, at `plan_key`, which its plan wrote.
+        index: Size and hash of the blob with its index rows, at `rows_key`.
+        plan: Size and hash of the blob with the list of its cases, at `plan_key`; written when the part was planned.
     """
 
     format_version: int
@@ -54,20 +54,20 @@ class SliceFragment(Fragment):
         return super().from_json({**value, **files})
 
     def as_planned(self, modality: str) -> PartEntry:
-        """Return the part as its plan lists it."""
+        """Return the part's entry in the plan."""
         return PartEntry(self.part_id, modality, self.fingerprint, self.n_cases, self.first_shard, self.n_shards)
 
 
 @dataclass(frozen=True)
 class StoreManifest(Manifest[SliceFragment]):
-    """What a slice store publishes.
+    """The published parts of a slice store.
 
     Attributes:
         modality: Canonical modality name.
-        config: How the store is cut.
-        lengths: Array name -> elements along axis 0; they only grow, so that a reader of the manifest before still
+        config: Configuration of the store.
+        lengths: Array name -> elements along axis 0. Lengths only grow, so that a reader with an earlier manifest still
             finds its elements.
-        next_part: The first part number not given out.
+        next_part: The first unused part number.
     """
 
     modality: str
@@ -86,7 +86,7 @@ class StoreManifest(Manifest[SliceFragment]):
 
     @classmethod
     def from_json(cls, value: JsonObject) -> Self:
-        """Return the manifest that `to_json` gave."""
+        """Return the manifest from the JSON of `to_json`."""
         return cls(
             value["format_version"],
             value["fingerprint"],

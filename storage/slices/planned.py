@@ -1,6 +1,6 @@
-"""A part of a slice store before it is written: its cases, the shards it owns, its fingerprint.
+"""A part of a slice store before it is written: its cases, its shards, its fingerprint.
 
-What belongs here: these descriptions and the keys that follow from them. Not here: deciding which part holds what
+What belongs here: these values and the keys of a part's blobs. Not here: assigning cases to parts
 (`storage.slices.store_plan`), the plan of all parts (`storage.slices.layout`).
 """
 
@@ -16,7 +16,7 @@ from storage.slices.config import GT_ARRAYS, STORE_VERSION, StoreConfig
 
 @dataclass(frozen=True)
 class PlannedCase:
-    """A case as the manifest describes it.
+    """The description of a case in the raw manifest.
 
     Attributes:
         case_id: Its identifier.
@@ -39,11 +39,11 @@ class PlannedCase:
     gt_dtype: str
 
     def as_list(self) -> list[str | int]:
-        """Return its attributes in the order above, as files list them."""
+        """Return its attributes in the order above, which is their order in files."""
         return list(vars(self).values())
 
     def elements(self) -> dict[str, int]:
-        """Return the elements that one of its slices takes in each array it uses."""
+        """Return array name -> elements that one slice takes, for the arrays that the case uses."""
         pixels = self.height * self.width
         labels = {GT_ARRAYS[self.gt_dtype]: pixels} if self.gt_dtype else {}
         return {"imgs": pixels * self.channels, **labels}
@@ -51,15 +51,15 @@ class PlannedCase:
 
 @dataclass(frozen=True)
 class PartEntry:
-    """The unit of commit, as the layout lists it: cases that are written together into shards of their own.
+    """The layout's entry of a part. A part is the unit of commit: its cases are written together into its own shards.
 
     Attributes:
-        part_id: Number and start of the fingerprint; names this part at this place, never used again.
+        part_id: Its number and the start of its fingerprint; never used for another part.
         modality: Canonical modality name.
-        fingerprint: SHA-256 of the store's version, the encoding and the cases in order; not of the place.
-        n_cases: How many cases; a blob of the part's own, at `plan_key`, lists them.
+        fingerprint: SHA-256 of the store's version, the encoding and the cases in order; independent of the place.
+        n_cases: Number of cases; the blob at `plan_key` lists them.
         first_shard: Array name -> number of the first shard owned.
-        n_shards: Array name -> number of shards owned; 0 for an array the part does not use.
+        n_shards: Array name -> number of shards owned; 0 for an array that the part does not use.
     """
 
     part_id: str
@@ -78,7 +78,7 @@ class PartPlan(PartEntry):
 
     @property
     def entry(self) -> PartEntry:
-        """What the layout lists of it."""
+        """The entry of the part in the layout."""
         return PartEntry(**{name: getattr(self, name) for name in PartEntry.__dataclass_fields__})
 
     def sealed_cases(self) -> bytes:
@@ -87,7 +87,7 @@ class PartPlan(PartEntry):
 
 
 def same_parts(one: Iterable[PartEntry], other: Iterable[PartEntry]) -> bool:
-    """Return whether both are the same parts in the same order; fingerprints cover the cases."""
+    """Return whether both hold the same parts in the same order; the fingerprints cover the cases."""
     named = [[(part.part_id, part.fingerprint) for part in parts] for parts in (one, other)]
     return named[0] == named[1]
 
@@ -99,7 +99,7 @@ def part_fingerprint(modality: str, config: StoreConfig, cases: Iterable[Planned
 
 
 def shards_needed(config: StoreConfig, cases: Iterable[PlannedCase]) -> dict[str, int]:
-    """Return how many shards of each array these cases take when they start on a shard's boundary."""
+    """Return array name -> shards that these cases need, when they start at the boundary of a shard."""
     layouts = config.array_layouts()
     total = dict.fromkeys(layouts, 0)
     for case in cases:

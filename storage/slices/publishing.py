@@ -1,6 +1,6 @@
-"""Publishing slice stores: the manifest over all parts, and away with what it does not name.
+"""Publishing slice stores: writing the manifest of all parts, and deleting blobs that the manifest does not list.
 
-What belongs here: a store's manifest, what may be deleted. Not here: writing parts (`storage.slices.writer`).
+What belongs here: a store's manifest, which blobs may be deleted. Not here: writing parts (`storage.slices.writer`).
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from storage.slices.writer import plan_replaced
 
 
 def publish(root: Blobs, modality: str, plan: Sequence[PartEntry]) -> StoreManifest:
-    """Publish a modality's parts: array metadata, then the manifest, then away with what it does not name.
+    """Publish a modality's parts: write array metadata, then the manifest; then delete blobs that it does not list.
 
     Args:
         root: Place of all stores.
@@ -35,7 +35,7 @@ def publish(root: Blobs, modality: str, plan: Sequence[PartEntry]) -> StoreManif
     """
     group = root.below(modality)
     with group.exclusive(f"slice store {modality}"):
-        # Before the plan: a manifest published for a newer plan since then is never replaced by this one.
+        # Read before the plan: if another process publishes a newer plan after this, its manifest is not replaced.
         before = group.read_version(MANIFEST)
         layout = load_layout(root, modality)
         if not same_parts(plan, layout.parts):
@@ -67,9 +67,9 @@ def _manifest(modality: str, layout: StoreLayout, fragments: tuple[SliceFragment
 
 
 def _remove_unnamed(group: Blobs, layout: StoreLayout, manifest: StoreManifest) -> None:
-    """Delete shards and parts that the manifest does not name, of numbers that its plan has given out.
+    """Delete shards and parts that the manifest does not list and whose numbers its plan has used.
 
-    Where writers cannot be locked out, one may already be at work on parts of a newer plan, whose numbers are higher.
+    On a place without locks another process may be writing parts of a newer plan already; their numbers are higher.
     """
     arrays = layout.config.array_layouts()
     named = {arrays[shard.array].key(shard.shard) for shard in manifest.shards()}
@@ -85,6 +85,6 @@ def _remove_unnamed(group: Blobs, layout: StoreLayout, manifest: StoreManifest) 
 
 
 def _number(key: str) -> int:
-    """Return the shard's or part's number of a key: `imgs/c/12`, `parts/part-00012-1a2b3c4d.json`."""
+    """Return the number in the key of a shard or part: `imgs/c/12`, `parts/part-00012-1a2b3c4d.json`."""
     name = key.rsplit("/", 1)[-1]
     return int(name.split("-")[1] if name.startswith("part-") else name)

@@ -1,4 +1,4 @@
-"""Slice stores: every accepted slice of a modality at native resolution in three sharded zarr arrays.
+"""Reading slice stores: all accepted slices of a modality at native resolution, in three sharded zarr arrays.
 
 What belongs here: reading slices by offset. Not here: planning (`storage.slices.store_plan`), writing
 (`storage.slices.writer`), the byte format (`storage.shards.codec`).
@@ -20,10 +20,10 @@ from storage.slices.manifest import load_manifest
 
 
 def store_fingerprint(root: Blobs, modalities: Iterable[str]) -> str:
-    """Return one fingerprint over the published stores of these modalities.
+    """Return one fingerprint of the published stores of these modalities.
 
     Raises:
-        StorageError: If one is not published.
+        StorageError: If a store is not published.
     """
     return combine(f"{name} {load_manifest(root, name).fingerprint}" for name in sorted(modalities))
 
@@ -31,7 +31,7 @@ def store_fingerprint(root: Blobs, modalities: Iterable[str]) -> str:
 class SliceStore:
     """Reads slices of published stores by their element offsets.
 
-    Nothing is opened before it is read from; a pickled copy opens its own.
+    A store is opened at its first read; a pickled copy opens its own.
     """
 
     def __init__(self, root: Blobs) -> None:
@@ -73,7 +73,7 @@ class SliceStore:
 
         Raises:
             StorageError: If the modality is not published.
-            IntegrityError: If bytes are missing, fail their checksum or are not vouched for by the manifest.
+            IntegrityError: If bytes are missing, fail their checksum, or lie in a shard missing from the manifest.
         """
         reader = self._readers.get(modality) or self.open(modality)
         pixels = shape[0] * shape[1]

@@ -1,6 +1,6 @@
-"""Deciding which part of a slice store holds which case, before a byte is written.
+"""Assigning cases to the parts of a slice store, before any part is written.
 
-What belongs here: the first plan and replanning after the source changed. Not here: pixels (`storage.slices.reader`).
+What belongs here: the first plan, and a new plan after the source changed. Not here: pixels (`storage.slices.reader`).
 """
 
 import logging
@@ -29,17 +29,17 @@ logger = logging.getLogger(__name__)
 
 
 def plan_parts(root: Blobs, modality: str, manifest_rows: pd.DataFrame, config: StoreConfig) -> list[PartPlan]:
-    """Decide and record which parts hold a modality's cases, keeping every part whose cases are unchanged.
+    """Assign a modality's cases to parts and record the plan; a part whose cases are unchanged is kept.
 
-    The first time the cases are taken in the order of their ids. Later a part with a changed or removed case is planned
-    anew, with those of its cases that are still there, at shards never used before; new cases go to new parts. Parts
-    whose bytes would differ under another `config` are planned anew as well.
+    The first plan takes cases in the order of their ids. Later, a part with a changed or removed case is replaced by a
+    part with its remaining cases, in new shards; new cases go to new parts. A part is also replaced if its bytes would
+    differ under `config`.
 
     Args:
         root: Place of all stores.
         modality: Canonical modality name.
         manifest_rows: Accepted rows of this modality from the raw manifest.
-        config: How the store is cut.
+        config: Configuration of the store.
 
     Returns:
         The parts, by number.
@@ -62,7 +62,7 @@ def plan_parts(root: Blobs, modality: str, manifest_rows: pd.DataFrame, config: 
 
 
 def _with_good_lists(group: Blobs, layout: StoreLayout) -> Iterator[PartPlan]:
-    """Yield the parts with their cases; one whose list is lost or altered is left out, so that it is planned anew."""
+    """Yield the parts with their cases; a part whose list is missing or altered is left out, so that it is replaced."""
     for part in layout.parts:
         try:
             yield with_cases(group, layout.config, part)
@@ -71,7 +71,7 @@ def _with_good_lists(group: Blobs, layout: StoreLayout) -> Iterator[PartPlan]:
 
 
 def planned_cases(manifest_rows: pd.DataFrame) -> dict[str, PlannedCase]:
-    """Return the manifest's cases by id, in the order of ids.
+    """Return the cases of the manifest by id, in the order of ids.
 
     Raises:
         StorageError: If an id occurs twice.
@@ -92,7 +92,7 @@ def _replanned(
     wanted: Mapping[str, PlannedCase],
     config: StoreConfig,
 ) -> tuple[list[PartPlan], StoreLayout]:
-    """Return the parts that hold the wanted cases, kept ones first, and the layout that lists them."""
+    """Return the parts of the wanted cases, kept parts first, and the layout that lists them."""
     after = StoreLayout(config, [], before.next_part, dict(before.next_shard))
     fresh = dict(wanted)
     kept: list[PartPlan] = []
@@ -112,7 +112,7 @@ def _replanned(
 
 
 def _filled(config: StoreConfig, cases: Iterable[PlannedCase]) -> list[list[PlannedCase]]:
-    """Cut cases, in order, into the longest groups whose images fit the shards a part may own."""
+    """Divide cases, in order, into the longest lists whose images fit into the shards that a part may own."""
     layout = config.array_layouts()["imgs"]
     room = config.part_shards * layout.shard
     groups: list[list[PlannedCase]] = []

@@ -1,7 +1,7 @@
-"""Reading a whole store again to find what is damaged, and making ready what has to be written again.
+"""Verifying a slice store: reading all of it again to find damage, and withdrawing damaged parts.
 
-What belongs here: what a store has besides its parts, withdrawing damaged parts, mending the plan. Not here: comparing
-bytes (`storage.shards.verification`); writing parts again (`storage.slices.writer`), for which the source is needed.
+What belongs here: the blobs of a store outside its parts, withdrawing damaged parts, repairing the plan. Not here:
+comparing bytes (`storage.shards.verification`); writing parts again (`storage.slices.writer`), which needs the source.
 """
 
 from collections.abc import Iterator
@@ -32,11 +32,11 @@ from storage.slices.publishing import metadata_of, publish
 
 @dataclass(frozen=True)
 class Verification(Comparison):
-    """What was found in one store.
+    """The result of verifying one store.
 
     Attributes:
         modality: Canonical modality name.
-        cases: Damaged part -> the cases in it, which have to be read from the source again.
+        cases: Damaged part -> its cases, which must be read from the source again.
     """
 
     modality: str
@@ -58,7 +58,7 @@ class Verification(Comparison):
 
 
 def verify(root: Blobs, modality: str, progress: Progress | None = None) -> Verification:
-    """Compare every blob of a published store with what vouches for it.
+    """Compare every blob of a published store with its recorded size and hash.
 
     Args:
         root: Place of all stores.
@@ -67,7 +67,7 @@ def verify(root: Blobs, modality: str, progress: Progress | None = None) -> Veri
 
     Raises:
         StorageError: If the store is not published, or another version of this project wrote it.
-        IntegrityError: If the manifest itself is damaged; `repair` publishes it again.
+        IntegrityError: If the manifest is damaged; a repair publishes it again.
     """
     manifest = load_manifest(root, modality)
     compared = compare(root.below(modality), _expected(manifest), (MANIFEST, LAYOUT), progress)
@@ -102,7 +102,7 @@ def _plan_damage(root: Blobs, modality: str, manifest: StoreManifest) -> list[Da
 
 
 def _entries(manifest: StoreManifest) -> list[PartEntry]:
-    """Return the parts that a manifest publishes, as its plan lists them."""
+    """Return the entries in the plan of the parts that a manifest publishes."""
     return [fragment.as_planned(manifest.modality) for fragment in manifest.fragments]
 
 
@@ -126,10 +126,11 @@ def _cases(root: Blobs, modality: str, part_ids: set[str]) -> dict[str, tuple[st
 
 
 def withdraw(root: Blobs, found: Verification) -> None:
-    """Take back the commitment of every damaged part, so that it is missing and ingest writes it again; mend the plan.
+    """Delete the fragment of every damaged part, so that ingest writes the part again; repair the plan.
 
     Raises:
-        StorageError: If both the plan and the rows it could be told from are damaged; the store has to be made anew.
+        StorageError: If the plan and the index rows that would restore it are both damaged; make the store from the
+            beginning.
     """
     group = root.below(found.modality)
     if any(damage.key == LAYOUT or damage.key.startswith("plan/") for damage in found.damages):
@@ -140,7 +141,7 @@ def withdraw(root: Blobs, found: Verification) -> None:
 
 
 def _restore_plan(root: Blobs, modality: str) -> None:
-    """Write the plan that the manifest and the rows tell of, as far as there is no good one."""
+    """Restore missing or damaged parts of the plan from the manifest and the index rows."""
     group, manifest = root.below(modality), load_manifest(root, modality)
     with group.exclusive(f"slice store {modality}"):
         for part in _entries(manifest):
@@ -159,7 +160,7 @@ def _restore_plan(root: Blobs, modality: str) -> None:
 
 
 def _cases_of_rows(group: Blobs, part_id: str) -> tuple[PlannedCase, ...]:
-    """Return the cases of a part in the order they are stored, as its rows tell."""
+    """Return the cases of a part in stored order, from its index rows."""
     rows = read_rows(group, part_id).to_pandas()
     types = rows["gt_array"].map({name: dtype for dtype, name in GT_ARRAYS.items()})
     firsts = rows.assign(gt_dtype=types).sort_values("img_offset").drop_duplicates("case_id")
@@ -168,7 +169,7 @@ def _cases_of_rows(group: Blobs, part_id: str) -> tuple[PlannedCase, ...]:
 
 
 def verify_again(root: Blobs, modality: str) -> Verification:
-    """Publish the plan, whose parts must all be whole, and verify.
+    """Publish the store again, whose parts must all be complete, and verify it.
 
     Raises:
         IntegrityError: If a part is missing.

@@ -1,8 +1,8 @@
 """Writing the parts of slice stores.
 
-What belongs here: finding what is missing, writing a part's shards and rows. Not here: which part holds what
-(`storage.slices.store_plan`), what commits a part (`storage.shards.parts`), publishing (`storage.slices.publishing`),
-the rows that describe slices (`storage.slices.index`).
+What belongs here: finding missing parts, writing the shards and index rows of a part. Not here: assigning cases to
+parts (`storage.slices.store_plan`), committing a part (`storage.shards.parts`), publishing
+(`storage.slices.publishing`), the columns of index rows (`storage.slices.index`).
 """
 
 from collections.abc import Callable, Sequence
@@ -26,9 +26,9 @@ PartT = TypeVar("PartT", bound=PartEntry)
 
 
 def missing_parts(root: Blobs, modality: str, plan: Sequence[PartT]) -> list[PartT]:
-    """Return the parts of a plan that are not there, whole and of the planned fingerprint.
+    """Return the parts of a plan that are missing or incomplete, or have another fingerprint than planned.
 
-    Looks at fragments and at the presence and size of blobs, not at their content.
+    Checks fragments, and the presence and size of blobs, not their content.
     """
     return slice_parts(root, modality, load_layout(root, modality).config).missing(plan)
 
@@ -36,8 +36,8 @@ def missing_parts(root: Blobs, modality: str, plan: Sequence[PartT]) -> list[Par
 def write_part(root: Blobs, plan: PartPlan, load_case: LoadCase) -> SliceFragment:
     """Write one part: its shards, then its index rows, then the fragment that commits it.
 
-    At most one compressed shard of each array and one case are in memory. A part that is already whole is not written
-    again; writing again what a killed process left gives the same bytes.
+    At most one compressed shard of each array and one case are in memory. A complete part is not written again. A part
+    that a killed process left incomplete is written again with the same bytes.
 
     Args:
         root: Place of all stores.
@@ -49,8 +49,8 @@ def write_part(root: Blobs, plan: PartPlan, load_case: LoadCase) -> SliceFragmen
 
     Raises:
         BusyError: If another process is planning or publishing this store.
-        StorageError: If the plan was replaced, or a case is no longer the one planned.
-        IntegrityError: If another process has meanwhile written the part with other bytes.
+        StorageError: If the plan was replaced, or the content of a case differs from the plan.
+        IntegrityError: If another process has written the part with other bytes in the meantime.
     """
     group = root.below(plan.modality)
     with group.shared(f"slice store {plan.modality}"):
@@ -63,7 +63,7 @@ def write_part(root: Blobs, plan: PartPlan, load_case: LoadCase) -> SliceFragmen
 
 
 def plan_replaced(modality: str, what: str) -> StorageError:
-    """Return the error of a part, or a number of them, that the recorded plan does not have."""
+    """Return the error for a part, or several parts, that the recorded plan does not list."""
     return StorageError(
         f"slice store {modality}: expected {what} in the recorded plan, found a newer plan without it; load the plan "
         "again and go on with that"
