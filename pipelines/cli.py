@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", type=Path, required=True, help="folder of npz files with imgs and gts")
     evaluate.add_argument("-o", "--output", type=Path, required=True, help="folder for the report")
     evaluate.add_argument("--spacing-order", choices=("zyx", "xyz"), help="order of spacing; the profile's by default")
-    evaluate.add_argument("--groups", type=Path, help="CSV file,dataset,group")
+    evaluate.add_argument("--groups", type=Path, help="CSV file,dataset,group: which files share a patient")
     evaluate.set_defaults(run_command=_evaluate)
 
     verify = commands.add_parser("verify", help="compare every byte of stores, caches and results")

@@ -64,4 +64,4 @@ def _metric_table(comparison: pd.DataFrame, metric: "Metric") -> str:
         return ""
     table = comparison[["modality", "cases", *own]].rename(columns=own)
     remarks = [metric.unit, metric.remark, "" if metric.better == "higher" else "lower is better"]
-    return f"{', '.join([f'{metric.title} on test groups', *filter(None, remarks)])}\n{markdown_table(table)}\n"
+    return f"{', '.join([f'{metric.title} on test patients', *filter(None, remarks)])}\n{markdown_table(table)}\n"

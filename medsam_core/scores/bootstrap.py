@@ -2,7 +2,7 @@
 
 Not here: which columns and rows are averaged (`reporting`, `comparisons`).
 
-Intervals are percentile bootstraps over groups (patients), not cases, as a patient's cases are not independent (Davison
+Intervals are percentile bootstraps over patients, not cases, as a patient's cases are not independent (Davison
 and Hinkley 1997, section 3.8). Draws depend on the seed and the modality alone, so all predictors see the same ones and
 their differences are paired.
 """
@@ -19,18 +19,18 @@ CONFIDENCE = 0.95
 Floats = npt.NDArray[np.float64]
 
 
-def draw_groups(groups: pd.Series, modality: str, resamples: int, seed: int) -> Floats:
+def draw_patients(patients: pd.Series, modality: str, resamples: int, seed: int) -> Floats:
     """Return how often each row counts, (1 + resamples, N): once each in the first draw, bootstrapped in the others.
 
-    Below two groups there is nothing to draw from, and the other draws are NaN.
+    Below two patients there is nothing to draw from, and the other draws are NaN.
     """
-    names, group_of_row = np.unique(groups.to_numpy(dtype=str), return_inverse=True)
+    names, patient_of_row = np.unique(patients.to_numpy(dtype=str), return_inverse=True)
     draws = np.full((1 + resamples, len(names)), np.nan)
     draws[0] = 1
     if len(names) > 1:
         rng = np.random.default_rng([seed, zlib.crc32(modality.encode())])
         draws[1:] = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    drawn: Floats = draws[:, group_of_row]
+    drawn: Floats = draws[:, patient_of_row]
     return drawn
 
 

@@ -22,7 +22,7 @@ class CaseIdentity:
         case_id: Unique over the release.
         modality: Canonical modality name.
         dataset: Data set it came from.
-        group: Group (patient) it belongs to.
+        group: The patient it belongs to.
     """
 
     case_id: str

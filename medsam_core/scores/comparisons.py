@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from medsam_core.scores import metric_table
-from medsam_core.scores.bootstrap import Floats, draw_groups, drawn_means, interval
+from medsam_core.scores.bootstrap import Floats, draw_patients, drawn_means, interval
 from medsam_core.scores.case_scores import Row
 from medsam_core.scores.metric_table import Metric
 from medsam_core.scores.reporting import ALL_MODALITIES
@@ -48,7 +48,7 @@ def comparison_table(
         pairs = _pairs(cases, predictor, reference, metric)
         differences = []
         for modality, part in pairs.groupby("modality", sort=True):
-            draws = draw_groups(part["group"], str(modality), resamples, seed)
+            draws = draw_patients(part["group"], str(modality), resamples, seed)
             differences.append({side: drawn_means(part, side, draws) for side in _SIDES})
             rows.append(_comparison_row(predictor, str(modality), part, differences[-1], metrics[metric]))
         average = {side: np.mean([each[side] for each in differences], axis=0) for side in _SIDES}

@@ -99,7 +99,7 @@ METRICS: tuple[Metric, ...] = (
 )
 
 CHOOSING = "dsc"
-"""The metric by whose mean over validation groups a model is chosen, and by which a teacher is believed."""
+"""The metric by whose mean over validation patients a model is chosen, and by which a teacher is believed."""
 
 
 def names() -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from medsam_core.scores import metric_table
-from medsam_core.scores.bootstrap import Floats, draw_groups, drawn_means, interval
+from medsam_core.scores.bootstrap import Floats, draw_patients, drawn_means, interval
 from medsam_core.scores.case_scores import CaseScore, Row, case_columns, count_columns, label_columns
 
 ALL_MODALITIES = "mean of modalities"
@@ -68,15 +68,15 @@ def modality_table(cases: pd.DataFrame, *, resamples: int = 1000, seed: int = 0)
 
     Returns:
         One row per predictor and modality and, last of each predictor, `ALL_MODALITIES`. Columns: `n_cases`,
-        `n_groups`, `n_labels`, the labels without a value of each standard metric (`n_nan_dsc`, `n_nan_nsd`), and per
-        metric the mean, the bounds of its 95 % interval and the NaN cases: `dsc`, `dsc_low`, `dsc_high`,
-        `dsc_nan_cases`. Fewer than two groups have no bounds.
+        `n_groups` (patients), `n_labels`, the labels without a value of each standard metric (`n_nan_dsc`,
+        `n_nan_nsd`), and per metric the mean, the bounds of its 95 % interval and the NaN cases: `dsc`, `dsc_low`,
+        `dsc_high`, `dsc_nan_cases`. Fewer than two patients have no bounds.
     """
     rows = []
     for predictor, own in _sorted(cases, ["modality", "case_id"]).groupby("predictor", sort=True):
         means = []
         for modality, part in own.groupby("modality", sort=True):
-            draws = draw_groups(part["group"], str(modality), resamples, seed)
+            draws = draw_patients(part["group"], str(modality), resamples, seed)
             means.append({metric: drawn_means(part, metric, draws) for metric in metric_table.names()})
             rows.append(_summary_row(str(predictor), str(modality), part, means[-1]))
         average = {metric: np.mean([each[metric] for each in means], axis=0) for metric in metric_table.names()}

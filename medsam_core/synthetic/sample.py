@@ -1,4 +1,7 @@
-"""A folder of synthetic cases. What belongs here: names, groups and bytes of its files. Not here: what a case shows."""
+"""A folder of synthetic cases.
+
+What belongs here: names, patients and bytes of its files. Not here: what a case shows.
+"""
 
 import io
 import json
@@ -35,20 +38,20 @@ class SampleCase(NamedTuple):
 
     Attributes:
         path: Posix path below the sample's folder, `<modality>/<data set>/<2DBox|3DBox>_<modality>_<nnnn>.npz`.
-        group: The patient; cases of one patient share it.
+        patient: Whose case it is; several cases may share one.
         dataset: The data set.
         arrays: What the file holds.
     """
 
     path: str
-    group: str
+    patient: str
     dataset: str
     arrays: Case
 
 
 class _Entry(NamedTuple):
     path: str
-    group: str
+    patient: str
     dataset: str
     modality: str
     number: int
@@ -63,11 +66,11 @@ def _patient(index: int) -> int:
 
 
 def _entry(modality: str, index: int, volumetric: bool) -> _Entry:
-    patient = _patient(index)
-    dataset = f"Synthetic{'Volumes' if volumetric else 'AB'[patient // 2 % 2]}"
+    number = _patient(index)
+    dataset = f"Synthetic{'Volumes' if volumetric else 'AB'[number // 2 % 2]}"
     name = f"{'3D' if volumetric else '2D'}Box_{modality}_{index + 1:04d}.npz"
-    group = f"{modality}:{dataset}:patient_{patient + 1:03d}"
-    return _Entry(f"{modality}/{dataset}/{name}", group, dataset, modality, index, volumetric)
+    patient = f"{modality}:{dataset}:patient_{number + 1:03d}"
+    return _Entry(f"{modality}/{dataset}/{name}", patient, dataset, modality, index, volumetric)
 
 
 def _entries(cases_per_modality: int, volumes_per_modality: int) -> Iterator[_Entry]:
@@ -88,7 +91,7 @@ def sample_cases(seed: int, cases_per_modality: int = 18, volumes_per_modality: 
     """
     for entry in _entries(cases_per_modality, volumes_per_modality):
         arrays = make_case(entry.modality, entry.number, seed, entry.volumetric)
-        yield SampleCase(entry.path, entry.group, entry.dataset, arrays)
+        yield SampleCase(entry.path, entry.patient, entry.dataset, arrays)
 
 
 def npz_bytes(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
@@ -139,7 +142,7 @@ def write_sample(folder: Path, seed: int, cases_per_modality: int = 18, volumes_
     written = 0
     for case in sample_cases(seed, cases_per_modality, volumes_per_modality):
         written += _write_if_changed(folder / case.path, npz_bytes(_arrays(case.arrays)))
-    rows = [f"{entry.path},{entry.dataset},{entry.group}" for entry in entries]
+    rows = [f"{entry.path},{entry.dataset},{entry.patient}" for entry in entries]
     _write_if_changed(folder / GROUPS_NAME, "\n".join(["file,dataset,group", *rows, ""]).encode())
     _write_if_changed(path, (json.dumps(record) + "\n").encode())
     _LOG.info("synthetic sample in %s: %d files, %d of them written now", folder, len(entries), written)

@@ -1,7 +1,7 @@
 """The shipped stand-in teacher: how it is made, from synthetic data alone.
 
 What belongs here: its recipe. Not here: the data (`medsam_core.synthetic`), the loop (`medsam_core.training`), or how a
-profile trains it further on real groups (`pipelines.teacher.tasks`).
+profile trains it further on real cases (`pipelines.teacher.tasks`).
 """
 
 from collections.abc import Callable, Sequence

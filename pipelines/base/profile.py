@@ -67,7 +67,7 @@ class StoreSettings(Config):
 
 
 class SplitSettings(Config):
-    """How groups are divided."""
+    """How patients are divided into splits."""
 
     validation: Fraction = 0.1
     test: Fraction = 0.2
@@ -118,7 +118,7 @@ class Profile(Config):
     student: StudentConfig = StudentConfig()
     teacher: TeacherConfig = TeacherConfig()
     teacher_pretraining: StageConfig | None = None
-    """Stand-in only: how it is trained further on the training groups; None keeps the given weights."""
+    """Stand-in only: how it is trained further on the training patients; None keeps the given weights."""
     distillation: StageConfig
     finetuning: StageConfig
     ablation_epochs: Positive = 4

@@ -57,7 +57,7 @@ class Workspace:
 
     @property
     def splits(self) -> Decisions[dict[str, str]]:
-        """The recorded assignment of groups to splits; it only ever grows."""
+        """The recorded assignment of patients to splits; it only ever grows."""
         return Decisions(self.settings.state / "splits.json", text_map)
 
     def cache_folder(self, kind: str) -> Path:

@@ -24,7 +24,7 @@ class EvaluationCase:
     """A case with ground truth.
 
     Attributes:
-        identity: Case, modality, data set, group.
+        identity: Case, modality, data set, patient.
         split: `train`, `validation`, `test`, or `unseen` for a case that no release knows.
         imgs: (H, W), (H, W, 3) or (D, H, W) uint8.
         gts: (H, W) or (D, H, W), original label ids.

@@ -67,7 +67,7 @@ def report(workspace: Workspace, variant: Variant, inputs: ReportInputs, log: Lo
 
 
 def _register(workspace: Workspace, tracker: Tracker, run: TrackedRun, student: ArtefactRef, made: Artefact) -> str:
-    """Offer a student to the registry, by its mean over validation groups; returns its version in words."""
+    """Offer a student to the registry, by its mean over validation patients; returns its version in words."""
     from medsam_core.scores.metric_table import CHOOSING, choosing
 
     folder = workspace.artefacts.get(student).path

@@ -18,7 +18,7 @@ RETRY = dg.RetryPolicy(max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL)
 
 @dg.asset(group_name="ingest", kinds={"parquet"})
 def raw_manifest(context: dg.AssetExecutionContext, workspace: WorkspaceResource) -> dg.Output[ArtefactRef]:
-    """Every npz file of the source: content hash, modality, case, patient group, accepted or rejected with a reason."""
+    """Every npz file of the source: content hash, modality, case, patient, accepted or rejected with a reason."""
     space = workspace.open()
     return materialised(
         context.op_execution_context, space, "raw_manifest", scanning.scan_source(space, context.log.info)
@@ -98,7 +98,7 @@ def slice_index(
 def dataset_release(
     context: dg.AssetExecutionContext, workspace: WorkspaceResource, slice_index: ArtefactRef
 ) -> dg.Output[ArtefactRef]:
-    """A frozen, content-hashed choice of slices with ground truth, each patient group in one recorded split."""
+    """A frozen, content-hashed choice of slices with ground truth, each patient in one recorded split."""
     space = workspace.open()
     result = releases.freeze_release(space, slice_index, context.log.info)
     return materialised(context.op_execution_context, space, "dataset_release", result)
@@ -106,7 +106,7 @@ def dataset_release(
 
 @dg.asset_check(asset=dataset_release, blocking=True)
 def no_leakage(dataset_release: ArtefactRef) -> dg.AssetCheckResult:
-    """No patient group and no identical content lies in two splits."""
+    """No patient and no identical content lies in two splits."""
     leaks = dataset_release.info["leaks"]
     return dg.AssetCheckResult(passed=not leaks, metadata={"leaks": "\n".join(leaks) or "none"})
 

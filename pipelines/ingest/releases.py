@@ -32,7 +32,7 @@ from storage.releases.splits import (
     SplitFractions,
     assign_splits,
     families,
-    labelled_groups,
+    labelled_patients,
     patients_by_split,
     require_all_splits,
 )
@@ -48,24 +48,24 @@ def _pinned_release(workspace: Workspace) -> Artefact | None:
 
 
 def _assigned(workspace: Workspace, table: pd.DataFrame) -> dict[str, str]:
-    """Give each labelled group of a slice index its split, and record those that are new.
+    """Give each labelled patient of a slice index its split, and record those that are new.
 
     Raises:
         StorageError: If none would train, none select or none test; nothing is recorded then.
     """
     recorded = workspace.splits.read() or {}
     split = workspace.profile.split
-    groups, tied = labelled_groups(table), families(table)
-    splits = assign_splits(groups, recorded, SplitFractions(split.validation, split.test), split.seed, tied)
+    patients, tied = labelled_patients(table), families(table)
+    splits = assign_splits(patients, recorded, SplitFractions(split.validation, split.test), split.seed, tied)
     if workspace.profile.release == "latest":
-        require_all_splits(groups, splits, tied)
+        require_all_splits(patients, splits, tied)
     if splits != recorded:
         workspace.splits.write({**recorded, **splits})
-    return {str(group): splits[str(group)] for group in groups["group"].unique()}
+    return {str(patient): splits[str(patient)] for patient in patients["group"].unique()}
 
 
 def freeze_release(workspace: Workspace, index: ArtefactRef, log: Log) -> TaskResult[ArtefactRef]:
-    """Choose the accepted slices with ground truth, give each group its recorded split, and freeze the choice."""
+    """Choose the accepted slices with ground truth, give each patient its recorded split, and freeze the choice."""
     table = pd.read_parquet(workspace.artefacts.get(index).path / "slice_index.parquet")
     used = _assigned(workspace, table)
     release = make_release(table, used)
@@ -85,7 +85,7 @@ def freeze_release(workspace: Workspace, index: ArtefactRef, log: Log) -> TaskRe
     notes = {
         "slices": chosen.info["slices"],
         "by modality and split": counts.reset_index(),
-        **_patients(labelled_groups(table), used),
+        **_patients(labelled_patients(table), used),
         "leaks between splits": "\n".join(chosen.info["leaks"]) or "none",
         "content that several cases share": twins.head(200) if len(twins) else "none",
         "left out, for a more held out split has them": release.left_out if left_out else "none",
@@ -95,8 +95,8 @@ def freeze_release(workspace: Workspace, index: ArtefactRef, log: Log) -> TaskRe
     return TaskResult(chosen.reference(), chosen.fingerprint, int(not made.reused), int(made.reused), notes)
 
 
-def _patients(groups: pd.DataFrame, splits: dict[str, str]) -> dict[str, str | pd.DataFrame]:
-    counts = patients_by_split(groups, splits)
+def _patients(patients: pd.DataFrame, splits: dict[str, str]) -> dict[str, str | pd.DataFrame]:
+    counts = patients_by_split(patients, splits)
     untested = counts[counts["test"] == 0]
     totals = untested["train"] + untested["validation"]
     named = [f"{name} ({total} patients)" for name, total in zip(untested["modality"], totals, strict=True)]

@@ -16,10 +16,10 @@ from pipelines.base.workspace import Workspace
 from storage.base.artefacts import Artefact
 from storage.base.atomic import write_parquet
 from storage.base.references import ArtefactRef
-from storage.sources.group_map import GroupMap
 from storage.sources.kinds import open_source
 from storage.sources.losses import require_kept
 from storage.sources.manifest_table import counts_by_modality, manifest_fingerprint, rejected
+from storage.sources.patient_map import PatientMap
 from storage.sources.raw_manifest import ReadLimits, Scan, scan
 from storage.sources.source import Source, SourceConfig
 
@@ -129,14 +129,14 @@ def _scan(workspace: Workspace, source: Source, before: pd.DataFrame | None, log
 
 
 def _findings(found: Scan) -> list[str]:
-    """Say what was found, taken, rejected and skipped, and how the map of groups fits."""
+    """Say what was found, taken, rejected and skipped, and how the map of patients fits."""
     status = found.table["status"].value_counts()
     lines = [f"{len(found.table)} files: {status.get('accepted', 0)} accepted, {status.get('rejected', 0)} rejected"]
     lines += [f"rejected, {code}: {count}" for code, count in _reasons(found.table).items()]
     for row in found.skipped.to_dict("records"):
         lines.append(f"skipped, {row['reason']}: {row['count']}, such as {str(row['examples'])[:_SHOWN]}")
-    if found.groups is not None:
-        lines += [f"groups map: {name}: {value}" for name, value in _fit(found.groups).items()]
+    if found.patients is not None:
+        lines += [f"map of patients: {name}: {value}" for name, value in _fit(found.patients).items()]
     return lines
 
 
@@ -145,16 +145,16 @@ def _reasons(table: pd.DataFrame) -> dict[str, int]:
     return {str(code): int(count) for code, count in counts.items()}
 
 
-def _fit(groups: GroupMap) -> dict[str, str]:
-    """Say how a map of groups fits, and name what does not."""
+def _fit(patients: PatientMap) -> dict[str, str]:
+    """Say how a map of patients fits, and name what does not."""
 
     def named(names: tuple[str, ...]) -> str:
         return f"{len(names)}, such as {', '.join(names[:20])}" if names else "none"
 
     return {
-        "rows that name a file": str(len(groups.by_case)),
-        "rows that name no file": named(groups.without_file),
-        "files without a row, each its own patient": named(groups.without_row),
+        "rows that name a file": str(len(patients.by_case)),
+        "rows that name no file": named(patients.without_file),
+        "files without a row, each its own patient": named(patients.without_row),
     }
 
 
@@ -184,7 +184,7 @@ def _manifest_artefact(workspace: Workspace, table: pd.DataFrame) -> Artefact:
 
 def _notes(found: Scan) -> dict[str, str | pd.DataFrame]:
     refused = rejected(found.table)
-    fit = {f"groups map: {name}": value for name, value in _fit(found.groups).items()} if found.groups else {}
+    fit = {f"map of patients: {name}": value for name, value in _fit(found.patients).items()} if found.patients else {}
     return {
         "by modality": counts_by_modality(found.table),
         "rejections by reason": ", ".join(f"{code} {count}" for code, count in _reasons(found.table).items()) or "none",

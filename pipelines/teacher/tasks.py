@@ -83,7 +83,7 @@ def load_weights(source: Path, config: TeacherConfig) -> "Segmenter":
 
 
 def make_teacher(workspace: Workspace, release: ArtefactRef, launch: Launch, log: Log) -> TaskResult[TeacherRef]:
-    """Verify the teacher's weights and, for a stand-in whose profile says so, train it on the training groups."""
+    """Verify the teacher's weights and, for a stand-in whose profile says so, train it on the training patients."""
     source = weights_file(workspace, log)
     profile = workspace.profile
     architecture = profile.teacher.model_dump(mode="json")
@@ -115,7 +115,7 @@ def _teacher(model: ArtefactRef, kind: str) -> TeacherRef:
 def _train_stand_in(
     workspace: Workspace, release: ArtefactRef, loaded: ArtefactRef, launch: Launch, log: Log
 ) -> TaskResult[ArtefactRef]:
-    """Train the loaded stand-in on the training groups' ground truth, as a fine-tuning without a teacher."""
+    """Train the loaded stand-in on the training patients' ground truth, as a fine-tuning without a teacher."""
     pretraining = workspace.profile.teacher_pretraining
     if pretraining is None:
         raise ValueError("expected a profile with teacher_pretraining, found none")

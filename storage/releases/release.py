@@ -37,7 +37,7 @@ class Release:
     table: pd.DataFrame
     """Rows of the slice index that have ground truth, and `split`; sorted by modality, case_id, z."""
     splits: dict[str, str]
-    """Group -> split, of the groups in `table`."""
+    """Patient -> split, of the patients in `table`."""
     fingerprints: dict[str, str]
     """`train`, `validation` and `test`: what each one's slices are; `all`: those three together."""
     left_out: pd.DataFrame
@@ -57,28 +57,28 @@ class Release:
 def make_release(index: pd.DataFrame, splits: Mapping[str, str]) -> Release:
     """Freeze the slices that have ground truth.
 
-    Content that cases of several splits share, because their groups were recorded before it was found to be the same,
+    Content that cases of several splits share, because their patients were recorded before it was found to be the same,
     stays in the most held out of them and is left out of the others.
 
     Args:
         index: The slice index.
-        splits: Group -> split; further groups are ignored.
+        splits: Patient -> split; further patients are ignored.
 
     Raises:
-        StorageError: If a group has no split, or a slice is listed twice.
+        StorageError: If a patient has no split, or a slice is listed twice.
     """
     table = index[index["gt_array"] != ""].sort_values(["modality", "case_id", "z"], ignore_index=True)
     twice = table.loc[table.duplicated(["case_id", "z"]), "case_id"].unique().tolist()
     if twice:
         raise StorageError(f"slice index: expected each slice once, found some twice in {twice[:20]}; build it again")
-    lacking = [group for group in table["group"].astype("str").unique() if group not in splits]
+    lacking = [patient for patient in table["group"].astype("str").unique() if patient not in splits]
     if lacking:
-        raise StorageError(f"splits: expected one for each group, found none for {lacking[:20]}; assign splits again")
+        raise StorageError(f"splits: expected one for each patient, found none for {lacking[:20]}; assign splits again")
     table["split"] = table["group"].astype("str").map(dict(splits)).astype("str")
     left_out = _leaking(table)
     table = table[~table["case_id"].isin(left_out["case_id"])].reset_index(drop=True)
     used = table["group"].astype("str").unique()
-    return Release(table, {group: splits[group] for group in used}, _fingerprints(table), left_out)
+    return Release(table, {patient: splits[patient] for patient in used}, _fingerprints(table), left_out)
 
 
 def _leaking(table: pd.DataFrame) -> pd.DataFrame:
@@ -91,7 +91,7 @@ def _leaking(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def duplicates(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the content that several cases of a table share: content_hash, cases, groups (how many), case_ids."""
+    """Return the content that several cases share: content_hash, cases (how many), groups (patients), case_ids."""
     cases = table[["case_id", "content_hash", "group"]].drop_duplicates("case_id").astype("str")
     shared = cases[cases.duplicated("content_hash", keep=False)].groupby("content_hash")
     found = shared.agg(cases=("case_id", "size"), groups=("group", "nunique"), case_ids=("case_id", ", ".join))
@@ -182,7 +182,7 @@ def release_difference(old: Release, new: Release) -> dict[str, list[str]]:
     """List the cases by which two releases differ.
 
     Returns:
-        Sorted case ids under `added`, `removed`, and `changed` (other content, modality, group or split).
+        Sorted case ids under `added`, `removed`, and `changed` (other content, modality, patient or split).
     """
     before, after = _cases(old), _cases(new)
     common = before.index.intersection(after.index)
@@ -200,14 +200,14 @@ def _cases(release: Release) -> pd.DataFrame:
 
 
 def leakage(release: Release) -> list[str]:
-    """Return a line for every group, and every content that several cases share, found in more than one split."""
+    """Return a line for every patient, and every content that several cases share, found in more than one split."""
     cases = release.table[["case_id", "group", "content_hash", "split"]].drop_duplicates()
     lines: list[str] = []
-    for column in ("group", "content_hash"):
+    for column, what in (("group", "patient"), ("content_hash", "content")):
         n_splits = cases.groupby(column)["split"].transform("nunique")
         for value, rows in cases[n_splits > 1].groupby(column):
             where = ", ".join(
                 f"{case_id} in {split}" for case_id, split in zip(rows["case_id"], rows["split"], strict=True)
             )
-            lines.append(f"{column} {value}: {where}")
+            lines.append(f"{what} {value}: {where}")
     return lines

@@ -1,6 +1,6 @@
-"""Which patient group belongs to training, validation or test.
+"""Which patient belongs to training, validation or test.
 
-What belongs here: the rule, and what it is told of groups that hold the same content. Not here: the release that
+What belongs here: the rule, and what it is told of patients that hold the same content. Not here: the release that
 freezes its outcome (`storage.releases.release`), where the outcome is recorded.
 """
 
@@ -23,7 +23,7 @@ _SMALLEST_SPLIT_MODALITY: Final = 3
 
 @dataclass(frozen=True)
 class SplitFractions:
-    """Share of each modality's groups that validation and test get; training gets the rest."""
+    """Share of each modality's patients that validation and test get; training gets the rest."""
 
     validation: float = 0.1
     test: float = 0.1
@@ -40,115 +40,115 @@ class SplitFractions:
                 f"split fractions: expected both above 0 and their sum below 1, found {found}; correct them"
             )
 
-    def targets(self, n_groups: int) -> dict[str, int]:
-        """Return how many of a modality's groups test and validation should have, in the order they are filled."""
-        if n_groups < _SMALLEST_SPLIT_MODALITY:
+    def targets(self, n_patients: int) -> dict[str, int]:
+        """Return how many of a modality's patients test and validation should have, in the order they are filled."""
+        if n_patients < _SMALLEST_SPLIT_MODALITY:
             return {"test": 0, "validation": 0}
-        n_test = min(max(1, round(self.test * n_groups)), n_groups - 2)
-        n_validation = min(max(1, round(self.validation * n_groups)), n_groups - n_test - 1)
+        n_test = min(max(1, round(self.test * n_patients)), n_patients - 2)
+        n_validation = min(max(1, round(self.validation * n_patients)), n_patients - n_test - 1)
         return {"test": n_test, "validation": n_validation}
 
 
-def labelled_groups(index: pd.DataFrame) -> pd.DataFrame:
-    """Return the distinct (modality, group) pairs of the slices that have ground truth: what a release splits."""
+def labelled_patients(index: pd.DataFrame) -> pd.DataFrame:
+    """Return what a release splits: modality and patient (columns modality, group) of slices with ground truth."""
     return index.loc[index["gt_array"] != "", ["modality", "group"]].drop_duplicates(ignore_index=True)
 
 
 def families(index: pd.DataFrame) -> dict[str, str]:
-    """Return the labelled groups that hold content of another group, each with the least name of those it is tied to.
+    """Return the labelled patients who share content with others: patient -> the first by name of those tied together.
 
-    Two groups are tied if a case of one has the content (`content_hash`) of a case of the other, or both are tied to a
-    third.
+    Two patients are tied if a case of one has the content (`content_hash`) of a case of the other, or both are tied to
+    a third.
     """
     cases = index.loc[index["gt_array"] != "", ["content_hash", "group"]].drop_duplicates().astype("str")
     shared = cases[cases.duplicated("content_hash", keep=False)]
     parent: dict[str, str] = {}
 
-    def root(group: str) -> str:
-        while parent.setdefault(group, group) != group:
-            parent[group] = parent[parent[group]]
-            group = parent[group]
-        return group
+    def root(patient: str) -> str:
+        while parent.setdefault(patient, patient) != patient:
+            parent[patient] = parent[parent[patient]]
+            patient = parent[patient]
+        return patient
 
-    for _, groups in shared.groupby("content_hash")["group"]:
-        first, *others = sorted({root(group) for group in groups})
+    for _, patients in shared.groupby("content_hash")["group"]:
+        first, *others = sorted({root(patient) for patient in patients})
         parent.update(dict.fromkeys(others, first))
-    return {group: root(group) for group in sorted(parent)}
+    return {patient: root(patient) for patient in sorted(parent)}
 
 
 def assign_splits(
-    groups: pd.DataFrame,
+    patients: pd.DataFrame,
     recorded: Mapping[str, str],
     fractions: SplitFractions,
     seed: int,
     tied: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Give every group a split (`docs/adr/0021-splits.md`).
+    """Give every patient a split (`docs/adr/0021-splits.md`).
 
-    A group has one split in all its modalities, and a recorded one keeps it for ever. Groups of one family share
+    A patient has one split in all its modalities, and a recorded one keeps it for ever. Patients of one family share
     theirs: those that come later join the most held out split of the recorded ones. Within each modality, in canonical
-    order, groups without a split follow in the order of SHA-256 of `seed:group`: they fill test, then validation, each
-    up to its share of the modality's groups and at least one, then training. A modality with fewer than three groups
-    goes to training, but for groups that have their split from elsewhere.
+    order, patients without a split follow in the order of SHA-256 of `seed:patient`: they fill test, then validation,
+    each up to its share of the modality's patients and at least one, then training. A modality with fewer than three
+    patients goes to training, but for patients that have their split from another modality.
 
     Args:
-        groups: Columns modality and group, one row or more for each pair.
-        recorded: Group -> split, as assigned before.
+        patients: Columns modality and group, one row or more for each pair.
+        recorded: Patient -> split, as assigned before.
         fractions: Shares of validation and test.
         seed: The split's seed.
         tied: What `families` gave.
 
     Returns:
-        Group -> split, of recorded groups and of those in `groups`.
+        Patient -> split, of recorded patients and of those in `patients`.
 
     Raises:
         StorageError: If a recorded split or a modality is unknown.
     """
     _require_known("recorded splits", set(recorded.values()), SPLITS)
-    _require_known("modalities", set(groups["modality"].astype("str")), MODALITIES)
+    _require_known("modalities", set(patients["modality"].astype("str")), MODALITIES)
     kin = _kin(tied or {})
     splits = dict(recorded)
     for family in set(kin.values()):
-        known = [splits[group] for group in family if group in splits]
+        known = [splits[patient] for patient in family if patient in splits]
         if known:
             chosen = max(known, key=SPLITS.index)
-            splits.update({group: chosen for group in family if group not in splits})
+            splits.update({patient: chosen for patient in family if patient not in splits})
     for modality in MODALITIES:
-        members = groups.loc[groups["modality"] == modality, "group"].astype("str").unique().tolist()
+        members = patients.loc[patients["modality"] == modality, "group"].astype("str").unique().tolist()
         _fill(splits, members, fractions, seed, kin)
     return splits
 
 
-def patients_by_split(groups: pd.DataFrame, splits: Mapping[str, str]) -> pd.DataFrame:
-    """Count groups by modality, in canonical order: modality, train, validation, test.
+def patients_by_split(patients: pd.DataFrame, splits: Mapping[str, str]) -> pd.DataFrame:
+    """Count patients by modality, in canonical order: modality, train, validation, test.
 
     Args:
-        groups: Columns modality and group, one row or more for each pair.
-        splits: Group -> split.
+        patients: Columns modality and group, one row or more for each pair.
+        splits: Patient -> split.
     """
-    pairs = groups[["modality", "group"]].astype("str").drop_duplicates()
+    pairs = patients[["modality", "group"]].astype("str").drop_duplicates()
     counts = Counter(zip(pairs["modality"], pairs["group"].map(dict(splits)), strict=True))
     found = [name for name in MODALITIES if any(counts[name, split] for split in SPLITS)]
     columns = {split: [counts[name, split] for name in found] for split in SPLITS}
     return pd.DataFrame({"modality": pd.Series(found, dtype="str"), **columns})
 
 
-def require_all_splits(groups: pd.DataFrame, splits: Mapping[str, str], tied: Mapping[str, str]) -> None:
-    """Refuse groups of which none trains, none selects a model or none tests it.
+def require_all_splits(patients: pd.DataFrame, splits: Mapping[str, str], tied: Mapping[str, str]) -> None:
+    """Refuse patients of which none trains, none selects a model or none tests it.
 
     Args:
-        groups: As in `assign_splits`.
+        patients: As in `assign_splits`.
         splits: What it gave.
         tied: What `families` gave.
 
     Raises:
-        StorageError: With the groups needed and found, by modality and in all.
+        StorageError: With the patients needed and found, by modality and in all.
     """
-    counts = patients_by_split(groups, splits)
+    counts = patients_by_split(patients, splits)
     empty = [split for split in SPLITS if not counts[split].sum()]
     if not empty:
         return
-    names = groups["group"].astype("str").unique()
+    names = patients["group"].astype("str").unique()
     totals = zip(counts["modality"], counts[list(SPLITS)].sum(axis=1), strict=True)
     listing = ", ".join(f"{modality} {number}" for modality, number in totals) or "none"
     distinct = len({tied.get(name, name) for name in names})
@@ -156,40 +156,41 @@ def require_all_splits(groups: pd.DataFrame, splits: Mapping[str, str], tied: Ma
     raise StorageError(
         f"splits: expected patients with labelled cases for {', '.join(SPLITS)}, for which one modality needs at least "
         f"{_SMALLEST_SPLIT_MODALITY}, found none for {', '.join(empty)}: {len(names)} in all ({listing}){same}. "
-        "No split was recorded. Add labelled cases of further patients, or correct the groups map if it merges them"
+        "No split was recorded. Add labelled cases of further patients, or correct the map of patients (MEDSAM_GROUPS) "
+        "if it merges them"
     )
 
 
 def _kin(tied: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """Return group -> its family's members."""
+    """Return patient -> its family's members."""
     by_family: defaultdict[str, list[str]] = defaultdict(list)
-    for group, family in tied.items():
-        by_family[family].append(group)
-    return {group: tuple(members) for members in by_family.values() for group in members}
+    for patient, family in tied.items():
+        by_family[family].append(patient)
+    return {patient: tuple(members) for members in by_family.values() for patient in members}
 
 
 def _fill(
     splits: dict[str, str], members: list[str], fractions: SplitFractions, seed: int, kin: Mapping[str, tuple[str, ...]]
 ) -> None:
-    """Give the groups of one modality their splits, and with each its family."""
-    ordered = sorted(members, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
+    """Give the patients of one modality their splits, and with each its family."""
+    ordered = sorted(members, key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
     own = set(members)
-    taken = Counter(splits[group] for group in members if group in splits)
+    taken = Counter(splits[patient] for patient in members if patient in splits)
 
     def waiting() -> Iterator[str]:
-        for group in ordered:
-            if group not in splits:
-                yield group
+        for patient in ordered:
+            if patient not in splits:
+                yield patient
 
     for split, target in fractions.targets(len(members)).items():
-        for group in waiting():
+        for patient in waiting():
             if taken[split] >= target:
                 break
-            family = kin.get(group, (group,))
+            family = kin.get(patient, (patient,))
             splits.update(dict.fromkeys(family, split))
             taken[split] += len(own.intersection(family))
-    for group in waiting():
-        splits.update(dict.fromkeys(kin.get(group, (group,)), "train"))
+    for patient in waiting():
+        splits.update(dict.fromkeys(kin.get(patient, (patient,)), "train"))
 
 
 def _require_known(what: str, found: set[str], known: tuple[str, ...]) -> None:

@@ -4,6 +4,7 @@ What belongs here: the tables, their columns and building them from the parts. N
 
 The rows of a part are written with the part and depend only on its pixels. Data set and patient are joined from the
 manifest when the index is built, so that a changed map of patients does not require any pixel to be stored again.
+The column of the patient is named `group`, here and in every table, as in the map (`docs/store_format.md`).
 """
 
 from collections.abc import Iterable, Sequence

@@ -107,7 +107,8 @@ def counts_by_modality(table: pd.DataFrame) -> pd.DataFrame:
     """Count by modality, in canonical order; files without a known modality come last as `unknown`.
 
     Returns:
-        Columns modality, accepted, rejected, volumes, slices, labelled (accepted cases with `gts`), groups, n_bytes.
+        Columns modality, accepted, rejected, volumes, slices, labelled (accepted cases with `gts`), groups (patients),
+        n_bytes.
     """
     accepted = table["status"] == "accepted"
     counted = pd.DataFrame(

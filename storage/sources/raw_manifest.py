@@ -18,8 +18,8 @@ import pandas as pd
 from storage.base.errors import BadSampleError
 from storage.base.memory_budget import MemoryBudget
 from storage.base.modalities import MODALITIES, modality_of_word
-from storage.sources.group_map import GroupMap, read_group_map
 from storage.sources.manifest_table import COLUMNS, Facts, accepted_facts, rejected_facts, typed
+from storage.sources.patient_map import PatientMap, read_patient_map
 from storage.sources.source import Reading, Source, reject
 
 logger = logging.getLogger(__name__)
@@ -49,8 +49,8 @@ class Scan:
     """The manifest: the columns of `COLUMNS`, sorted by case id."""
     skipped: pd.DataFrame
     """What else lies in the source and is no case: reason, count, examples."""
-    groups: GroupMap | None
-    """How the map of groups fits; None without one."""
+    patients: PatientMap | None
+    """How the map of patients fits; None without one."""
 
 
 def scan(
@@ -66,13 +66,13 @@ def scan(
     """Make the manifest of every case of a source.
 
     A row of `previous` is taken over without opening its file if size, clocks, modality and way of reading are equal;
-    only files that could not be opened, or were withdrawn, are always looked at again. Data set and group are read from
-    `groups_csv` every time; without a row there, the data set is the folders between modality and file, and a case is
-    its own group.
+    only files that could not be opened, or were withdrawn, are always looked at again. Data set and patient are read
+    from `groups_csv` every time; without a row there, the data set is the folders between modality and file, and a case
+    is a patient of its own.
 
     Args:
         source: Where the cases are.
-        groups_csv: Map of files to data sets and patients; see `read_group_map`.
+        groups_csv: Map of files to data sets and patients; see `read_patient_map`.
         previous: The table of an earlier scan of the same source.
         limits: How much is read at once.
         withdrawn: Cases that are rejected whatever their file holds, which is not read.
@@ -83,7 +83,7 @@ def scan(
         StorageError: If the source or `groups_csv` cannot be used; the message lists everything wrong with the latter.
     """
     listing = source.list()
-    groups = read_group_map(groups_csv, listing.files["case_id"], source.place) if groups_csv else None
+    patients = read_patient_map(groups_csv, listing.files["case_id"], source.place) if groups_csv else None
     modalities = pd.Series([source.modality(case_id) for case_id in listing.files["case_id"]], dtype="str")
     files = listing.files.assign(modality=modalities)
     files["reader"] = source.reading.now
@@ -95,8 +95,8 @@ def scan(
     for number, batch in enumerate(_examine_all(source, fresh, limits or ReadLimits(), progress), start=1):
         tables.append(batch)
         if checkpoint and number % _CHECKPOINT_BATCHES == 0:
-            checkpoint(_joined(tables, groups))
-    return Scan(_joined(tables, groups), listing.skipped, groups)
+            checkpoint(_joined(tables, patients))
+    return Scan(_joined(tables, patients), listing.skipped, patients)
 
 
 def _without_withdrawn(files: pd.DataFrame, withdrawn: Collection[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -150,14 +150,14 @@ def _require_modality(modality: str) -> None:
         reject("no_modality", f"expected one of {', '.join(MODALITIES)}, found none; {remedy}")
 
 
-def _joined(tables: list[pd.DataFrame], groups: GroupMap | None) -> pd.DataFrame:
-    """Put the batches together, sorted, with data set and group."""
+def _joined(tables: list[pd.DataFrame], patients: PatientMap | None) -> pd.DataFrame:
+    """Put the batches together, sorted, with data set and patient."""
     table = pd.concat([part for part in tables if len(part)] or tables[:1], ignore_index=True)
     table["dataset"] = [_dataset(*row) for row in zip(table["case_id"], table["modality"], strict=True)]
     table["group"] = table["case_id"]
-    if groups is not None:
+    if patients is not None:
         for column in ("dataset", "group"):
-            table[column] = table["case_id"].map(groups.by_case[column]).fillna(table[column])
+            table[column] = table["case_id"].map(patients.by_case[column]).fillna(table[column])
     return typed(table).sort_values("case_id", ignore_index=True)
 
 

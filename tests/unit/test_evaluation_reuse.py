@@ -258,7 +258,7 @@ def test_another_metric_shows_everywhere_and_predicts_nothing(
     assert {"MISSED student", "MISSED teacher", "MISSED ellipse"} <= set(comparison.columns)
     assert {"test.missed.student.US", "validation.missed.teacher.mean"} <= set(finished.tracking.metrics[-1])
     assert not any(".missed." in name for name in finished.tracking.metrics[0])
-    assert "MISSED on test groups, px, lower is better" in summary(finished.workspace)
+    assert "MISSED on test patients, px, lower is better" in summary(finished.workspace)
 
 
 def test_the_champion_is_chosen_by_the_metric_that_the_table_names(

@@ -1,4 +1,4 @@
-"""The raw manifest: what is found, what is taken over, where data set and group come from, what the counts say."""
+"""The raw manifest: what is found, what is taken over, where data set and patient come from, what the counts say."""
 
 import os
 import threading
@@ -109,7 +109,7 @@ class TestScan:
         assert (bad.status, bad.reason_code, bad.content_hash, bad.depth) == ("rejected", "not_npz", "", 0)
         assert "no a" in bad.reason
 
-    def test_default_data_sets_and_groups(self, root: Path) -> None:
+    def test_default_data_sets_and_patients(self, root: Path) -> None:
         table = scan(root, CONFIG)
         data_sets = dict(zip(table["case_id"], table["dataset"], strict=True))
         assert data_sets["US/BUSI/case_1"] == "BUSI"
@@ -319,7 +319,7 @@ class TestTakingOver:
         pd.testing.assert_frame_equal(resumed, scan(root, CONFIG))
 
 
-class TestGroupMap:
+class TestPatientMap:
     HEAD = "file,dataset,group\n"
 
     def write(self, root: Path, text: str) -> Path:
@@ -343,10 +343,10 @@ class TestGroupMap:
 
     def test_unknown_files_and_lone_files_are_reported(self, root: Path) -> None:
         path = self.write(root, self.HEAD + "absent.npz,A,B\nMR_4.npz,A,C\n")
-        groups = scan_source(NpzFolder(root, CONFIG), path).groups
-        assert groups is not None
-        assert groups.without_file == ("absent.npz",)
-        assert len(groups.without_row) == 5
+        patients = scan_source(NpzFolder(root, CONFIG), path).patients
+        assert patients is not None
+        assert patients.without_file == ("absent.npz",)
+        assert len(patients.without_row) == 5
 
     def test_all_problems_at_once(self, root: Path) -> None:
         text = self.HEAD + "MR_4.npz,A,B\nMR_4.npz,A,C\nUS/x.npz,,B\nUS/y.npz,A,\n ,A,B\n"

@@ -23,7 +23,7 @@ from storage.releases.splits import (
     SplitFractions,
     assign_splits,
     families,
-    labelled_groups,
+    labelled_patients,
     patients_by_split,
     require_all_splits,
 )
@@ -31,8 +31,8 @@ from storage.releases.splits import (
 FRACTIONS = SplitFractions(validation=0.2, test=0.1)
 
 
-def pairs(**groups: list[str]) -> pd.DataFrame:
-    return pd.DataFrame([(modality, group) for modality, names in groups.items() for group in names]).set_axis(
+def pairs(**patients: list[str]) -> pd.DataFrame:
+    return pd.DataFrame([(modality, patient) for modality, names in patients.items() for patient in names]).set_axis(
         ["modality", "group"], axis=1
     )
 
@@ -41,9 +41,9 @@ def names(n: int, prefix: str = "g") -> list[str]:
     return [f"{prefix}{number}" for number in range(n)]
 
 
-def sizes(splits: dict[str, str], groups: list[str]) -> tuple[int, int, int]:
-    """Return the numbers of train, validation and test groups."""
-    found = [splits[group] for group in groups]
+def sizes(splits: dict[str, str], patients: list[str]) -> tuple[int, int, int]:
+    """Return the numbers of train, validation and test patients."""
+    found = [splits[patient] for patient in patients]
     return found.count("train"), found.count("validation"), found.count("test")
 
 
@@ -96,38 +96,41 @@ class TestAssignSplits:
         assert sizes(splits, names(n)) == expected
 
     @pytest.mark.parametrize("n", range(3, 40))
-    def test_every_split_has_a_group_from_three_on(self, n: int) -> None:
+    def test_every_split_has_a_patient_from_three_on(self, n: int) -> None:
         splits = assign_splits(pairs(CT=names(n)), {}, SplitFractions(0.49, 0.5), seed=0)
         assert min(sizes(splits, names(n))) >= 1
 
     def test_each_modality_has_its_own(self) -> None:
-        groups = {modality: names(10, modality) for modality in ("US", "CT", "XRay")}
-        splits = assign_splits(pairs(**groups), {}, FRACTIONS, seed=0)
-        assert all(sizes(splits, members) == (7, 2, 1) for members in groups.values())
+        patients = {modality: names(10, modality) for modality in ("US", "CT", "XRay")}
+        splits = assign_splits(pairs(**patients), {}, FRACTIONS, seed=0)
+        assert all(sizes(splits, members) == (7, 2, 1) for members in patients.values())
 
     def test_depends_on_names_and_seed_only(self) -> None:
-        groups = pairs(CT=names(30), US=names(20, "u"))
-        first = assign_splits(groups, {}, FRACTIONS, seed=1)
-        assert assign_splits(pd.concat([groups, groups]).sample(frac=1, random_state=3), {}, FRACTIONS, seed=1) == first
-        assert assign_splits(groups, {}, FRACTIONS, seed=2) != first
+        patients = pairs(CT=names(30), US=names(20, "u"))
+        first = assign_splits(patients, {}, FRACTIONS, seed=1)
+        assert (
+            assign_splits(pd.concat([patients, patients]).sample(frac=1, random_state=3), {}, FRACTIONS, seed=1)
+            == first
+        )
+        assert assign_splits(patients, {}, FRACTIONS, seed=2) != first
 
     def test_known_assignment(self) -> None:
-        """SHA-256 of `7:g<n>`, by sha256sum, orders the groups g2 g1 g3 g0 g4."""
+        """SHA-256 of `7:g<n>`, by sha256sum, orders the patients g2 g1 g3 g0 g4."""
         splits = assign_splits(pairs(CT=names(5)), {}, SplitFractions(0.2, 0.2), seed=7)
         assert splits == {"g2": "test", "g1": "validation", "g3": "train", "g0": "train", "g4": "train"}
 
-    def test_a_group_of_two_modalities_has_one_split(self) -> None:
-        groups = pairs(MR=[*names(3), *names(5, "m")], CT=[*names(3), *names(2, "c")])
-        splits = assign_splits(groups, {}, FRACTIONS, seed=0)
+    def test_a_patient_of_two_modalities_has_one_split(self) -> None:
+        patients = pairs(MR=[*names(3), *names(5, "m")], CT=[*names(3), *names(2, "c")])
+        splits = assign_splits(patients, {}, FRACTIONS, seed=0)
         assert len(splits) == 10
-        # CT comes first: its shared groups count towards what MR still needs
+        # CT comes first: its shared patients count towards what MR still needs
         assert sizes(splits, [*names(3), *names(2, "c")]) == (3, 1, 1)
         n_train, n_validation, n_test = sizes(splits, [*names(3), *names(5, "m")])
         assert n_train + n_validation + n_test == 8
         assert n_validation >= 1
         assert n_test >= 1
 
-    def test_shared_groups_fill_the_other_modalitys_splits(self) -> None:
+    def test_shared_patients_fill_the_other_modalitys_splits(self) -> None:
         recorded = {"a": "test", "b": "validation"}
         splits = assign_splits(pairs(PET=["a", "b", "c", "d"]), recorded, FRACTIONS, seed=0)
         assert splits == {**recorded, "c": "train", "d": "train"}
@@ -140,12 +143,12 @@ class TestAssignSplits:
             recorded = grown
         assert sizes(recorded, names(200)) == (140, 40, 20)
 
-    def test_recorded_groups_that_are_gone_are_kept(self) -> None:
+    def test_recorded_patients_that_are_gone_are_kept(self) -> None:
         splits = assign_splits(pairs(CT=names(3)), {"gone": "test"}, FRACTIONS, seed=0)
         assert splits["gone"] == "test"
         assert sizes(splits, names(3)) == (1, 1, 1)
 
-    def test_another_seed_leaves_recorded_groups(self) -> None:
+    def test_another_seed_leaves_recorded_patients(self) -> None:
         first = assign_splits(pairs(CT=names(20)), {}, FRACTIONS, seed=0)
         assert assign_splits(pairs(CT=names(20)), first, FRACTIONS, seed=9) == first
 
@@ -162,15 +165,15 @@ class TestAssignSplits:
 
 
 class TestEnoughPatients:
-    def require(self, groups: pd.DataFrame, recorded: dict[str, str], tied: dict[str, str]) -> None:
-        require_all_splits(groups, assign_splits(groups, recorded, FRACTIONS, 0, tied), tied)
+    def require(self, patients: pd.DataFrame, recorded: dict[str, str], tied: dict[str, str]) -> None:
+        require_all_splits(patients, assign_splits(patients, recorded, FRACTIONS, 0, tied), tied)
 
-    @pytest.mark.parametrize("groups", [{"CT": names(3)}, {"CT": names(3), "US": names(1, "u")}])
-    def test_three_in_one_modality_are_enough(self, groups: dict[str, list[str]]) -> None:
-        self.require(pairs(**groups), {}, {})
+    @pytest.mark.parametrize("patients", [{"CT": names(3)}, {"CT": names(3), "US": names(1, "u")}])
+    def test_three_in_one_modality_are_enough(self, patients: dict[str, list[str]]) -> None:
+        self.require(pairs(**patients), {}, {})
 
     @pytest.mark.parametrize(
-        ("groups", "found"),
+        ("patients", "found"),
         [
             ({"CT": names(1)}, "1 in all (CT 1)"),
             ({"CT": names(2)}, "2 in all (CT 2)"),
@@ -178,11 +181,11 @@ class TestEnoughPatients:
             ({"CT": names(1), "US": names(1)}, "1 in all (CT 1, US 1)"),
         ],
     )
-    def test_fewer_are_refused_with_the_numbers(self, groups: dict[str, list[str]], found: str) -> None:
+    def test_fewer_are_refused_with_the_numbers(self, patients: dict[str, list[str]], found: str) -> None:
         with pytest.raises(
             StorageError, match="one modality needs at least 3, found none for validation, test"
         ) as caught:
-            self.require(pairs(**groups), {}, {})
+            self.require(pairs(**patients), {}, {})
         assert found in str(caught.value)
 
     def test_none_at_all(self) -> None:
@@ -226,7 +229,7 @@ class TestMakeRelease:
         with pytest.raises(StorageError, match="found dev"):
             make_release(index, SPLIT_OF).split("dev")
 
-    def test_a_group_without_a_split(self, index: pd.DataFrame) -> None:
+    def test_a_patient_without_a_split(self, index: pd.DataFrame) -> None:
         with pytest.raises(StorageError, match="found none for \\['shared'\\]"):
             make_release(index, {"US_2": "test", "CT_1": "train"})
 
@@ -239,8 +242,8 @@ class TestMakeRelease:
         make_release(index, SPLIT_OF)
         pd.testing.assert_frame_equal(index, before)
 
-    def test_labelled_groups(self, index: pd.DataFrame) -> None:
-        found = labelled_groups(index).to_numpy().tolist()
+    def test_labelled_patients(self, index: pd.DataFrame) -> None:
+        found = labelled_patients(index).to_numpy().tolist()
         assert found == [["US", "US_2"], ["CT", "CT_1"], ["MR", "shared"]]
 
 
@@ -258,30 +261,30 @@ class TestDuplicates:
             "CT_3": "CT_1",
         }
 
-    def test_two_cases_of_one_group_are_no_family(self) -> None:
+    def test_two_cases_of_one_patient_are_no_family(self) -> None:
         table = index_of(*[index_row(name, group="g", content_hash="x") for name in ("CT_1", "CT_2")])
         assert families(table) == {}
 
     @pytest.mark.parametrize("seed", range(5))
     def test_a_family_shares_its_split_also_across_modalities(self, seed: int) -> None:
         tied = {"g3": "a", "h1": "a", "g7": "b", "g8": "b"}
-        groups = pairs(CT=names(12), MR=names(6, "h"))
-        splits = assign_splits(groups, {}, SplitFractions(0.25, 0.25), seed, tied)
+        patients = pairs(CT=names(12), MR=names(6, "h"))
+        splits = assign_splits(patients, {}, SplitFractions(0.25, 0.25), seed, tied)
         assert splits["g3"] == splits["h1"]
         assert splits["g7"] == splits["g8"]
         assert set(splits) == {*names(12), *names(6, "h")}
-        alone = assign_splits(groups, {}, SplitFractions(0.25, 0.25), seed)
+        alone = assign_splits(patients, {}, SplitFractions(0.25, 0.25), seed)
         assert set(splits.values()) == set(alone.values())
 
-    def test_a_new_group_joins_the_most_held_out_of_its_family_and_nothing_recorded_moves(self) -> None:
+    def test_a_new_patient_joins_the_most_held_out_of_its_family_and_nothing_recorded_moves(self) -> None:
         recorded = {"a": "train", "b": "validation", "c": "test"}
         tied = {"a": "a", "b": "a", "new": "a"}
         splits = assign_splits(pairs(CT=["a", "b", "c", "new"]), recorded, FRACTIONS, 0, tied)
         assert splits == {**recorded, "new": "validation"}
 
     def test_without_families_nothing_changes(self) -> None:
-        groups = pairs(CT=names(30), PET=names(9, "p"))
-        assert assign_splits(groups, {}, FRACTIONS, 4, {}) == assign_splits(groups, {}, FRACTIONS, 4)
+        patients = pairs(CT=names(30), PET=names(9, "p"))
+        assert assign_splits(patients, {}, FRACTIONS, 4, {}) == assign_splits(patients, {}, FRACTIONS, 4)
 
     def test_content_recorded_in_two_splits_stays_in_the_more_held_out_one(self, index: pd.DataFrame) -> None:
         index.loc[index["case_id"].isin(["US_2", "MR_3", "CT_1"]), "content_hash"] = "same"
@@ -350,7 +353,7 @@ class TestFingerprints:
         first, second = (make_release(index_of(*table), SPLIT_OF) for table in (rows, other))
         assert first.fingerprints["train"] != second.fingerprints["train"]
 
-    def test_a_moved_group_changes_both_splits(self, index: pd.DataFrame) -> None:
+    def test_a_moved_patient_changes_both_splits(self, index: pd.DataFrame) -> None:
         old, new = make_release(index, SPLIT_OF), make_release(index, {**SPLIT_OF, "shared": "train"})
         assert old.fingerprints["test"] == new.fingerprints["test"]
         assert all(old.fingerprints[name] != new.fingerprints[name] for name in ("train", "validation", "all"))
@@ -450,13 +453,13 @@ class TestLeakage:
     def test_equal_content_in_two_splits(self, index: pd.DataFrame) -> None:
         release = make_release(index, SPLIT_OF)
         release.table.loc[release.table["case_id"].isin(["US_2", "MR_3"]), "content_hash"] = "same"
-        assert leakage(release) == ["content_hash same: MR_3 in validation, US_2 in test"]
+        assert leakage(release) == ["content same: MR_3 in validation, US_2 in test"]
 
     def test_equal_content_in_one_split_is_none(self, index: pd.DataFrame) -> None:
         index.loc[index["case_id"].isin(["MR_3", "MR_4"]), "content_hash"] = "same"
         assert leakage(make_release(index, SPLIT_OF)) == []
 
-    def test_a_group_in_two_splits(self, index: pd.DataFrame) -> None:
+    def test_a_patient_in_two_splits(self, index: pd.DataFrame) -> None:
         release = make_release(index, SPLIT_OF)
         release.table.loc[release.table["case_id"] == "MR_4", "split"] = "train"
-        assert leakage(release) == ["group shared: MR_3 in validation, MR_4 in train"]
+        assert leakage(release) == ["patient shared: MR_3 in validation, MR_4 in train"]

@@ -22,8 +22,8 @@ from medsam_core.scores.scoring import score_case
 NAN = float("nan")
 
 
-def cases(predictor: str, values: dict[str, list[float]], per_group: int = 1, **changed: Any) -> pd.DataFrame:
-    """Return a case table with these DSCs by modality, `per_group` cases a patient."""
+def cases(predictor: str, values: dict[str, list[float]], per_patient: int = 1, **changed: Any) -> pd.DataFrame:
+    """Return a case table with these DSCs by modality, `per_patient` cases a patient."""
     rows = []
     for modality, scores in values.items():
         for index, score in enumerate(scores):
@@ -32,7 +32,7 @@ def cases(predictor: str, values: dict[str, list[float]], per_group: int = 1, **
                 "case_id": f"{modality}/{index:03}",
                 "modality": modality,
                 "dataset": modality,
-                "group": f"{modality}:{index // per_group}",
+                "group": f"{modality}:{index // per_patient}",
                 "is_3d": False,
                 "n_labels": 2,
                 "n_nan_dsc": int(np.isnan(score)),
@@ -107,14 +107,14 @@ def test_intervals_hold_the_mean_and_have_the_width_of_theory() -> None:
 
 def test_cases_of_a_patient_are_drawn_together() -> None:
     repeated = np.repeat([0.2, 0.9, 0.5, 0.6], 50).tolist()
-    by_patient = row_of(modality_table(cases("s", {"CT": repeated}, per_group=50)), "CT")
+    by_patient = row_of(modality_table(cases("s", {"CT": repeated}, per_patient=50)), "CT")
     by_case = row_of(modality_table(cases("s", {"CT": repeated})), "CT")
     assert by_patient["n_groups"] == 4
     assert by_patient["dsc_high"] - by_patient["dsc_low"] > 4 * (by_case["dsc_high"] - by_case["dsc_low"])
 
 
 def test_one_patient_has_a_mean_and_no_interval() -> None:
-    row = row_of(modality_table(cases("s", {"CT": [0.2, 0.4]}, per_group=2)), "CT")
+    row = row_of(modality_table(cases("s", {"CT": [0.2, 0.4]}, per_patient=2)), "CT")
     assert row["dsc"] == pytest.approx(0.3)
     assert np.isnan(row["dsc_low"])
     assert np.isnan(row["dsc_high"])

@@ -197,12 +197,12 @@ class TestTooFewPatients:
     def test_a_map_that_makes_all_one_patient(self, space: Workspace) -> None:
         rows = [f"{path.relative_to(space.settings.data)},d,p" for path in space.settings.data.rglob("*.npz")]
         (space.settings.data / "groups.csv").write_text("\n".join(["file,dataset,group", *rows]))
-        with pytest.raises(StorageError, match=r"1 in all \(CT 1, US 1\).*correct the groups map"):
+        with pytest.raises(StorageError, match=r"1 in all \(CT 1, US 1\).*correct the map of patients"):
             released(space)
         assert not space.splits.path.exists()
 
 
-class TestGroupsMap:
+class TestMapOfPatients:
     def test_that_fits_no_file_stops_before_a_split_is_recorded(self, space: Workspace) -> None:
         (space.settings.data / "groups.csv").write_text("file,dataset,group\nelsewhere.npz,d,p\n")
         with pytest.raises(StorageError, match=r"found none: 1 rows, such as 'elsewhere\.npz'"):
@@ -224,12 +224,12 @@ class TestGroupsMap:
         (space.settings.data / "groups.csv").write_text("file,dataset,group\nUS/2DBox_US_4.npz,d,p\nx.npz,d,q\n")
         said: list[str] = []
         notes = scan_source(space, said.append).notes
-        assert notes["groups map: rows that name a file"] == "1"
-        assert notes["groups map: rows that name no file"] == "1, such as x.npz"
-        assert str(notes["groups map: files without a row, each its own patient"]).startswith(
+        assert notes["map of patients: rows that name a file"] == "1"
+        assert notes["map of patients: rows that name no file"] == "1, such as x.npz"
+        assert str(notes["map of patients: files without a row, each its own patient"]).startswith(
             "7, such as CT/2DBox_CT_0"
         )
-        assert "groups map: rows that name no file: 1, such as x.npz" in said
+        assert "map of patients: rows that name no file: 1, such as x.npz" in said
 
 
 class TestTornRecords:

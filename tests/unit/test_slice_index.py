@@ -98,7 +98,7 @@ def test_index_has_one_row_per_slice_in_order_with_what_it_shows(tmp_path: Path)
         assert np.isnan(row["spacing_z"]) != case.is_3d
 
 
-def test_a_changed_map_of_groups_needs_no_new_pixels(tmp_path: Path) -> None:
+def test_a_changed_map_of_patients_needs_no_new_pixels(tmp_path: Path) -> None:
     _, manifest = two_stores(tmp_path)
     index = build_index(LocalBlobs(tmp_path), ["CT"], manifest.assign(group="all one", dataset="other"))
     assert set(index["group"]) == {"all one"}

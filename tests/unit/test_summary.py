@@ -123,7 +123,7 @@ def test_a_summary_shows_the_report_and_what_was_made_and_reused(workspace: Work
     assert ["modality", "cases", "student", "ellipse"] in cells
     assert ["CT", "7", "0.8123", "0.7000"] in cells
     assert ["mean of modalities", "7", "0.1250", "0.0625"] in cells
-    titles = [line for line in lines if "on test groups" in line]
+    titles = [line for line in lines if "on test patients" in line]
     assert [title.split()[0] for title in titles] == ["DSC", "NSD"]
 
 

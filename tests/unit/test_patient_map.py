@@ -1,22 +1,22 @@
-"""The map of groups: which case a row names however it is written, and when a map is refused."""
+"""The map of patients: which case a row names however it is written, and when a map is refused."""
 
 from pathlib import Path
 
 import pytest
 
 from storage.base.errors import StorageError
-from storage.sources.group_map import GroupMap, read_group_map
+from storage.sources.patient_map import PatientMap, read_patient_map
 
 CASES = ("US/a", "US/b.c", "CT/deep/a", "d")
 PLACE = "/mnt/store/data"
 
 
-def read(folder: Path, *files: str, cases: tuple[str, ...] = CASES, place: str = PLACE) -> GroupMap:
+def read(folder: Path, *files: str, cases: tuple[str, ...] = CASES, place: str = PLACE) -> PatientMap:
     """Read a map with a patient of its own for each row."""
     path = folder / "groups.csv"
     rows = [f'"{file}",set,patient {number}' for number, file in enumerate(files)]
     path.write_text("\n".join(["file,dataset,group", *rows]) + "\n")
-    return read_group_map(path, cases, place)
+    return read_patient_map(path, cases, place)
 
 
 @pytest.mark.parametrize(

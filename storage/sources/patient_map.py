@@ -1,6 +1,6 @@
 """The map of files to data sets and patients, as users write it.
 
-What belongs here: reading it, and finding the case that each row means. Not here: what a group means for splits
+What belongs here: reading it, and finding the case that each row means. Not here: what a patient means for splits
 (`storage.releases.splits`).
 """
 
@@ -19,7 +19,7 @@ _ENDING: Final = re.compile(r"\.[A-Za-z]{1,5}$")
 
 
 @dataclass(frozen=True, eq=False)
-class GroupMap:
+class PatientMap:
     """What a map says of the cases of a source."""
 
     by_case: pd.DataFrame
@@ -30,7 +30,7 @@ class GroupMap:
     """Cases that no row names: each is a patient of its own."""
 
 
-def read_group_map(path: Path, case_ids: Iterable[str], place: str) -> GroupMap:
+def read_patient_map(path: Path, case_ids: Iterable[str], place: str) -> PatientMap:
     """Read a map and find the case that each row names.
 
     A row's path may be written with backslashes, with `./` in front, with or without an ending, and with folders in
@@ -61,7 +61,7 @@ def read_group_map(path: Path, case_ids: Iterable[str], place: str) -> GroupMap:
             f"{min(known)!r}; write each path as it is below that folder, or take away a map of another data set"
         )
     rows = table[named != ""].assign(case_id=named[named != ""])
-    return GroupMap(
+    return PatientMap(
         by_case=rows.set_index("case_id")[["dataset", "group"]],
         without_file=tuple(table["file"][named == ""]),
         without_row=tuple(sorted(known - set(found))),
