@@ -1,4 +1,4 @@
-"""Where storage meets science: tables and readers of one shaped as the other expects.
+"""Adapters between `storage` and `medsam_core`: tables and readers of the one in the types that the other expects.
 
 What belongs here: conversions between `storage` objects and the Protocols of `medsam_core`. Not here: torch; what needs
 it is in `pipelines.teacher.tasks`.
@@ -10,7 +10,7 @@ from storage.releases.columns import SliceColumns
 
 
 def slice_table(columns: SliceColumns) -> SliceTable:
-    """Return the columns of a split that the training plan reads, without copying them.
+    """Return the columns of a split that a training plan needs, without a copy.
 
     Args:
         columns: A split of a release, in release order.

@@ -1,7 +1,7 @@
-"""Keeping artefacts sound: verifying every byte of all of them, withdrawing what is damaged.
+"""Verifying the artefacts of a workspace, and withdrawing damaged ones.
 
-What belongs here: these acts over a workspace, what assets' values name. Not here: what damage is
-(`storage.base.artefact_verification`), making again, which the next run does.
+What belongs here: these actions on a workspace, and the artefacts that values of assets name. Not here: finding damage
+in one artefact (`storage.base.artefact_verification`), making it again, which the next run does.
 """
 
 import logging
@@ -27,13 +27,13 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Damaged:
-    """A file that is not what it should be.
+    """A damaged file.
 
     Attributes:
-        what: The store, cache or artefact it belongs to.
+        what: The store, cache or artefact that the file belongs to.
         file: Its path there.
-        problem: What was expected and found.
-        mended: Whether it was repaired, or withdrawn so that the next run makes it again.
+        problem: What was expected and what was found.
+        mended: True if it was repaired, or withdrawn so that the next run makes it again.
     """
 
     what: str
@@ -56,12 +56,12 @@ def asset_values(workspace: Workspace) -> Iterator[tuple[str, JsonObject]]:
 
 
 def verify_artefacts(workspace: Workspace, log: Log, *, repair: bool) -> list[Damaged]:
-    """Verify every artefact, saying in a line what was found of each, and return what is damaged.
+    """Verify every artefact, log one line for each, and return the damaged files.
 
     Args:
-        workspace: Where everything lies.
-        log: Where it is said.
-        repair: Withdraw damaged ones, and vouch for those of an earlier version as they are.
+        workspace: The workspace.
+        log: Receives the lines.
+        repair: Withdraw damaged artefacts, and record the present hashes of artefacts of an earlier version.
     """
     damaged: list[Damaged] = []
     finished = set()
@@ -79,7 +79,7 @@ def verify_artefacts(workspace: Workspace, log: Log, *, repair: bool) -> list[Da
 
 def _said(found: FolderState) -> str:
     if found.state == "unvouched":
-        return "made before file hashes were kept, nothing to compare with; `medsam verify --repair` records them"
+        return "made before file hashes were recorded, not compared; `medsam verify --repair` records them"
     if found.state == "unfinished":
         return "unfinished"
     state = f"{len(found.damages)} damaged" if found.damages else "whole"
@@ -87,7 +87,7 @@ def _said(found: FolderState) -> str:
 
 
 def _mended(found: FolderState, log: Log) -> bool:
-    """Do what can be done about a folder; returns whether nothing damaged is left there."""
+    """Repair or withdraw the artefact in a folder; return whether no damage is left."""
     try:
         if found.state == "unvouched":
             vouch_for_folder(found)
@@ -102,7 +102,7 @@ def _mended(found: FolderState, log: Log) -> bool:
 
 
 def _gone(workspace: Workspace, finished: set[str], log: Log) -> Iterator[Damaged]:
-    """Yield the artefacts that an asset's value names and that are not there."""
+    """Yield the artefacts that an asset's value names but that are missing."""
     for asset, value in asset_values(workspace):
         kind, digest = value.get("kind"), value.get("fingerprint")
         if kind and digest and f"{kind} {digest[:16]}" not in finished:

@@ -1,4 +1,4 @@
-"""Names of the assets. What belongs here: which asset a variant reads, and which are made anew when."""
+"""Names of assets. What belongs here: the assets that a variant reads, and those that a new release makes again."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from storage.releases.splits import SPLITS
 def distillation_asset(variant: Variant, name: str) -> list[str]:
     """Return the key of an asset of a variant's distillation: its plan, teacher embeddings or distilled student.
 
-    Plan and embeddings of the proposed model carry no prefix, since variants share them.
+    The keys of the proposed model's plan and embeddings have no prefix, since other variants share them.
     """
     if not variant.owns_distillation:
         return ["proposed", name] if name == "student_distilled" else [name]
@@ -18,9 +18,9 @@ def distillation_asset(variant: Variant, name: str) -> list[str]:
 
 
 def recomputed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """List what moving from one release to another makes anew, by the fingerprints of their splits.
+    """List the assets that are made again when one release replaces another, by the fingerprints of their splits.
 
-    What is made from the training split alone stays as it is while that is the same.
+    Assets that depend only on the training split are kept while its fingerprint is the same.
     """
     changed = {split for split in SPLITS if old.get(split) != new.get(split)}
     lines = []

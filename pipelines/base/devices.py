@@ -1,4 +1,4 @@
-"""Which device a process computes on. What belongs here: that choice, which needs torch. Not here: computing."""
+"""The device of a process. What belongs here: choosing it, which needs torch. Not here: computing on it."""
 
 import os
 
@@ -8,7 +8,7 @@ from pipelines.base.profile import Profile
 
 
 def choose_device(profile: Profile) -> torch.device:
-    """Return the device of this process: its own GPU where there are some and the profile allows."""
+    """Return the device of this process: its GPU, or the CPU if the profile says `cpu`, or `auto` without a GPU."""
     wanted = profile.training.device
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")

@@ -1,6 +1,6 @@
-"""What a command of the console script ends with. What belongs here: errors to one message and an exit status.
+"""Errors of console commands. What belongs here: turning an error into one message and an exit status.
 
-Not here: any command. A traceback means a defect of this project, and nothing else.
+Not here: any command. A user sees a traceback only if this project has a defect.
 """
 
 import os
@@ -14,22 +14,22 @@ from pipelines.base.terminal import let_print_anything, said_of
 from storage.base.errors import StorageError
 
 WRONG_INPUT: Final = 2
-"""Settings, arguments, files or the system do not allow what was asked for."""
+"""The settings, the arguments, a file or the system do not allow the command to finish."""
 INTERRUPTED: Final = 130
-"""As a shell gives it after SIGINT."""
+"""The status that a shell reports after SIGINT."""
 NOBODY_READS: Final = 141
-"""As a shell gives it after SIGPIPE: `medsam summary | head -1`."""
+"""The status that a shell reports after SIGPIPE, as in `medsam summary | head -1`."""
 
 _SERVICES: Final = {"mlflow": "MLFLOW_TRACKING_URI", "sqlalchemy": "MLFLOW_TRACKING_URI", "botocore": "MEDSAM_STORES"}
-"""Package whose errors tell of a server or data base -> the setting that says which."""
+"""Package that reports errors of a server or a database -> the setting with its address."""
 
 
 def run_command(name: str, act: Callable[[], int]) -> int:
-    """Run a command and return its exit status; what goes wrong outside this project is said in one message.
+    """Run a command and return its exit status; errors outside this project end in one message.
 
     Args:
-        name: The command, for the message.
-        act: Does the work and returns the status of a run without errors.
+        name: Name of the command, for the message.
+        act: Does the work; returns the exit status if no error is raised.
     """
     let_print_anything()
     try:
@@ -55,7 +55,7 @@ def run_command(name: str, act: Callable[[], int]) -> int:
 
 
 def _service(error: Exception) -> str | None:
-    """Return the setting of the service that an error, or one that it came of, is about."""
+    """Return the setting of the service that caused an error, or None; causes of the error are searched too."""
     packages = (kind.__module__.partition(".")[0] for cause in _causes(error) for kind in type(cause).__mro__)
     return next((_SERVICES[package] for package in packages if package in _SERVICES), None)
 
@@ -87,7 +87,7 @@ def _flush() -> None:
 
 
 def _discard_output() -> None:
-    """Send what standard output still holds to nowhere; the interpreter would fail to write it once more at its end."""
+    """Discard buffered output; otherwise the interpreter would try to write it again at exit, and fail again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

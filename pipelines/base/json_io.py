@@ -1,4 +1,4 @@
-"""How values travel between steps: small JSON files, never pickles.
+"""Passing values between steps as small JSON files, never as pickles.
 
 What belongs here: the IO manager. Not here: the values and their JSON (`pipelines.base.values`).
 """
@@ -12,10 +12,10 @@ from storage.base.atomic import read_json, write_json
 
 
 class JsonIOManager(dg.ConfigurableIOManager):
-    """Keeps each asset's value, and each step's output inside a run, as one JSON file.
+    """Keeps the value of each asset, and the output of each step of a run, in one JSON file.
 
-    An asset's file is overwritten by its next materialisation, so that any asset can be made alone from the page on
-    what its upstream assets last were. A step's file lies under its run.
+    The next materialisation of an asset overwrites its file. So any single asset can be materialised from the page,
+    with the latest values of its upstream assets. The file of a step lies in a folder of its run.
     """
 
     folder: str
@@ -38,8 +38,8 @@ class JsonIOManager(dg.ConfigurableIOManager):
         """Read a value as the type that the input's annotation names.
 
         Raises:
-            FileNotFoundError: If it was never made.
-            IntegrityError: If the file is damaged, or is not of that type.
+            FileNotFoundError: If the value was never made.
+            IntegrityError: If the file is damaged or holds a value of another type.
         """
         upstream = context.upstream_output
         path = self._path(upstream if upstream is not None else context)

@@ -1,6 +1,6 @@
 """Pictures for the page and for MLflow. What belongs here: drawing with matplotlib. Not here: choosing what to draw.
 
-matplotlib is imported inside the functions: a run that reuses everything draws nothing.
+matplotlib is imported inside the functions, because a run that reuses everything draws nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ _COLUMNS = 4
 
 def _save(figure: "Figure", path: Path) -> Path:
     with atomic_file(path) as file:
-        # No software tag or date: the same picture is the same bytes.
+        # No software tag or date, so that equal pictures have equal bytes.
         figure.savefig(file, format="png", dpi=80, bbox_inches="tight", metadata={"Software": None})
     return path
 

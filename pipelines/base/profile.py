@@ -1,6 +1,6 @@
-"""Profiles: every number that differs between `sample`, `real` and `paper`, and nothing else.
+"""Profiles: the numbers that differ between `sample`, `real` and `paper`.
 
-What belongs here: the validated description of a whole run, and how it is read from YAML. Not here: addresses,
+What belongs here: the validated description of a whole run, and reading it from YAML. Not here: addresses,
 executors and other settings of one deployment (`pipelines.base.settings`).
 """
 
@@ -18,7 +18,7 @@ from storage.sources.kinds import is_source_kind, source_kinds
 PROFILE_FOLDER = Path(__file__).parents[1] / "profiles"
 
 MAX_LZ4_LEVEL = 9
-"""`storage.shards.codec` has it too, and the codecs with it, which reading a profile does not wait for."""
+"""As in `storage.shards.codec`; repeated here because that module imports the codecs, which a profile does not need."""
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
@@ -34,14 +34,14 @@ def _known_kind(kind: str) -> str:
 
 
 class SourceSettings(Config):
-    """Where samples come from and how their files are to be read."""
+    """The source of cases and the reading of its files."""
 
     kind: Annotated[str, AfterValidator(_known_kind)] = "folder"
-    """`synthetic`: the project makes its own; `folder`: the npz files below `MEDSAM_DATA`; else a registered kind."""
+    """`synthetic`: cases that the project makes; `folder`: the npz files below `MEDSAM_DATA`; or a registered kind."""
     spacing_order: Literal["zyx", "xyz"] = "zyx"
-    """Order of `spacing` in the files; the challenge's converter writes xyz, so it is stated, never guessed."""
+    """Axis order of `spacing` in the files. It is stated, never guessed: the challenge's converter writes xyz."""
     max_case_bytes: Positive = 8 * 2**30
-    """A file whose headers promise more array bytes is rejected unread."""
+    """Most array bytes of a file; a file whose headers state more is rejected without being read."""
     synthetic_seed: int = 7
     synthetic_cases: Positive = 18
     """Two-dimensional cases of each modality that the synthetic source makes."""
@@ -55,12 +55,12 @@ class StoreSettings(Config):
     chunk_bytes: Positive = 262_144
     chunks_per_shard: Positive = 256
     codec: Literal["zstd", "lz4"] = "zstd"
-    """`lz4` reads about twice as fast and takes about 1.3 times the room."""
+    """`lz4` reads about twice as fast as `zstd` and takes about 1.3 times the space."""
     level: Positive = 4
-    """How hard images are compressed: zstd's level; with lz4, 2 to 9 are its high compression mode."""
+    """Compression level of images; for lz4, levels 2 to 9 are its high compression mode."""
     levels: dict[str, Positive] = Field(default={"CT": 1})
-    """Modality -> its own level. Level 1 keeps CT, most of the data, at the size of its npz files in half the time;
-    other images take up to 1.3 times theirs there."""
+    """Modality -> its own level. CT is most of the data: level 1 gives the size of its npz files in half the time;
+    other images take up to 1.3 times the size of their npz files at level 1."""
     part_shards: Positive = 8
     parts_per_step: Positive = 8
     """Parts written by one step."""
@@ -78,11 +78,11 @@ class CacheSettings(Config):
     """The teacher's cached answers."""
 
     mode: Literal["cached", "online", "prefer_cached"] = "cached"
-    """`online` asks the teacher in every step; `prefer_cached` too, unless the whole cache is there already."""
+    """`online`: every step asks the teacher. `prefer_cached`: the same, unless the whole cache exists already."""
     encoding: Literal["int8_per_channel", "float16"] = "int8_per_channel"
-    """How embeddings are kept (`storage.answers.encodings`)."""
+    """Encoding of cached embeddings (`storage.answers.encodings`)."""
     max_bytes: Positive | None = None
-    """The most that one cache may take; None: what the disk has free."""
+    """Most bytes of one cache; None: the free space of the disk."""
     slots_per_chunk: Positive = 1
     slots_per_shard: Positive = 64
     shards_per_part: Positive = 1
@@ -90,19 +90,19 @@ class CacheSettings(Config):
 
 
 class SeedSettings(Config):
-    """Independent seeds; the split has its own."""
+    """Independent seeds of plan and initialisation; the split has its own seed."""
 
     plan: int = 0
     init: int = 0
 
 
 class TrainingSettings(Config):
-    """How training runs on the machine; none of it changes what is learnt beyond float noise."""
+    """The use of the machine in training; these settings change results only by rounding."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     mixed_precision: bool = False
     processes: Positive = 1
-    """Processes of torchrun: GPUs used."""
+    """Processes of torchrun, one for each GPU."""
     checkpoint_steps: Positive = 50
 
 
@@ -114,11 +114,11 @@ class Profile(Config):
     store: StoreSettings = StoreSettings()
     split: SplitSettings = SplitSettings()
     release: str = "latest"
-    """`latest`, or the fingerprint of the recorded release that training and evaluation stay on."""
+    """`latest`, or the fingerprint of the recorded release that training and evaluation use."""
     student: StudentConfig = StudentConfig()
     teacher: TeacherConfig = TeacherConfig()
     teacher_pretraining: StageConfig | None = None
-    """Stand-in only: how it is trained further on the training patients; None keeps the given weights."""
+    """For the stand-in teacher only: further training on the training patients; None keeps the given weights."""
     distillation: StageConfig
     finetuning: StageConfig
     ablation_epochs: Positive = 4
@@ -135,7 +135,7 @@ class Profile(Config):
         return self
 
     def contradictions(self) -> list[str]:
-        """Return what is wrong between settings that are each right by themselves."""
+        """Return the contradictions between settings that are each valid alone."""
         problems = []
         if self.student.image_size != self.teacher.image_size:
             problems.append(
@@ -164,7 +164,7 @@ class Profile(Config):
         return problems
 
     def _different_grids(self) -> list[str]:
-        """Return what keeps the student from learning the teacher's answers cell by cell."""
+        """Return the differences of grid and frame that prevent the student from learning the teacher's answers."""
         problems = []
         student, teacher = self.student.encoder, self.teacher.encoder
         if student.stride != teacher.stride:
@@ -182,7 +182,7 @@ class Profile(Config):
 
 
 def _contradictions_beside_errors(content: dict[str, Any]) -> list[str]:
-    """Return the contradictions between those sections that are right by themselves."""
+    """Return the contradictions between the sections that are valid alone."""
     right: dict[str, Any] = {"distillation": StageConfig(), "finetuning": StageConfig()}
     wrong = {"distillation", "finetuning"} - set(content)
     for name, field in Profile.model_fields.items():
@@ -211,7 +211,7 @@ def _with_present_names(content: dict[str, Any]) -> dict[str, Any]:
 
 def _read(name: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
     if name in extending:
-        raise ProfileError(f"extends: expected to end at a profile, found a circle: {' -> '.join([*extending, name])}")
+        raise ProfileError(f"extends: expected a chain with an end, found a circle: {' -> '.join([*extending, name])}")
     path = PROFILE_FOLDER / f"{name}.yaml"
     if not path.is_file():
         path = Path(name).expanduser()
@@ -236,7 +236,7 @@ def load_profile(name: str, changes: dict[str, Any] | None = None) -> Profile:
         changes: Nested settings that replace the file's, for example from the environment.
 
     Raises:
-        ProfileError: Listing every wrong setting at once: its name, what was found, what was expected.
+        ProfileError: If settings are wrong; the message lists each one with its name, the expected and the found value.
     """
     content = _merged(_read(name), _with_present_names(changes or {}))
     try:

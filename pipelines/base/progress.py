@@ -1,4 +1,4 @@
-"""Saying how far a long reading has come. What belongs here: log lines at intervals. Not here: what is read."""
+"""Progress of long reads. What belongs here: log lines at intervals. Not here: reading."""
 
 import time
 from collections.abc import Callable
@@ -10,14 +10,14 @@ EVERY_S = 10.0
 
 
 class ByteProgress:
-    """Called with (bytes read, bytes to read); says now and then how far that is."""
+    """Called with (bytes read, bytes to read); logs the progress at intervals."""
 
     def __init__(self, what: str, log: Log, every_s: float = EVERY_S) -> None:
         self._what, self._log, self._every_s = what, log, every_s
         self._next = time.monotonic() + every_s
 
     def __call__(self, done: int, total: int) -> None:
-        """Take note of progress."""
+        """Log the progress if the last line is old enough."""
         now = time.monotonic()
         if now >= self._next and total:
             self._next = now + self._every_s

@@ -1,7 +1,7 @@
-"""What a task hands back to its asset, and how it is shown. What belongs here: the border between work and Dagster.
+"""Results of tasks. What belongs here: the value that a task returns, and turning it into Dagster's output.
 
-Not here: work. A task returns a `TaskResult`; `materialised` turns it into Dagster's output and writes
-the line of the run's ledger from which `medsam summary` says what was made and what was reused.
+Not here: the tasks. A task returns a `TaskResult`. `materialised` turns it into Dagster's output and appends a line to
+the ledger of the run; `medsam summary` reads the ledger and prints what the run made and reused.
 """
 
 import base64
@@ -21,7 +21,7 @@ V = TypeVar("V", covariant=True)
 """One of the types of `pipelines.base.values`."""
 
 INLINE_PICTURE_BYTES = 600_000
-"""A picture up to this size is shown on the page itself; a larger one is named by its path."""
+"""Bytes. A picture up to this size is shown on the page; for a larger one the page shows its path."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Link:
 
 @dataclass(frozen=True)
 class TaskResult(Generic[V]):
-    """What a task made.
+    """The result of a task.
 
     Attributes:
-        value: For the assets downstream.
-        fingerprint: Of what was made; becomes the data version.
-        made: Parts made by this run.
-        reused: Parts found as they were.
-        notes: What the page shows: numbers, text, `Picture`, `Link`, `Path`, or a table as a DataFrame.
+        value: The value for downstream assets.
+        fingerprint: Fingerprint of the result; becomes the data version.
+        made: Number of parts that this run made.
+        reused: Number of parts that existed before.
+        notes: Metadata for the page: numbers, text, `Picture`, `Link`, `Path`, or a table as a DataFrame.
     """
 
     value: V
@@ -88,7 +88,7 @@ def _write_ledger(workspace: Workspace, run_id: str, name: str, result: TaskResu
     line = {"asset": name, "fingerprint": result.fingerprint, "made": result.made, "reused": result.reused}
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        # One short write in append mode is not interleaved with those of other step processes.
+        # One short write in append mode is not interleaved with writes of other step processes.
         os.write(descriptor, (json.dumps(line) + "\n").encode())
     finally:
         os.close(descriptor)

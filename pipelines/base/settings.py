@@ -1,4 +1,4 @@
-"""Settings of one deployment: addresses, the profile, the executor. What belongs here: what the environment says.
+"""Settings of one deployment: addresses, the profile, the executor. What belongs here: values from the environment.
 
 Not here: any number that changes a result; those are in `pipelines.base.profile`.
 
@@ -7,15 +7,15 @@ Not here: any number that changes a result; those are in `pipelines.base.profile
 | MEDSAM_HOME | folder of all state | `.medsam` |
 | MEDSAM_PROFILE | `sample`, `real`, `paper`, or the path of a YAML profile | `sample` |
 | MEDSAM_DATA | folder of npz files, for profiles whose source is a folder | none |
-| MEDSAM_GROUPS | CSV file,dataset,group: which files share a patient | `groups.csv` beside or in the data |
+| MEDSAM_GROUPS | CSV file,dataset,group: the patient of each file | `groups.csv` beside or in the data |
 | MEDSAM_STORES | path or `s3://bucket/prefix` of the slice stores | `stores` of the profile's state |
 | MEDSAM_TEACHER | path or http(s) URL of the teacher's weights | the shipped stand-in |
-| MEDSAM_TEACHER_SHA256 | what the SHA-256 of those weights must be | not checked, only recorded |
-| MEDSAM_SEED | one number for both the plan's and the initialisation's seed | the profile's |
+| MEDSAM_TEACHER_SHA256 | expected SHA-256 of these weights | not checked, only recorded |
+| MEDSAM_SEED | seed of both the plan and the initialisation | the profile's |
 | MEDSAM_EXECUTOR | `multiprocess` or `in_process` | `multiprocess` |
 | MEDSAM_WORKERS | processes and threads that read and write files in one step | the machine's cores |
 | MEDSAM_MEMORY | bytes of cases that one step holds at once, in all its processes | 4294967296 |
-| MEDSAM_ACCEPT_LOSS | `1`: go on though half or more of what the last scan found is gone; for one run | `0` |
+| MEDSAM_ACCEPT_LOSS | `1`, for one run: go on although half or more of the cases of the last scan are gone | `0` |
 | MLFLOW_TRACKING_URI | MLflow server or store | sqlite file under MEDSAM_HOME |
 """
 
@@ -30,12 +30,12 @@ from pipelines.base.variables import Variables, read_variables
 
 
 class InputError(ValueError):
-    """What a command was given cannot be used; the message says what was expected, found, and what to do."""
+    """The input of a command cannot be used; the message says what was expected, what was found and what to do."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the environment says, checked and made absolute."""
+    """The settings from the environment, checked, with absolute paths."""
 
     home: Path
     profile_name: str
@@ -59,7 +59,7 @@ class Settings:
 
     @property
     def groups_csv(self) -> Path | None:
-        """The map of files to patients: the given one, else `groups.csv` in the data or beside it, else None."""
+        """The map of files to patients: MEDSAM_GROUPS, else `groups.csv` in the data or beside it, else None."""
         candidates = (self.data / "groups.csv", self.data.parent / "groups.csv")
         return self.given_groups or next((path for path in candidates if path.is_file()), None)
 
@@ -74,14 +74,14 @@ class Settings:
         return self.home / "mlflow"
 
     def reading_spacing_as(self, order: Literal["zyx", "xyz"] | None) -> "Settings":
-        """Return these settings with another axis order of the files' `spacing`; None leaves the profile's."""
+        """Return these settings with another axis order of `spacing` in the files; None keeps the profile's order."""
         if order is None:
             return self
         source = self.profile.source.model_copy(update={"spacing_order": order})
         return replace(self, profile=self.profile.model_copy(update={"source": source}))
 
     def as_environment(self) -> dict[str, str]:
-        """Return the variables that give a child process these same settings."""
+        """Return the environment variables that give a child process the same settings."""
         variables = {
             "MEDSAM_HOME": str(self.home),
             "MEDSAM_PROFILE": self.profile_name,
@@ -103,7 +103,7 @@ class Settings:
 
 
 def _sqlite_url(file: Path) -> str:
-    """Return the URL of a database file, with those characters encoded that would change its path or end it."""
+    """Return the URL of a database file; characters that would end or change its path are encoded."""
     return f"sqlite:///{str(file).replace('%', '%25').replace('?', '%3F')}"
 
 
@@ -123,7 +123,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     """Read the settings from the environment.
 
     Args:
-        environment: Variables; None means the process's own.
+        environment: Variables; None: those of the process.
 
     Raises:
         ProfileError: If the profile or variables are wrong; it lists every problem at once.

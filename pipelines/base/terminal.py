@@ -1,6 +1,6 @@
-"""Text for a terminal. What belongs here: making names and system errors fit to print. Not here: what is said.
+"""Text for a terminal. What belongs here: making file names and system errors printable. Not here: messages.
 
-The name of a file may hold anything but a slash: line breaks, control sequences, bytes of another encoding.
+The name of a file may hold any byte but a slash: line breaks, control sequences, bytes of another encoding.
 """
 
 import errno
@@ -28,12 +28,12 @@ _REMEDIES: Final = {
 
 
 def printable(text: str) -> str:
-    """Return a name in one line, what cannot be printed written as an escape."""
+    """Return a name on one line, with escapes for characters that cannot be printed."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def said_of(error: OSError) -> str:
-    """Return an error of the operating system, or of this project, as one message: where, what, what to do."""
+    """Return an error of the operating system, or of this project, as one message: file, problem, remedy."""
     if error.errno is None or error.strerror is None:
         return str(error) or type(error).__name__
     names = " to ".join(printable(str(name)) for name in (error.filename, error.filename2) if name is not None)
@@ -42,13 +42,13 @@ def said_of(error: OSError) -> str:
 
 
 def let_print_anything() -> None:
-    """Make standard output escape what its encoding lacks, as standard error does."""
+    """Make standard output escape characters that its encoding lacks, as standard error does."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def log(text: str) -> None:
-    """Print a line at once."""
+    """Print a line and flush it."""
     if sys.stdout is not None:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()

@@ -1,9 +1,9 @@
-"""What travels between steps, and to the trainer: frozen values, written as JSON and read back strictly.
+"""Values that are passed between steps and to the trainer: frozen types, written as JSON and validated when read.
 
-What belongs here: these types and their JSON. Not here: where the JSON lies (`pipelines.base.json_io`), the things
-themselves; an asset's value names its artefact, store or cache and states a few facts of it.
+What belongs here: these types and their JSON. Not here: the place of the JSON (`pipelines.base.json_io`), the artefact,
+store or cache itself: the value of an asset only names it and holds a few facts.
 
-The JSON of a value is an object of its fields, without a type's name: who reads it says what it expects.
+The JSON of a value is an object of its fields, without the name of the type: the reader states the type it expects.
 """
 
 import json
@@ -26,7 +26,7 @@ class TeacherRef(ArtefactRef):
     """Names the teacher's model.
 
     Attributes:
-        teacher: Kind of its encoder, as the profile calls it.
+        teacher: Kind of the teacher in the profile.
     """
 
     teacher: str
@@ -38,9 +38,9 @@ class StoreRef:
 
     Attributes:
         modality: Its modality.
-        fingerprint: Of its manifest.
-        made: Ids of the parts that the run wrote which published it.
-        lost: Case id -> why, of the manifest's cases that it does not hold.
+        fingerprint: Fingerprint of its manifest.
+        made: Ids of the parts that were written by the run that published the store.
+        lost: Case id -> reason, for cases of the raw manifest that the store does not hold.
     """
 
     modality: str
@@ -54,12 +54,12 @@ class CacheRef:
     """Names a teacher's answers to a plan.
 
     Attributes:
-        mode: `cached`, or `online` where the teacher is asked while training.
-        answers: Which answers.
-        cache: Digest that names the cache; empty where the teacher is asked online.
-        fingerprint: Of the published answers.
-        teacher: Fingerprint of the teacher that answers.
-        plan: Fingerprint of the plan whose slots are answered.
+        mode: `cached`, or `online` if the teacher is asked during training.
+        answers: Kind of the answers.
+        cache: Digest that names the cache; empty if the mode is `online`.
+        fingerprint: Fingerprint of the published answers.
+        teacher: Fingerprint of the teacher.
+        plan: Fingerprint of the plan.
     """
 
     mode: Literal["cached", "online"]
@@ -79,10 +79,10 @@ class PartsMade:
 
 @dataclass(frozen=True)
 class StorePartsMade(PartsMade):
-    """What one step of a slice store wrote, and what it could not.
+    """The parts that one step of a slice store wrote, and the cases that it could not write.
 
     Attributes:
-        lost: Case id -> why, of cases whose files are no longer those of the manifest; their parts are not written.
+        lost: Case id -> reason, for cases whose files have changed since the manifest; their parts are not written.
     """
 
     lost: dict[str, str]
@@ -90,20 +90,20 @@ class StorePartsMade(PartsMade):
 
 @dataclass(frozen=True)
 class TrainerJob:
-    """Everything that the trainer process is told.
+    """The whole input of the trainer process.
 
     Attributes:
-        stage: Which stage.
-        config: Its settings.
+        stage: The training stage.
+        config: Settings of the stage.
         release: The release to train on.
-        statistics: Pixel statistics for a new student; None where none is built.
-        plan: The stage's plan.
-        teacher: Who answers online and gives the decoder; None for a stage without a teacher.
-        cache: The teacher's answers; None where the stage asks nobody.
-        starts_from: The model to go on from; None for a new student.
+        statistics: Pixel statistics for a new student; None if the stage builds no student.
+        plan: The plan of the stage.
+        teacher: The teacher, which answers online and provides the decoder; None for a stage without a teacher.
+        cache: The teacher's answers; None if the stage needs none.
+        starts_from: The model to start from; None for a new student.
         keep_epochs: Epochs after which weights are kept.
         settings: Environment variables of the deployment.
-        fingerprint: Of what the result is made from.
+        fingerprint: Fingerprint of the inputs of the result.
         out: Folder of the result.
     """
 
@@ -122,31 +122,31 @@ class TrainerJob:
 
 
 def travelling(annotation: object) -> type | None:
-    """Return the type of value that an annotation names, alone, as `list[...]` or as `... | None`; None if none."""
+    """Return the value type T of an annotation `T`, `list[T]` or `T | None`; None if it names no such type."""
     kinds = (annotation, *get_args(annotation))
     return next((kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)), None)
 
 
 def to_json(value: object) -> object:
-    """Return the plain content of a value; what is none of these types is returned as it is."""
+    """Return the plain content of a value; a value of another type is returned unchanged."""
     return TypeAdapter(type(value)).dump_python(value) if travelling(type(value)) else value
 
 
 def from_json(kind: type[T], content: object, name: str, remedy: str = "") -> T:
-    """Return the value that JSON holds.
+    """Return the value of a type from its JSON.
 
     Args:
-        kind: Which of these types is expected.
+        kind: The expected type.
         content: Parsed JSON.
-        name: Of the asset whose value it is, or of the file.
-        remedy: What to do where it cannot be read; by default to materialise the asset again.
+        name: Name of the asset or of the file, for the error message.
+        remedy: What a user should do if the value cannot be read; by default, materialise the asset again.
 
     Raises:
-        IntegrityError: Naming every field that is missing, unknown or of another type.
+        IntegrityError: If a field is missing, unknown or of another type; the message lists every such field.
     """
     problems = [f"{field}: unknown" for field in _unknown(kind, content)]
     try:
-        # As text: strict reading of Python objects would want tuples and nested values ready made.
+        # Validated as JSON text: in strict mode Python objects would need tuples and instances of nested types.
         value = TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         problems += [f"{'.'.join(map(str, item['loc'])) or 'value'}: {item['msg']}" for item in error.errors()]
@@ -160,7 +160,7 @@ def from_json(kind: type[T], content: object, name: str, remedy: str = "") -> T:
 
 
 def _unknown(kind: type, content: object, prefix: str = "") -> list[str]:
-    """Return the fields of JSON that a type has not, also those of values within it."""
+    """Return the fields of JSON, and of nested values, that the type does not have."""
     if not isinstance(content, dict):
         return []
     hints = get_type_hints(kind)

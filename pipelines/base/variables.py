@@ -1,6 +1,6 @@
-"""Environment variables, each read and judged by its type. What belongs here: one field for each variable.
+"""Environment variables, each read and validated by its type. What belongs here: one field for each variable.
 
-Not here: what follows from them together (`pipelines.base.settings`).
+Not here: settings that depend on several variables (`pipelines.base.settings`).
 """
 
 import difflib
@@ -25,7 +25,7 @@ def _absolute(value: object) -> object:
 
 
 def _place(value: object) -> object:
-    """Return a URL as it is, a path made absolute."""
+    """Return a URL unchanged, and a path as an absolute path."""
     return value if not isinstance(value, str) or "://" in value else str(_absolute(value))
 
 
@@ -59,7 +59,7 @@ _Count = Annotated[int, BeforeValidator(_count)]
 
 
 class Variables(BaseSettings):
-    """What the environment says; an empty variable counts as unset."""
+    """The variables of this project; an empty variable counts as unset."""
 
     model_config = SettingsConfigDict(case_sensitive=True, env_ignore_empty=True, extra="ignore", frozen=True)
 
@@ -81,7 +81,7 @@ class Variables(BaseSettings):
 
 
 class _Given(EnvSettingsSource):
-    """Variables given by a caller in the place of the process's own."""
+    """Variables from a caller, instead of those of the process."""
 
     def __init__(self, settings_class: type[BaseSettings], given: Mapping[str, str]) -> None:
         super().__init__(settings_class)
@@ -108,10 +108,10 @@ def read_variables(environment: Mapping[str, str]) -> tuple[Variables, list[str]
     """Read the variables of this project.
 
     Args:
-        environment: Every variable, other programs' too.
+        environment: All variables, with those of other programs.
 
     Returns:
-        The variables, defaults in place of wrong ones, and a line for each wrong one.
+        The variables, with the default for each wrong one, and a message for each wrong one.
     """
     known = {str(field.validation_alias) for field in Variables.model_fields.values()}
     given = {name: value for name, value in environment.items() if name in known}
@@ -128,7 +128,7 @@ def read_variables(environment: Mapping[str, str]) -> tuple[Variables, list[str]
 
 @cache
 def _warn_unknown(name: str) -> None:
-    """Name a variable that means nothing here, once a process."""
+    """Warn of an unknown variable, once in each process."""
     known = [str(field.validation_alias) for field in Variables.model_fields.values()]
     near = [f"; {close}?" for close in difflib.get_close_matches(name, known, n=1)]
     logger.warning("%s: expected a variable of this project, found an unknown one%s", name, "".join(near))

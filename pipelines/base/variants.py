@@ -1,9 +1,9 @@
-"""The proposed model and its ablations: rows of a table, fed to an asset factory.
+"""The proposed model and its ablations: a table with one row for each; assets are made from the rows.
 
-What belongs here: what each variant changes. Not here: how anything is trained.
+What belongs here: the changes of each variant. Not here: training.
 
 The paper's Table 4: ablation 1 drops the mask distillation of fine-tuning; ablation 2 drops "aggressive augmentation"
-during distillation, which its text words ambiguously, so both readings are here. Ablations stop at
+during distillation. The paper's text allows two readings of the latter, so both are here. Ablations stop at
 `Profile.ablation_epochs` of fine-tuning and are compared with the proposed model at that epoch.
 """
 
@@ -17,13 +17,13 @@ from pipelines.base.profile import Profile
 
 @dataclass(frozen=True)
 class Variant:
-    """One row.
+    """One variant.
 
     Attributes:
         name: Key prefix of its assets.
-        description: What the page says.
-        augmentation: Changes to the distillation's augmentation; without any, the variant shares the proposed
-            model's plan, teacher cache and distilled encoder.
+        description: Description on the page.
+        augmentation: Changes to the augmentation of distillation; a variant without changes shares the plan, the
+            teacher cache and the distilled encoder of the proposed model.
         mask_distillation: False drops the teacher's masks from fine-tuning.
         is_ablation: True stops fine-tuning at the ablation epoch.
     """
@@ -36,7 +36,7 @@ class Variant:
 
     @property
     def owns_distillation(self) -> bool:
-        """True if the variant distils an encoder of its own."""
+        """True if the variant distils its own encoder."""
         return bool(self.augmentation) or not self.is_ablation
 
     def distillation(self, profile: Profile) -> StageConfig:
@@ -83,4 +83,4 @@ ABLATIONS: tuple[Variant, ...] = (
 VARIANTS: tuple[Variant, ...] = (PROPOSED, *ABLATIONS)
 
 OWNERS: tuple[Variant, ...] = tuple(variant for variant in VARIANTS if variant.owns_distillation)
-"""Variants with a distillation of their own."""
+"""Variants that distil their own encoder."""

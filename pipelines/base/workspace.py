@@ -1,6 +1,6 @@
-"""The workspace that every task receives: settings, profile and where each kind of state lies.
+"""The workspace that every task receives: the settings, the profile and the places of all state.
 
-What belongs here: one object that plain functions can be called with, without Dagster. Not here: the work itself.
+What belongs here: this one object, so that tasks are plain functions without Dagster. Not here: the tasks.
 """
 
 from dataclasses import dataclass
@@ -42,17 +42,17 @@ class Workspace:
 
     @property
     def unfinished_scan_file(self) -> Path:
-        """What a scan has read that has not come to its end."""
+        """The rows read so far by a scan that was interrupted."""
         return self.settings.state / "manifest" / "unfinished_scan.parquet"
 
     @property
     def adopted(self) -> Decisions[dict[str, str]]:
-        """The fingerprint of the release that training and evaluation were last given."""
+        """The fingerprint of the release that training and evaluation used last."""
         return Decisions(self.settings.state / "adopted_release.json", text_map)
 
     @property
     def withdrawn(self) -> Decisions[list[str]]:
-        """Ids of the cases that are never to be used again."""
+        """Ids of the withdrawn cases, which are never used again."""
         return Decisions(self.settings.state / "withdrawn.json", text_list)
 
     @property

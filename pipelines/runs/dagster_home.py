@@ -1,6 +1,6 @@
 """Dagster's own folder. What belongs here: its configuration and the tables of its databases, before any run.
 
-Not here: what runs in it. Two processes that create the tables of one fresh folder at once race, and one of them dies.
+Not here: runs. If two processes create the tables of one new folder at the same time, one of them fails.
 """
 
 import logging
@@ -27,7 +27,7 @@ run_monitoring:
 _DATABASES = ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")
 
 _MISREAD = re.compile(r"%[0-9A-Fa-f]{2}|\?")
-"""What Dagster takes for something else in the URL of a database that lies below such a folder."""
+"""Characters in a folder's name that Dagster misreads in the URL of a database below this folder."""
 
 
 def prepare_dagster(folder: Path) -> None:
@@ -48,7 +48,7 @@ def prepare_dagster(folder: Path) -> None:
         file = folder / "dagster.yaml"
         if not file.is_file():
             file.write_text(DAGSTER_YAML)
-        # Made last: a process killed amid the tables leaves none.
+        # Made last, so that a process killed while it creates the tables leaves no such file.
         made = folder / "tables_made"
         if made.is_file() and all((folder / name).is_file() for name in _DATABASES):
             return

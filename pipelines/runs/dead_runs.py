@@ -1,8 +1,8 @@
-"""Runs whose process has died. What belongs here: who executes a run, and freeing what a dead one still holds.
+"""Runs whose process has died. What belongs here: recording the process of a run, and ending dead runs.
 
-After `kill -9` a run stays STARTED in Dagster's storage and its pool slot stays taken. Each run therefore notes the
-process that executes it, and the next run to start ends those whose process is gone. Trainers die with their parent by
-themselves (`medsam_core.training.parent_watch`). What another machine or container executes is left to it.
+After `kill -9` a run stays STARTED in Dagster's storage and keeps its pool slot. Therefore each run records the process
+that executes it, and the next run to start ends the runs whose process is gone. A trainer ends by itself when its
+parent dies (`medsam_core.training.parent_watch`). Runs of another machine or container are not ended from here.
 """
 
 import logging
@@ -18,13 +18,13 @@ from storage.base.processes import Process, birth, process_here, process_note, r
 logger = logging.getLogger(__name__)
 
 QUIET_S = 3600.0
-"""A run whose note names no machine is judged only after it has said nothing for so long."""
+"""A run whose note names no machine counts as dead only after it has logged nothing for this time."""
 
 _UNFINISHED = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
 
 
 def alive(process: int) -> bool:
-    """Return whether a process of this id lives here; one that has ended and was not waited for does not."""
+    """Return whether a process of this id is running here; a zombie is not."""
     return birth(process) is not None
 
 
@@ -32,9 +32,9 @@ def note_executor(folder: Path, run_id: str, *, in_process: bool) -> bool:
     """Note which process executes a run.
 
     Args:
-        folder: Where runs keep their notes.
+        folder: Folder of the notes.
         run_id: Dagster's id of the run.
-        in_process: True if this process executes the run itself, False if its parent does and this is a step's.
+        in_process: True if this process executes the run; False if it executes a step and its parent executes the run.
 
     Returns:
         True if this is the first note of the run.
@@ -47,17 +47,17 @@ def note_executor(folder: Path, run_id: str, *, in_process: bool) -> bool:
 
 
 def _seems_gone(instance: dg.DagsterInstance, run_id: str, process: Process) -> bool:
-    """Return whether a run's process has ended, as far as can be told from here."""
+    """Return whether the process of a run has ended; False if that cannot be found from here."""
     gone = process.gone()
     if gone is None:
         logger.info(
-            "run %s: process %s cannot be seen from here; left alone (if it has died, end the run on Dagster's page)",
+            "run %s: process %s is not visible from here; the run is kept (if it is dead, end it on Dagster's page)",
             run_id,
             process,
         )
     if not gone or process.place is not None:
         return bool(gone)
-    # Written by the version before, which named no machine: another one's run goes on saying things.
+    # An earlier version wrote the note without a machine; a run on another machine would still log events.
     last = instance.get_records_for_run(run_id, limit=1, ascending=False).records
     return not last or time.time() - last[0].timestamp > QUIET_S
 
@@ -65,10 +65,10 @@ def _seems_gone(instance: dg.DagsterInstance, run_id: str, process: Process) -> 
 def end_dead_runs(instance: dg.DagsterInstance, folder: Path, this_run: str) -> list[str]:
     """Mark as failed every unfinished run whose executing process is gone, and free its pool slots.
 
-    Runs without a note, and those of another machine, container or namespace of process ids, are left alone.
+    Runs without a note, and runs of another machine, container or namespace of process ids, are not changed.
 
     Returns:
-        Their ids.
+        The ids of the ended runs.
     """
     ended = []
     for run in instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED)):

@@ -1,6 +1,6 @@
-"""How a run is executed. What belongs here: what happens in a run's main process before its first step.
+"""The executors. What belongs here: the actions of a run's main process before its first step.
 
-Not here: how steps reach the workspace (`pipelines.runs.resources`).
+Not here: how steps open the workspace (`pipelines.runs.resources`).
 """
 
 import logging
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TRACKED = {"medsam/mlflow": "logs"}
-"""Tag of the steps that speak to MLflow: a run that has one is refused at its start where MLflow cannot be reached."""
+"""Tag of the steps that use MLflow: a run with such a step fails at its start if MLflow cannot be reached."""
 
 
 def end_what_died(instance: dg.DagsterInstance, settings: Settings, this_run: str = "") -> None:
@@ -36,11 +36,11 @@ def end_what_died(instance: dg.DagsterInstance, settings: Settings, this_run: st
         try:
             Tracker(settings).close_stale()
         except TrackingError as error:
-            logger.warning("runs that MLflow still calls running stay so: %s", error)
+            logger.warning("dead runs keep the status RUNNING in MLflow: %s", error)
 
 
 class OneRunAtATime(dg.Executor):
-    """Executes a run as another executor does, once no other run of the same state is at work."""
+    """Executes a run with another executor, after other runs of the same state folder have ended."""
 
     def __init__(self, inner: dg.Executor, settings: Settings) -> None:
         self._inner = inner
@@ -48,18 +48,18 @@ class OneRunAtATime(dg.Executor):
 
     @property
     def retries(self) -> "RetryMode":
-        """As the executor within has them."""
+        """The retries of the inner executor."""
         return self._inner.retries
 
     @property
     def step_dependency_config(self) -> "StepDependencyConfig":
-        """As the executor within has it."""
+        """The configuration of the inner executor."""
         return self._inner.step_dependency_config
 
     def execute(
         self, plan_context: "PlanOrchestrationContext", execution_plan: "ExecutionPlan"
     ) -> Iterator[dg.DagsterEvent]:
-        """Wait for this run's turn, end what died before, look whether MLflow can be reached, then run the steps."""
+        """Wait for other runs, end dead runs, check that MLflow can be reached, then run the steps."""
         settings, run_id = self._settings, plan_context.run_id
         note_executor(settings.state / "runs", run_id, in_process=True)
         try:
@@ -68,23 +68,23 @@ class OneRunAtATime(dg.Executor):
             ):
                 require_tracking(settings.tracking_uri)
         except TrackingError as error:
-            # Without a stack: where in the code a server was not found helps nobody.
+            # Without a traceback: the message says everything that a user needs.
             said = SerializableErrorInfo(str(error), [], type(error).__name__)
             raise DagsterUserCodeProcessError(str(error), user_code_process_error_infos=[said]) from None  # type: ignore[no-untyped-call]
         end_what_died(plan_context.instance, settings, run_id)
         with turn(settings.state, run_id, plan_context.log.warning):
-            # Those that died while this one waited hold slots of pools, too.
+            # Again: runs that died while this one waited hold pool slots, too.
             end_what_died(plan_context.instance, settings, run_id)
             yield from self._inner.execute(plan_context, execution_plan)
 
 
 def _tracked(execution_plan: "ExecutionPlan") -> bool:
-    """Return whether a run has a step that speaks to MLflow."""
+    """Return whether a run has a step that uses MLflow."""
     return any(TRACKED.items() <= (step.tags or {}).items() for step in execution_plan.get_all_steps_in_topo_order())
 
 
 def executor_of(settings: Settings) -> dg.ExecutorDefinition:
-    """Return the executor that the settings name: all steps in one process, or a process for each step."""
+    """Return the executor of the settings: all steps in one process, or one process for each step."""
     if settings.executor == "in_process":
         inner = dg.in_process_executor
     else:

@@ -1,10 +1,10 @@
-"""A server that ends as a whole: `python -m pipelines.runs.keeper COMMAND...` runs it and leaves no process behind.
+"""Running a server without leaving processes behind: `python -m pipelines.runs.keeper COMMAND...`.
 
-What belongs here: ending every process below a command, when it ends, when this process is told to (Ctrl-C, a closed
-terminal, SIGTERM), and when whoever started this process dies. Not here: what the command is.
+What belongs here: ending all descendants of a command when the command ends, when this process receives a signal
+(Ctrl-C, a closed terminal, SIGTERM), and when its parent process dies. Not here: the commands.
 
-`dagster dev` starts a webserver, a daemon and code servers, some in sessions of their own, and a signal to it or to
-make does not reach them. On Linux this process adopts what loses its parent, so all of them stay below it.
+`dagster dev` starts a webserver, a daemon and code servers, some of them in their own sessions; a signal to it or to
+make does not reach them. On Linux this process adopts orphaned descendants, so all of them stay below it.
 """
 
 import ctypes
@@ -18,22 +18,22 @@ from pathlib import Path
 from types import FrameType
 
 GENTLY_S = 10.0
-"""Seconds that processes have to end after each request, before the kernel ends them."""
+"""Seconds that processes have to end after each signal, before SIGKILL ends them."""
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class _Told(Exception):  # noqa: N818 - no error: somebody asks for the end
-    """A signal asked for the end."""
+class _StopRequested(Exception):  # noqa: N818 - no error: a signal asks for the end
+    """A signal asked this process to end."""
 
 
-def _told(number: int, _frame: FrameType | None) -> None:
-    raise _Told(number)
+def _request_stop(number: int, _frame: FrameType | None) -> None:
+    raise _StopRequested(number)
 
 
 def _below(ancestor: int) -> list[int]:
-    """Return the living processes below one, children and their children."""
+    """Return the running descendants of a process."""
     parents: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -50,7 +50,7 @@ def _below(ancestor: int) -> list[int]:
 
 
 def _reap() -> None:
-    """Take the status of every child that has ended, adopted ones too."""
+    """Collect the exit status of every child that has ended, adopted children too."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -59,7 +59,7 @@ def _reap() -> None:
 
 
 def _end_all() -> None:
-    """End every process below this one: asked twice, then forced."""
+    """End every descendant of this process: two signals that it may handle, then SIGKILL."""
     for request in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         end = time.monotonic() + GENTLY_S
         for process in _below(os.getpid()):
@@ -74,13 +74,13 @@ def _end_all() -> None:
 
 
 def keep(command: Sequence[str]) -> int:
-    """Run a command to its end, or until a signal asks for it; then end whatever it left.
+    """Run a command until it ends or a signal arrives; then end all processes that it left.
 
     Args:
         command: Program and arguments.
 
     Returns:
-        The command's exit status; 128 and the signal's number where a signal ended it.
+        The exit status of the command; 128 + the number of the signal if a signal ended it.
     """
     parent = os.getppid()
     if sys.platform == "linux":
@@ -88,15 +88,15 @@ def keep(command: Sequence[str]) -> int:
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     for number in _SIGNALS:
-        # What whoever started this process has switched off, as nohup does, stays off.
+        # A signal that the parent process has set to be ignored, as nohup does, stays ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _told)
+            signal.signal(number, _request_stop)
     try:
-        # In a session of its own: Ctrl-C reaches this process alone, which then ends the others in order.
+        # In its own session: Ctrl-C reaches only this process, which then ends the others in order.
         child = subprocess.Popen(command, start_new_session=True)  # noqa: S603 - the user's own command
         status = child.wait() if os.getppid() == parent else 128 + signal.SIGTERM
-    except _Told as told:
-        status = 128 + int(told.args[0])
+    except _StopRequested as request:
+        status = 128 + int(request.args[0])
     except OSError as error:
         sys.stderr.write(f"{command[0]}: {error.strerror}; run `make setup`\n")
         return 2

@@ -1,4 +1,4 @@
-"""Dagster resources. What belongs here: how runs and steps reach the workspace. Not here: work."""
+"""Dagster resources. What belongs here: how runs and steps open the workspace. Not here: tasks."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ class WorkspaceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     _workspace: Workspace | None = PrivateAttr(default=None)
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        """Note who executes this run, end with it, and in a run's first process end runs whose process is gone."""
+        """Record the process of this run, make a step end with its run, and end dead runs in a run's first process."""
         space = self.open()
         if context.run is None or context.instance is None:
             return
@@ -28,7 +28,7 @@ class WorkspaceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         in_process = space.settings.executor == "in_process"
         executor = multiprocessing.parent_process()
         if executor is not None and not in_process:
-            # A step that outlives its run would hold locks, a pool's slot and a trainer for nobody.
+            # A step that outlives its run would keep its locks, its pool slot and its trainer.
             require_parent(executor.pid)
         if note_executor(space.settings.state / "runs", run_id, in_process=in_process):
             end_what_died(context.instance, space.settings, run_id)

@@ -1,7 +1,7 @@
-"""Runs of one state folder take turns. What belongs here: waiting for the run that is at work, and saying so.
+"""One run at a time in a state folder. What belongs here: waiting for another run, and logging that.
 
-Not here: what a run does. Two runs at once would publish the same stores, train into the same folder and each make what
-the other makes. The lock is the kernel's: it is freed when the process that executes a run dies, however it dies.
+Not here: the work of a run. Two concurrent runs would publish the same stores, train into the same folder and make the
+same results twice. The kernel holds the lock and frees it when the process that executes the run ends for any reason.
 """
 
 import signal
@@ -20,17 +20,17 @@ from storage.base.processes import process_note, read_process, this_process
 
 @contextmanager
 def turn(state: Path, run_id: str, say: Callable[[str], None], *, interval_s: float = 1.0) -> Iterator[None]:
-    """Hold a state folder for one run, waiting for the run that is at work in it.
+    """Hold the lock of a state folder for one run; wait while another run holds it.
 
     Args:
         state: Folder of a profile's state.
-        run_id: Of the run that asks.
-        say: Told once for each run that is waited for: which, and who executes it.
-        interval_s: Seconds between two looks.
+        run_id: Id of the run that waits.
+        say: Called once for each run that holds the lock meanwhile, with a line that names it and its process.
+        interval_s: Seconds between two attempts.
     """
     note = state / "runs" / "at_work.json"
     with ExitStack() as stack:
-        told = ""
+        logged = ""
         with _interruptible():
             while True:
                 try:
@@ -38,8 +38,8 @@ def turn(state: Path, run_id: str, say: Callable[[str], None], *, interval_s: fl
                     break
                 except BusyError:
                     holder = _holder(note)
-                if holder != told:
-                    told = holder
+                if holder != logged:
+                    logged = holder
                     say(f"{state}: {holder} is at work here; this run waits until it has ended")
                 time.sleep(interval_s)
         write_json(note, {"run": run_id, **process_note(this_process())})
@@ -47,7 +47,7 @@ def turn(state: Path, run_id: str, say: Callable[[str], None], *, interval_s: fl
 
 
 def _holder(note: Path) -> str:
-    """Return which run is at work, as the last one that got in noted it."""
+    """Return the name of the run that holds the lock, from the note that it wrote."""
     if not note.is_file():
         return "another run"
     content = read_json(note)
@@ -56,7 +56,7 @@ def _holder(note: Path) -> str:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """End the block when the user or the page asks, which Dagster otherwise puts off until a step has ended."""
+    """Let a signal interrupt the block at once; Dagster otherwise delays it until a step has ended."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,6 +1,6 @@
-"""MLflow's client as this project calls it. What belongs here: opening a store, and what its errors say to a user.
+"""MLflow's client with readable errors. What belongs here: opening a store, and its error messages.
 
-Not here: what is said to MLflow (`pipelines.tracking.tracker`).
+Not here: logging runs and models (`pipelines.tracking.tracker`).
 """
 
 import functools
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Client:
-    """MLflow's client, whose errors are one line that names the store and says what to do."""
+    """MLflow's client; each of its errors becomes one line that names the store and says what to do."""
 
     def __init__(self, client: MlflowClient, uri: str) -> None:
         self._client = client
@@ -40,10 +40,10 @@ class Client:
 
 @contextmanager
 def errors_said(uri: str) -> Iterator[None]:
-    """Turn MLflow's errors within the block into one line.
+    """Turn MLflow's errors within the block into errors of one line.
 
     Raises:
-        TrackingError: In their place.
+        TrackingError: If MLflow raises an error.
     """
     try:
         yield
@@ -58,24 +58,24 @@ def errors_said(uri: str) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error says, without what follows it."""
+    """Return the first line of an error's message."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def use_store(uri: str) -> None:
-    """Make a store MLflow's own for this process, once it can be used and knows where its artefacts lie.
+    """Check a store, correct the addresses in it if its folder has moved, and make it MLflow's store in this process.
 
     Raises:
-        TrackingError: If it cannot be used.
+        TrackingError: If the store cannot be used.
     """
     require_tracking(uri)
     if follow_move(uri):
-        logger.warning("%s has moved with its home; its runs and models now name their files beside it", shown(uri))
+        logger.warning("%s has moved with its folder; the paths of its files have been corrected", shown(uri))
     mlflow.set_tracking_uri(uri)
 
 
 def open_client(settings: Settings) -> Client:
-    """Return a client of the settings' store, which can be used and knows where the artefacts lie.
+    """Return a client of the settings' store, after the checks of `use_store`.
 
     Raises:
         TrackingError: If the store cannot be used.

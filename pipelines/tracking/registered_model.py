@@ -1,8 +1,8 @@
-"""The registered model as MLflow loads it (`mlflow.pyfunc.load_model`): cases in, label maps out.
+"""The registered model for MLflow (`mlflow.pyfunc.load_model`): cases in, label maps out.
 
 What belongs here: the wrapper that MLflow executes. Not here: inference itself (`medsam_core.inference.predictor`).
-MLflow copies this file into every version that is registered, and runs the copy with whatever version of the project is
-installed then: the names that it imports stay where they are.
+MLflow copies this file into every registered version, and runs the copy later with the version of the project that is
+installed then. Therefore the modules and names that this file imports must never move.
 """
 
 from collections.abc import Mapping

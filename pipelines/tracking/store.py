@@ -1,7 +1,7 @@
-"""Where MLflow keeps things. What belongs here: whether its server or file can be used, and a state folder that moved.
+"""MLflow's store. What belongs here: checking its server or file, and correcting it after its folder has moved.
 
-Not here: what is said to MLflow (`pipelines.tracking.tracker`). A run asks before its first step, so MLflow is
-not imported.
+Not here: logging runs and models (`pipelines.tracking.tracker`). A run checks the store before its first step, so
+MLflow, which loads slowly, is not imported here.
 """
 
 import os
@@ -15,7 +15,7 @@ import requests
 from pipelines.base.settings import InputError
 
 TIMEOUT_S = 5.0
-"""Seconds that a server has to answer, and that another process may hold the file."""
+"""Seconds to wait for an answer of the server, and for another process that holds the file."""
 
 _SQLITE = "sqlite:///"
 
@@ -25,13 +25,13 @@ class TrackingError(InputError):
 
 
 def shown(uri: str) -> str:
-    """Return a store's address without the password that it may hold."""
+    """Return the address of a store, with its password hidden."""
     parts = urlsplit(uri)
     return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the file of a store, or None if it is none."""
+    """Return the sqlite file of a store, or None if the store is no sqlite file."""
     path = unquote(uri.removeprefix(_SQLITE).partition("?")[0])
     return Path(path) if uri.startswith(_SQLITE) and path not in ("", ":memory:") else None
 
@@ -62,7 +62,7 @@ def _require_server(uri: str) -> None:
     except (requests.RequestException, ValueError) as error:
         found = "no answer in time" if isinstance(error, requests.Timeout) else "no connection"
         raise TrackingError(_dead(uri, found)) from error
-    # A server without this page says 404 and one that asks who is there 401; a proxy without its server, 502 to 504.
+    # 404: a server without this page; 401: a server that requires a login; 502 to 504: a proxy without its server.
     if status in range(502, 505):
         raise TrackingError(_dead(uri, f"status {status}"))
 
@@ -99,13 +99,13 @@ _ARTEFACT_COLUMNS = {
 
 
 def follow_move(uri: str) -> int:
-    """Have a database that moved with its home name the artefacts where they lie now; MLflow notes whole paths.
+    """Correct the addresses of artefacts in a database that has moved with its folder; MLflow stores absolute paths.
 
     Args:
-        uri: Of any store; only a home's own file, beside its folder of artefacts, can have moved.
+        uri: Address of a store; only a sqlite file beside its folder of artefacts can have moved.
 
     Returns:
-        How many entries were changed.
+        The number of corrected entries.
 
     Raises:
         TrackingError: If the file cannot be read or written.
@@ -122,7 +122,7 @@ def follow_move(uri: str) -> int:
 
 
 def _moved(database: sqlite3.Connection, artefacts: Path) -> list[str]:
-    """Return the former places of artefacts that lie in this folder now, or nowhere."""
+    """Return the old addresses whose artefacts lie in this folder now, or are missing."""
     tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not tables.issuperset(_ARTEFACT_COLUMNS):
         return []
@@ -134,14 +134,14 @@ def _moved(database: sqlite3.Connection, artefacts: Path) -> list[str]:
             continue
         uris = [str(uri) for (uri,) in database.execute("SELECT artifact_uri FROM runs WHERE artifact_uri IS NOT NULL")]
         names = {uri.removeprefix(f"{old}/").partition("/")[0] for uri in uris if uri.startswith(f"{old}/")}
-        # Another home that shares this file keeps its own artefacts.
+        # Another state folder that shares this file keeps its own artefacts.
         if any((artefacts / name).is_dir() for name in names) or not local_path(old).is_dir():
             moved.append(old)
     return moved
 
 
 def _replace(database: sqlite3.Connection, old: str, new: str) -> int:
-    """Replace the beginning of every address of artefacts; returns how many were changed."""
+    """Replace the beginning of every address of artefacts; return the number of changed entries."""
     count = 0
     for table, columns in _ARTEFACT_COLUMNS.items():
         for column in columns:

@@ -1,9 +1,9 @@
 """MLflow: one run per stage and variant under a parent, found by fingerprint.
 
-What belongs here: everything said to MLflow. Not here: what is worth saying.
+What belongs here: logging runs and models to MLflow. Not here: choosing what to log.
 
-A run is found by the tag `medsam.fingerprint`, never by its name: a reused result adds nothing to its finished run, and
-a resumed one goes on after the last step it logged.
+A run is found by the tag `medsam.fingerprint`, never by its name. A reused result adds nothing to its finished run, and
+a resumed training continues after the last logged step.
 """
 
 import json
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 FINGERPRINT_TAG = "medsam.fingerprint"
 PROCESS_TAG = "medsam.process"
 PLACE_TAG = "medsam.process_note"
-"""Where the process of `PROCESS_TAG` runs and since when; runs of the version before lack it."""
+"""Place and start time of the process in `PROCESS_TAG`; runs of earlier versions lack this tag."""
 
 PARENT_TAG = "mlflow.parentRunId"
 CHAMPION = "champion"
 
 _BATCH = 900
-"""Metrics sent at once; MLflow takes at most 1000 a call."""
+"""Metrics in one call; MLflow accepts at most 1000."""
 
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
@@ -47,7 +47,7 @@ Point = tuple[int, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """One MLflow run and whether it was already complete when it was asked for."""
+    """One MLflow run, and whether it was complete when it was opened."""
 
     run_id: str
     url: str
@@ -55,7 +55,7 @@ class TrackedRun:
 
 
 class Tracker:
-    """Talks to one MLflow store about one experiment."""
+    """Logs to one experiment of one MLflow store."""
 
     def __init__(self, settings: Settings) -> None:
         self._uri = settings.tracking_uri
@@ -63,7 +63,7 @@ class Tracker:
         self._experiment_name = f"repvit-medsam/{settings.profile.name}"
         self._model = registered_model(settings)
         self._local = self._uri.startswith("sqlite:///")
-        # Several processes that create the tables of a fresh sqlite file at once race and die.
+        # Under a lock: processes that create the tables of a new sqlite file at the same time fail.
         with waiting_lock(self._folder / "init.lock"):
             self._client = open_client(settings)
             self._experiment_id = self._experiment()
@@ -83,7 +83,7 @@ class Tracker:
         return f"{base}/#/experiments/{self._experiment_id}/runs/{run_id}"
 
     def find(self, fingerprint: str) -> Run | None:
-        """Return the run of this fingerprint, or None; one that was deleted on the page is restored."""
+        """Return the run of this fingerprint, or None; a run that was deleted on the page is restored."""
         query = f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'"
         for view in (ViewType.ACTIVE_ONLY, ViewType.DELETED_ONLY):
             for run in self._client.search_runs([self._experiment_id], query, view, max_results=1):
@@ -103,14 +103,14 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         params: Mapping[str, object] | None = None,
     ) -> TrackedRun:
-        """Find the run of this fingerprint, or start it.
+        """Find the run of this fingerprint, or start one.
 
         Args:
-            name: What the page shows.
-            fingerprint: Of the result that the run is about.
-            parent: Gives the run under which the page shows a new one; not called for one that is found.
+            name: Name of the run on the page.
+            fingerprint: Fingerprint of the result of the run.
+            parent: Returns the parent of a new run; not called if the run exists.
             tags: Further tags of a new run, for example data fingerprints.
-            params: Parameters of a new run; those of a found run are left as they are.
+            params: Parameters of a new run; those of an existing run are not changed.
         """
         found = self.find(fingerprint)
         if found is not None:
@@ -135,7 +135,7 @@ class Tracker:
         return max((point.step for point in history), default=-1)
 
     def log_curve(self, run: TrackedRun, points: Iterable[Point], prefix: str = "") -> int:
-        """Log points (step, values) that lie after the last logged step of each run; returns how many steps were new.
+        """Log the points (step, values) after the last logged step of the run; return the number of new steps.
 
         Args:
             run: An open run.
@@ -161,7 +161,7 @@ class Tracker:
         return count
 
     def log_metrics(self, run: TrackedRun, values: Mapping[str, float]) -> None:
-        """Log single values; one that is already there with the same value is not logged twice."""
+        """Log single values; a value that is already logged is not logged twice."""
         present = self._client.get_run(run.run_id).data.metrics
         new = [Metric(name, value, 0, 0) for name, value in values.items() if present.get(name) != value]
         for start in range(0, len(new), _BATCH):
@@ -184,7 +184,7 @@ class Tracker:
         self._client.set_terminated(run.run_id, "FAILED" if failed else "FINISHED")
 
     def close_stale(self) -> list[str]:
-        """End runs of this experiment that a dead process of this machine left RUNNING; returns their ids."""
+        """End runs of this experiment that a dead process of this machine left RUNNING; return their ids."""
         if not self._local:
             return []
         stale = []
@@ -203,9 +203,9 @@ class Tracker:
         Args:
             run: The run that the version belongs to.
             model_file: A model saved by `medsam_core.models.checkpoints.save_model`.
-            beside: Further files that lie next to it, and are to do so wherever the version is brought.
-            score: Mean over validation cases, more is better; test scores are never used to choose.
-            metric: What the score is of; a version that holds the alias by another one gives it up.
+            beside: Further files in its folder that belong to the model and are registered with it.
+            score: Mean over validation cases, higher is better; test scores are never used to choose.
+            metric: Metric of the score; a version that holds the alias by another metric loses it.
 
         Returns:
             The version, and whether it holds the alias now.
@@ -238,7 +238,7 @@ class Tracker:
         try:
             found: ModelVersion = self._client.get_model_version_by_alias(self._model, CHAMPION)
         except TrackingError as error:
-            # An alias that nobody holds is called an invalid parameter; a store that fails is not the same thing.
+            # MLflow reports a missing alias as an invalid parameter; other errors mean that the store fails.
             if isinstance(error.__cause__, MlflowException) and error.__cause__.error_code in _ABSENT:
                 return None
             raise
@@ -262,7 +262,7 @@ class Tracker:
 
 
 def _gone(source: str) -> bool:
-    """Return whether the local folder that a version names is not there."""
+    """Return whether the local folder of a version is missing."""
     return source.startswith("file:") and not local_path(source).exists()
 
 
@@ -271,7 +271,7 @@ def _own_tags() -> dict[str, str]:
 
 
 def _process_of(tags: Mapping[str, str]) -> Process | None:
-    """Return the process that a run's tags name, if they do."""
+    """Return the process in the tags of a run, or None if they name none."""
     number = tags.get(PROCESS_TAG, "")
     if not number.isdecimal():
         return None
@@ -282,7 +282,7 @@ def _process_of(tags: Mapping[str, str]) -> Process | None:
 
 
 def registered_model(settings: Settings) -> str:
-    """Return the name of a profile's registered model: scores on the data of two profiles compare with nothing."""
+    """Return the name of a profile's registered model; scores of two profiles are on other data and not comparable."""
     return f"repvit-medsam-{settings.profile.name}"
 
 
@@ -292,13 +292,13 @@ def champion_uri(settings: Settings) -> str:
 
 
 def download_model(uri: str, tracking_uri: str, to: Path) -> Path:
-    """Bring a model named by an MLflow URI (`models:/repvit-medsam-real@champion`, `runs:/...`) to this machine.
+    """Download the model of an MLflow URI (`models:/repvit-medsam-real@champion`, `runs:/...`).
 
     Returns:
         The path of its safetensors file.
 
     Raises:
-        FileNotFoundError: If the URI names nothing, or something that holds no safetensors file.
+        FileNotFoundError: If no model has this URI, or it does not hold exactly one safetensors file.
         TrackingError: If the store cannot be used.
     """
     use_store(tracking_uri)

@@ -69,7 +69,7 @@ def test_an_artefact_of_an_earlier_version_is_vouched_for_when_repair_records_it
     (made.path / DONE).write_text(json.dumps(made.info))
     for _ in range(2):
         status, told = verify(capsys)
-        assert (status, "made before file hashes were kept" in told) == (0, True)
+        assert (status, "made before file hashes were recorded" in told) == (0, True)
     assert verify(capsys, "--repair")[0] == 0
     assert files_below(made.path) == good
     assert make(workspace, maker).reused
