@@ -63,9 +63,7 @@ class OneRunAtATime(dg.Executor):
         settings, run_id = self._settings, plan_context.run_id
         note_executor(settings.state / "runs", run_id, in_process=True)
         try:
-            if any(
-                (step.tags or {}).items() >= TRACKED.items() for step in execution_plan.get_all_steps_in_topo_order()
-            ):
+            if _tracked(execution_plan):
                 require_tracking(settings.tracking_uri)
         except TrackingError as error:
             # Without a traceback: the message says everything that a user needs.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import mlflow.artifacts
 import mlflow.pyfunc
-from mlflow.entities import LifecycleStage, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import LifecycleStage, Metric, Param, Run, ViewType
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
@@ -166,10 +166,6 @@ class Tracker:
         new = [Metric(name, value, 0, 0) for name, value in values.items() if present.get(name) != value]
         for start in range(0, len(new), _BATCH):
             self._client.log_batch(run.run_id, metrics=new[start : start + _BATCH])
-
-    def log_tags(self, run: TrackedRun, tags: Mapping[str, str]) -> None:
-        """Set tags."""
-        self._client.log_batch(run.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def log_picture(self, run: TrackedRun, file: Path, to: str) -> None:
         """Copy one file into the run's artefacts."""

@@ -6,26 +6,14 @@ What belongs here: reading slices by offset. Not here: planning (`storage.slices
 `docs/store_format.md` describes the files for readers without this code.
 """
 
-from collections.abc import Iterable
-
 import numpy as np
 import numpy.typing as npt
 
 from storage.base.blobs import Blobs
-from storage.base.fingerprints import combine
 from storage.shards.open_shards import OpenShards
 from storage.shards.reader import ShardReader
 from storage.slices.label_statistics import LabelMap
 from storage.slices.manifest import load_manifest
-
-
-def store_fingerprint(root: Blobs, modalities: Iterable[str]) -> str:
-    """Return one fingerprint of the published stores of these modalities.
-
-    Raises:
-        StorageError: If a store is not published.
-    """
-    return combine(f"{name} {load_manifest(root, name).fingerprint}" for name in sorted(modalities))
 
 
 class SliceStore:
