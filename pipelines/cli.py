@@ -1,4 +1,4 @@
-"""The console script `medsam`. What belongs here: arguments. Not here: any work, or what errors end in.
+"""The console script `medsam`. What belongs here: arguments. Not here: the work, the handling of errors.
 
 torch, MLflow and Dagster are imported by the commands that need them.
 """
@@ -46,7 +46,7 @@ def _summary(settings: Settings, args: argparse.Namespace) -> int:
 def _mlflow(settings: Settings, args: argparse.Namespace) -> int:
     from pipelines.tracking.tracker import Tracker
 
-    # Its tables are made under a lock, and it finds the artefacts of a folder that moved.
+    # Creates the tables under a lock, and corrects the paths of artefacts if the folder has moved.
     Tracker(settings)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.tracking_uri]
     os.execv(command[0], [*command, "--host", "127.0.0.1", "--port", str(args.port), "--workers", "1"])  # noqa: S606
@@ -164,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the console script; returns the exit status, 2 for wrong settings, input or surroundings."""
+    """Run the console script; return the exit status, 2 for an error in settings, input or the system."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = _parser().parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""What `make pipeline` prints at its end. What belongs here: reading the newest report and a run's ledger."""
+"""The summary at the end of `make pipeline`. What belongs here: reading the newest report and the ledger of a run."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def _last_ledger(workspace: Workspace) -> Path | None:
 
 
 def run_ledger(workspace: Workspace, run_id: str | None = None) -> pd.DataFrame:
-    """Return what a run made and reused: columns asset, fingerprint, made, reused; the last run by default."""
+    """Return the ledger of a run, by default the last one: columns asset, fingerprint, made, reused."""
     path = ledger_file(workspace, run_id) if run_id else _last_ledger(workspace)
     if path is None or not path.is_file():
         raise FileNotFoundError(f"expected the ledger of a run in {workspace.settings.state / 'runs'}, found none")
@@ -31,7 +31,7 @@ def run_ledger(workspace: Workspace, run_id: str | None = None) -> pd.DataFrame:
 
 
 def summary(workspace: Workspace, run_id: str | None = None) -> str:
-    """Return, as text, the newest report by modality, what the run made, and where to see more."""
+    """Return text: the newest report by modality, the parts that the run made, and the addresses of the pages."""
     ledger = run_ledger(workspace, run_id)
     made = ledger[ledger["made"] > 0]
     listing = ", ".join(f"{row.asset} ({row.made})" for row in made.itertuples()) or "nothing"
@@ -57,7 +57,7 @@ def _report(workspace: Workspace) -> str:
 
 
 def _metric_table(comparison: pd.DataFrame, metric: "Metric") -> str:
-    """Return one metric's columns as text; nothing where the report was made without that metric."""
+    """Return one metric's columns as text; empty if the report lacks this metric."""
     title = f"{metric.title} "
     own = {name: name.removeprefix(title) for name in map(str, comparison.columns) if name.startswith(title)}
     if not own:

@@ -1,6 +1,6 @@
-"""Verifying all that a workspace holds. What belongs here: putting stores, caches and artefacts together.
+"""Verifying all state of a workspace. What belongs here: verifying stores, caches and artefacts in turn.
 
-Not here: what damage is, and what is done about it, which each kind of state knows for itself.
+Not here: finding and repairing damage; each kind of state has its own module for this.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,20 +17,20 @@ Log = Callable[[str], None]
 
 
 def verify_workspace(workspace: Workspace, log: Log, *, modalities: Sequence[str] = (), repair: bool = False) -> bool:
-    """Read all state again, say in a line what was found of each piece, and list what is damaged.
+    """Read all state again, log one line for each store, cache and artefact, and list damaged files.
 
     Args:
-        workspace: Where everything lies.
-        log: Where it is said.
-        modalities: Only the stores of these; by default everything.
-        repair: Write stores again from the source; withdraw damaged caches and artefacts, so that the next run makes
-            exactly them again.
+        workspace: The workspace.
+        log: Receives the lines.
+        modalities: Verify only the stores of these modalities; by default all state.
+        repair: Write damaged parts of stores again from the source; withdraw damaged caches and artefacts, so that the
+            next run makes exactly these again.
 
     Returns:
-        Whether nothing damaged is left.
+        True if no damage is left.
 
     Raises:
-        FileNotFoundError: If there is nothing to verify.
+        FileNotFoundError: If there is no state to verify.
     """
     stores = list(modalities) or known_modalities(workspace)
     if not stores and not workspace.artefacts.root.is_dir():

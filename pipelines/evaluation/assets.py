@@ -32,7 +32,7 @@ def baseline_predictions(
     teacher: TeacherRef,
     student: ArtefactRef,
 ) -> dg.Output[ArtefactRef]:
-    """What the student is held against: box, ellipse, teacher, untrained student, and the student shown no image."""
+    """Predictions of the baselines: box, ellipse, teacher, untrained student, and the student with a constant image."""
     space = workspace.open()
     inputs = BaselineInputs(release, statistics, teacher, student)
     result = predict_baselines(space, inputs, context.log.info)
@@ -85,13 +85,13 @@ def _scores_of(variant: Variant) -> dg.AssetsDefinition:
 predictions = [_predictions(variant) for variant in VARIANTS]
 scores = [_scores_of(variant) for variant in VARIANTS]
 baseline_scores = _scores(
-    "evaluation", baseline_predictions.key, dg.AssetKey("baseline_scores"), "What the student is held against."
+    "evaluation", baseline_predictions.key, dg.AssetKey("baseline_scores"), "The baselines of the student."
 )
 
 
 @dg.asset_check(asset=baseline_scores)
 def teacher_beats_ellipse(baseline_scores: ArtefactRef) -> dg.AssetCheckResult:
-    """The teacher is worth learning from: its mean over test cases is better than the ellipse's."""
+    """The teacher is useful for distillation: its mean over test cases is better than the ellipse's."""
     passed, means = better_than_ellipse(baseline_scores)
     return dg.AssetCheckResult(passed=passed, severity=dg.AssetCheckSeverity.WARN, metadata=means)
 

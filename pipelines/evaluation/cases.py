@@ -16,7 +16,7 @@ from storage.base.errors import IntegrityError
 from storage.releases.reader import ReleaseReader
 
 Predict = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64], bool], npt.NDArray[np.uint16]]
-"""Images, boxes (half-open in x and y, z closed) and whether it is a volume, to `segs` labelled by box order."""
+"""Takes images, boxes (half-open in x and y, closed in z) and `is_3d`; returns `segs`, labelled by box order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class EvaluationCase:
 
     Attributes:
         identity: Case, modality, data set, patient.
-        split: `train`, `validation`, `test`, or `unseen` for a case that no release knows.
+        split: `train`, `validation`, `test`, or `unseen` for a case that is not in the release.
         imgs: (H, W), (H, W, 3) or (D, H, W) uint8.
         gts: (H, W) or (D, H, W), original label ids.
         spacing_zyx: mm, or None.
@@ -61,12 +61,12 @@ def cases_of_release(reader: ReleaseReader, split: str) -> Iterator[EvaluationCa
 
 
 def segs_file(folder: Path, predictor: str, case_id: str) -> Path:
-    """Return where a predictor's answer to a case lies below a folder of predictions."""
+    """Return the file of a predictor's `segs` of a case, below a folder of predictions."""
     return folder / "segs" / predictor / f"{case_id}.npz"
 
 
 def predictors_of(folder: Path) -> list[str]:
-    """Return the names of those whose predictions lie below a folder."""
+    """Return the names of the predictors with predictions below a folder."""
     return [path.name for path in (folder / "segs").iterdir() if path.is_dir()]
 
 
@@ -80,7 +80,7 @@ def load_segs(path: Path) -> npt.NDArray[np.uint16]:
     """Read a prediction.
 
     Raises:
-        IntegrityError: If there is none.
+        IntegrityError: If the file is missing.
     """
     if not path.is_file():
         raise IntegrityError(f"expected a prediction in {path}, found none; delete its folder and predict again")

@@ -1,7 +1,7 @@
-"""What the predictions in a folder were made from. What belongs here: recording it, and refusing what does not fit.
+"""The inputs of the predictions in a folder. What belongs here: recording and comparing them.
 
-Not here: predicting. Predictions that lie in a folder are taken over, so they must be of this model and these images;
-cases may come and go between two runs, for what is finished is not made again.
+Not here: predicting. A run reuses the predictions in its output folder, so they must be of the same model and images.
+Cases may be added or removed between two runs; finished predictions are kept.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from storage.base.fingerprints import file_hash, fingerprint, require_same
 
 
 def claim(output: Path, model: Path, table: pd.DataFrame, spacing_order: str) -> None:
-    """Record what predictions in a folder are made from, and refuse a folder that holds those of something else.
+    """Record the inputs of the predictions in a folder; refuse a folder with predictions from other inputs.
 
     Args:
         output: The folder.
         model: The model's file.
         table: Rows of the cases to predict: case_id, content_hash.
-        spacing_order: How `spacing` is read.
+        spacing_order: Axis order of `spacing` in the files, `zyx` or `xyz`.
 
     Raises:
         FingerprintMismatchError: If the folder holds predictions of another model, or of other content of a case.
@@ -44,7 +44,7 @@ def claim(output: Path, model: Path, table: pd.DataFrame, spacing_order: str) ->
 
 
 def _comparable(cases: Mapping[str, str], known: object) -> tuple[object, object]:
-    """Return what is asked for and what is recorded of the same cases; earlier versions recorded one hash of all."""
+    """Return the expected and the recorded content of the cases in both; earlier versions recorded one hash of all."""
     if not isinstance(known, dict):
         return fingerprint(dict(cases)), known
     common = cases.keys() & known.keys()

@@ -1,7 +1,7 @@
 """`medsam evaluate`: a model scored on any folder of npz files, without the asset graph.
 
-What belongs here: which cases are scored, and what is told of the others. Not here: how a case is predicted or scored,
-or what a folder of predictions may be used for (`claim`).
+What belongs here: choosing the cases to score, and reporting the others. Not here: predicting or scoring a case
+(`scoring`), checking the inputs of earlier predictions (`claim`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 Log = Callable[[str], None]
 
 NEW_TO_MODEL = "unseen"
-"""Split of a case that the model's release does not hold."""
+"""Split of a case that is not in the model's release."""
 HEADLINE = ("test", NEW_TO_MODEL)
-"""Splits whose cases the headline means are made of."""
+"""Splits whose cases are in the headline means."""
 
 _NO_GTS = "no gts"
 
@@ -39,16 +39,16 @@ _NO_GTS = "no gts"
 def evaluate_folder(
     settings: Settings, model: str, data: Path, output: Path, log: Log, *, groups_csv: Path | None = None
 ) -> pd.DataFrame:
-    """Score a model on every npz file with `gts` below a folder, beside box and ellipse.
+    """Score a model, and the box and ellipse baselines, on every npz file with `gts` below a folder.
 
-    Cases that the model's release held for training or validation are marked and left out of the headline.
+    Cases that the model's release used for training or validation are marked and left out of the headline means.
 
     Args:
-        settings: How files are read, and where MLflow is.
+        settings: Settings of the source and of MLflow.
         model: safetensors file or MLflow model URI.
-        data: Folder of npz files; boxes are the tight boxes of `gts`, those of the files are not looked at.
-        output: Receives the report, as the asset makes it, and `not_scored.csv`: every file that is not in it, and why.
-        log: Where progress, refusals and the closing line are said.
+        data: Folder of npz files; boxes are the tight boxes of `gts`, and `boxes` in the files are ignored.
+        output: Receives the report, as the asset makes it, and `not_scored.csv`: every other file with the reason.
+        log: Receives progress, refusals and the closing line.
         groups_csv: Which files share a patient.
 
     Returns:
@@ -87,7 +87,7 @@ def evaluate_folder(
 def _labelled(
     data: Path, source: Source, settings: Settings, groups_csv: Path | None, tally: Tally, log: Log
 ) -> pd.DataFrame:
-    """Return the manifest's rows of good cases with ground truth; what else there is goes to the tally."""
+    """Return the manifest's rows of accepted cases with ground truth; record all other files in the tally."""
     if not data.is_dir():
         raise NotADirectoryError(f"--data: expected a folder of npz files, found no folder {data}")
     found = scan(source, groups_csv, limits=ReadLimits(settings.workers, settings.memory_bytes))
@@ -109,20 +109,20 @@ def _labelled(
 
 
 def _in_two_files(without_gts: pd.Series, without_imgs: pd.Series) -> int:
-    """Count names that one file without `gts` and another without `imgs` share."""
+    """Count the names that a file without `gts` and a file without `imgs` share."""
     return len({Path(name).name for name in without_gts} & {Path(name).name for name in without_imgs})
 
 
 def cases_of_folder(
     source: Source, table: pd.DataFrame, trained_on: Mapping[str, str], tally: Tally
 ) -> Iterator["EvaluationCase"]:
-    """Yield the cases of a manifest in the order of their ids; a file that has become unusable is refused, and no more.
+    """Yield the cases of a manifest in the order of their ids; refuse a file that has become unusable, and go on.
 
     Args:
-        source: Where they are.
-        table: Rows of good cases with ground truth.
-        trained_on: Split by content hash of the cases of the model's release.
-        tally: Where refusals go.
+        source: The source of the cases.
+        table: Rows of accepted cases with ground truth.
+        trained_on: Content hash -> split, of the cases of the model's release.
+        tally: Records refusals.
     """
     for row in table.sort_values(["modality", "case_id"]).to_dict("records"):
         identity = {name: str(row[name]) for name in ("case_id", "modality", "dataset", "group")}

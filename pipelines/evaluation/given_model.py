@@ -1,6 +1,6 @@
-"""The model that a command is given. What belongs here: from a path or an MLflow URI to a loaded model, or a refusal.
+"""The model of a command line. What belongs here: loading a model from a path or an MLflow URI, and errors of that.
 
-Not here: how model files are read (`medsam_core.models.checkpoints`), what is predicted.
+Not here: reading model files (`medsam_core.models.checkpoints`), predicting.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ def model_file(model: str, settings: Settings, scratch: Path) -> Path:
     """Return the local file of a model named by path or MLflow URI.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If the model does not exist.
     """
     path = Path(model)
     if ":/" in model and not path.exists():
@@ -35,7 +35,7 @@ def load_given(file: Path) -> "Segmenter":
     """Load the model of a file.
 
     Raises:
-        InputError: If it cannot be used.
+        InputError: If the file cannot be used.
     """
     from medsam_core.models.checkpoints import load_model
     from medsam_core.models.weights import CheckpointError

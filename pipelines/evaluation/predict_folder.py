@@ -1,6 +1,6 @@
 """`medsam predict`: a folder of images and boxes in, a folder of label maps out, in the challenge's contract.
 
-What belongs here: which file is answered where. Not here: how a case is read or predicted.
+What belongs here: the input file and the output file of each case. Not here: reading or predicting a case.
 """
 
 from collections.abc import Callable
@@ -27,18 +27,18 @@ def predict_folder(settings: Settings, model: str, data: Path, output: Path, log
     """Write `segs` for every npz file of a folder: same name (with `.npz` for `.NPZ`), same shape.
 
     Args:
-        settings: How files are read, and where MLflow is.
+        settings: Settings of the source and of MLflow.
         model: safetensors file or MLflow model URI.
-        data: Folder of npz files with `imgs` and `boxes`; nothing else in them is looked at.
-        output: Receives a file of the same name for each.
-        log: Where progress, refusals and the closing line are said.
+        data: Folder of npz files with `imgs` and `boxes`; other arrays in them are ignored.
+        output: Receives one file for each input file.
+        log: Receives progress, refusals and the closing line.
 
     Returns:
-        How many files could not be predicted.
+        The number of files that could not be predicted.
 
     Raises:
-        InputError: If the model cannot be used, or predictions would replace the files they are made from.
-        FileNotFoundError: If there is nothing to predict.
+        InputError: If the model cannot be used, or predictions would replace their input files.
+        FileNotFoundError: If there is no file to predict.
     """
     from medsam_core.inference.predictor import Predictor
     from pipelines.evaluation.cases import save_segs
@@ -60,10 +60,10 @@ def predict_folder(settings: Settings, model: str, data: Path, output: Path, log
 
 
 def _to_answer(data: Path, source: Source, tally: Tally) -> list[str]:
-    """Return the names of the files that lie in the folder itself.
+    """Return the names of the files in the folder itself; those in folders below it are skipped.
 
     Raises:
-        FileNotFoundError: If there are none.
+        FileNotFoundError: If the folder holds no npz file.
     """
     wanted = "--input: expected a folder of npz files"
     if not data.is_dir():
@@ -80,7 +80,7 @@ def _to_answer(data: Path, source: Source, tally: Tally) -> list[str]:
 
 
 def _case_to_predict(source: Source, name: str) -> tuple[Case, npt.NDArray[np.int64]]:
-    """Read a case and its boxes, half-open in x and y and cut to the image."""
+    """Read a case and its boxes; return the boxes half-open in x and y, clipped to the image."""
     from medsam_core.imaging.contract import checked_boxes
     from medsam_core.imaging.prompts import inclusive_to_half_open
 

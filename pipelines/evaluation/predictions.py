@@ -1,6 +1,6 @@
-"""Masks of validation and test cases: a variant's student, and what it is held against.
+"""Predictions of validation and test cases: of a variant's student, and of the baselines.
 
-What belongs here: who is predicted, and what those predictions are made from. Not here: what they are worth (`scores`).
+What belongs here: the predictors, and the inputs of their predictions. Not here: scoring them (`scores`).
 """
 
 from collections.abc import Callable, Iterator
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 Log = Callable[[str], None]
 
 CONSTANT_GREY = 127
-"""What every pixel is when the student is shown no image."""
+"""Value of every pixel of the constant image for the student without an image."""
 
 PICTURES = "pictures.png"
-"""A test case of each modality, drawn with the prediction."""
+"""Picture of one test case of each modality with its prediction."""
 
 
 @dataclass(frozen=True)
 class BaselineInputs:
-    """Values of the assets that the baselines read."""
+    """Values of the input assets of the baselines."""
 
     release: ArtefactRef
     statistics: ArtefactRef
@@ -52,7 +52,7 @@ def evaluated_cases(workspace: Workspace, release: ArtefactRef) -> Iterator["Eva
 def predict_into(
     folder: Path, workspace: Workspace, release: ArtefactRef, predictors: dict[str, "Predict"], log: Log
 ) -> dict[str, object]:
-    """Predict the release's cases and draw the answers of the first predictor; returns the facts of the artefact."""
+    """Predict the release's cases and draw the masks of the first predictor; return the facts of the artefact."""
     from pipelines.evaluation.scoring import predict_cases
 
     count = predict_cases(evaluated_cases(workspace, release), predictors, folder, log)
@@ -72,12 +72,12 @@ def predict_student(
     """Predict validation and test cases with a variant's student.
 
     Args:
-        workspace: Where everything lies.
-        variant: Whose student.
+        workspace: The workspace.
+        variant: The variant.
         release: The release.
-        student: The fine-tuned model's reference.
-        log: Where progress is said.
-        weights: Which of its weights: `model`, or those kept after an epoch, `epoch_XX`.
+        student: Reference to the variant's fine-tuned model.
+        log: Receives progress.
+        weights: Name of the weights: `model`, or `epoch_XX` for those kept after an epoch.
     """
     made_from = {"model": student.fingerprint, "weights": weights, **predicted_from(release)}
 
@@ -92,7 +92,7 @@ def predict_student(
 
 
 def predict_baselines(workspace: Workspace, inputs: BaselineInputs, log: Log) -> TaskResult[ArtefactRef]:
-    """Predict the same cases with what the student is held against."""
+    """Predict validation and test cases with the baselines."""
     profile = workspace.profile
     made_from = {
         "teacher": inputs.teacher.fingerprint,

@@ -1,4 +1,4 @@
-"""Who predicts: models and boxes alone, as functions of a case. What belongs here: making them. Not here: scoring."""
+"""Predictors: functions of a case, from models or boxes. What belongs here: making them. Not here: scoring."""
 
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ def predictor(model: "Segmenter", *, constant_image: int | None = None, device: 
 
 
 def box_predictors() -> dict[str, "Predict"]:
-    """Return the predictors that look at boxes alone."""
+    """Return the predictors that use only the boxes."""
     from medsam_core.inference.baselines import filled_boxes, inscribed_ellipses
 
     return {
@@ -28,7 +28,7 @@ def box_predictors() -> dict[str, "Predict"]:
 
 
 def device_of(workspace: Workspace) -> str:
-    """Return where this profile runs models: `cpu`, or a GPU."""
+    """Return the device on which this profile runs models: `cpu`, or a GPU."""
     from pipelines.base.devices import choose_device
 
     return str(choose_device(workspace.profile))

@@ -1,6 +1,6 @@
-"""The report of the registered model. What belongs here: the model behind the registry's alias, on the newest release.
+"""The report of the registered model. What belongs here: scoring the `champion` of the registry on the newest release.
 
-Not here: how a model gets its alias (`pipelines.tracking.tracker`).
+Not here: moving the alias `champion` (`pipelines.tracking.tracker`).
 """
 
 import shutil
@@ -61,7 +61,7 @@ def report_registered(workspace: Workspace, release: ArtefactRef, log: Log) -> T
 
 
 def _predict(workspace: Workspace, release: ArtefactRef, made_from: dict[str, object], log: Log) -> Artefact:
-    """Predict the release with the registered model; masks that an earlier version kept in its report are used."""
+    """Predict the release with the registered model; reuse masks that an earlier version stored with its report."""
 
     def build(folder: Path) -> dict[str, object]:
         from medsam_core.models.checkpoints import load_model

@@ -60,7 +60,7 @@ def ablation_report(
     proposed: ArtefactRef,
     **ablations: ArtefactRef,
 ) -> dg.Output[ArtefactRef]:
-    """Variants side by side as in the paper's Table 4, all after the same number of fine-tuning epochs."""
+    """All variants in one table, as in the paper's Table 4, after the same number of fine-tuning epochs."""
     space = workspace.open()
     result = compare_variants(space, release, proposed, ablations, context.log.info)
     return materialised(context.op_execution_context, space, "ablation_report", result)
@@ -70,7 +70,7 @@ def ablation_report(
 def registered_model_report(
     context: dg.AssetExecutionContext, workspace: WorkspaceResource, release: ArtefactRef
 ) -> dg.Output[ArtefactRef]:
-    """The model behind the registry's `champion` alias, scored on the release."""
+    """Scores of the registry's `champion` on the release."""
     space = workspace.open()
     result = report_registered(space, release, context.log.info)
     return materialised(context.op_execution_context, space, "registered_model_report", result)

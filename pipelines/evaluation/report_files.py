@@ -1,7 +1,7 @@
-"""A report's tables on disk, as CSV. The only module that writes or reads them.
+"""The tables of a report as CSV files. Only this module writes and reads them.
 
-What belongs here: the files of a report. Not here: how a table is laid out (`reports`), or the rows that it is
-made of (`score_files`).
+What belongs here: the files of a report. Not here: the layout of a table (`reports`), the rows of scores
+(`score_files`).
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ import pandas as pd
 
 @dataclass(frozen=True, eq=False)
 class ReportTables:
-    """What a report shows.
+    """The tables of a report.
 
     Attributes:
-        cases: Every row.
+        cases: One row per predictor and case.
         summary: Means, intervals and counts by split, predictor and modality.
-        differences: Paired against the ellipse, or None where it is not among the predictors.
-        comparison: A row per modality and their mean, the standard metrics of each predictor.
+        differences: Paired differences from the ellipse; None if the ellipse is not among the predictors.
+        comparison: The standard metrics of each predictor, one row per modality and one for their mean.
     """
 
     cases: pd.DataFrame
@@ -28,7 +28,7 @@ class ReportTables:
 
 
 def write_tables(folder: Path, tables: ReportTables) -> None:
-    """Write `cases.csv`, `summary.csv`, `comparison.csv` and, where there are any, `differences.csv`."""
+    """Write `cases.csv`, `summary.csv`, `comparison.csv` and, if there are differences, `differences.csv`."""
     tables.cases.to_csv(folder / "cases.csv", index=False)
     tables.summary.to_csv(folder / "summary.csv", index=False)
     if tables.differences is not None:
@@ -37,7 +37,7 @@ def write_tables(folder: Path, tables: ReportTables) -> None:
 
 
 def write_not_scored(folder: Path, files: pd.DataFrame) -> None:
-    """Write `not_scored.csv`: the files of a folder that are not in its report, and why (`tally.Tally.table`)."""
+    """Write `not_scored.csv`: the files of a folder that are not in its report, with reasons (`tally.Tally.table`)."""
     files.to_csv(folder / "not_scored.csv", index=False)
 
 

@@ -1,4 +1,4 @@
-"""Reports in MLflow. What belongs here: one run for each report. Not here: how a report is laid out (`reports`)."""
+"""Reports in MLflow. What belongs here: one run for each report. Not here: the layout of a report (`reports`)."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""A report's tables, and its numbers in MLflow. What belongs here: laying out case rows by the table of metrics.
+"""The tables of a report, and its metrics for MLflow. What belongs here: computing both from the rows of cases.
 
-Not here: who was predicted, or how tables lie on disk (`report_files`).
+Not here: the predictors, the files of tables (`report_files`).
 """
 
 from collections.abc import Iterable
@@ -12,11 +12,11 @@ from pipelines.evaluation.report_files import ReportTables, write_tables
 from pipelines.evaluation.versions import SPLITS
 
 ORDER = ("student", "teacher", "ellipse", "filled_box", "untrained_student", "student_no_image")
-"""Predictors in tables, as far as there are any; others follow by name."""
+"""Order of predictors in tables; other predictors follow in the order of their names."""
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Return the names of predictors as tables have them."""
+    """Return the names of predictors in the order of tables."""
     known = set(names)
     return [*(name for name in ORDER if name in known), *sorted(known - set(ORDER))]
 
@@ -26,7 +26,7 @@ def report_tables(rows: pd.DataFrame, headline: tuple[str, ...] = ("test",)) -> 
 
     Args:
         rows: Case rows with `predictor` and `split`.
-        headline: Splits whose cases the comparison is made of.
+        headline: Splits whose cases enter the comparison.
     """
     from medsam_core.scores.comparisons import comparison_table
     from medsam_core.scores.reporting import modality_table
@@ -43,10 +43,10 @@ def write_report(rows: pd.DataFrame, folder: Path, headline: tuple[str, ...] = (
     Args:
         rows: Case rows with `predictor` and `split`.
         folder: Receives the files of `report_files`.
-        headline: Splits whose cases the comparison is made of.
+        headline: Splits whose cases enter the comparison.
 
     Returns:
-        The comparison: a row per modality and their mean, the standard metrics of each predictor.
+        The comparison: the standard metrics of each predictor, one row per modality and one for their mean.
     """
     tables = report_tables(rows, headline)
     write_tables(folder, tables)
@@ -54,7 +54,7 @@ def write_report(rows: pd.DataFrame, folder: Path, headline: tuple[str, ...] = (
 
 
 def compare(rows: pd.DataFrame) -> pd.DataFrame:
-    """Lay out the standard metrics of predictors side by side: a row per modality, their mean last."""
+    """Return the standard metrics with a column for each predictor: one row per modality, then their mean."""
     from medsam_core.scores import metric_table
     from medsam_core.scores.reporting import modality_table, side_by_side
 
@@ -81,7 +81,7 @@ def report_metrics(summary: pd.DataFrame) -> dict[str, float]:
 
 
 def choosing_means(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Return the mean of modalities of the metric that models are chosen by: `<split>_<metric>`, then predictor."""
+    """Return the mean over modalities of the metric that chooses models: `<split>_<metric>` -> predictor -> mean."""
     from medsam_core.scores.metric_table import CHOOSING
 
     by_modality = rows.groupby(["split", "predictor", "modality"])[CHOOSING].mean()

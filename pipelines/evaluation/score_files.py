@@ -1,6 +1,6 @@
-"""Rows of scores on disk: `cases.parquet` and `labels.parquet`. The only module that writes or reads either.
+"""Rows of scores on disk: `cases.parquet` and `labels.parquet`. Only this module writes and reads them.
 
-What belongs here: the two tables of a folder. Not here: how a row is computed (`scoring`), or a report's CSV files
+What belongs here: the two tables of a folder. Not here: computing a row (`scoring`), the CSV files of a report
 (`report_files`).
 """
 
@@ -29,12 +29,12 @@ class ScoreTable:
 
 
 def _columns(names: tuple[str, ...]) -> list[str]:
-    """Return the columns of a table with the split beside the predictor, who is first."""
+    """Return the columns of a table: the predictor first, then the split, then all others."""
     return [names[0], "split", *names[1:]]
 
 
 def score_table(cases: list[Row], labels: list[Row]) -> ScoreTable:
-    """Return rows as tables, with their columns even where there are none."""
+    """Return rows as tables, which have all columns even if there are no rows."""
     return ScoreTable(
         pd.DataFrame(cases, columns=_columns(case_columns())), pd.DataFrame(labels, columns=_columns(label_columns()))
     )
@@ -52,17 +52,17 @@ def read_scores(folder: Path) -> ScoreTable:
 
 
 def read_case_rows(folder: Path) -> pd.DataFrame:
-    """Read the rows of cases alone."""
+    """Read only the rows of cases."""
     return pd.read_parquet(folder / _CASES)
 
 
 def cases_file(folder: Path) -> Path:
-    """Return where the rows of cases lie, to be shown."""
+    """Return the file with the rows of cases, for the page."""
     return folder / _CASES
 
 
 def scores_beside_predictions(folder: Path) -> ScoreTable | None:
-    """Return the tables that lie beside predictions, where both used to be made at once; None if there are none."""
+    """Return the tables in a folder of predictions, where earlier versions wrote them; None if there are none."""
     if not ((folder / _CASES).is_file() and (folder / _LABELS).is_file()):
         return None
     found = read_scores(folder)

@@ -1,7 +1,7 @@
-"""What predictions are worth: rows of cases and labels, made of kept masks without predicting again.
+"""Scores of predictions: rows of cases and labels, computed from stored masks.
 
-What belongs here: the artefact of scores, and what it is made from. Not here: how a case is scored (`scoring`), or what
-is made of its rows (`variant_reports`).
+What belongs here: the artefact of scores and its inputs. Not here: scoring a case (`scoring`), reports of the rows
+(`variant_reports`).
 """
 
 from collections.abc import Callable
@@ -29,8 +29,8 @@ class Scores:
     """Finished scores.
 
     Attributes:
-        artefact: Where the rows lie.
-        predictions: The masks that were scored.
+        artefact: The artefact with the rows.
+        predictions: The artefact with the scored masks.
     """
 
     artefact: Artefact
@@ -45,12 +45,12 @@ class Scores:
 
     @property
     def pictures(self) -> Path:
-        """Predictions drawn over ground truth, where there are any."""
+        """The picture of predictions over ground truth; the file may be missing."""
         return self.predictions.path / PICTURES
 
 
 def open_scores(workspace: Workspace, value: ArtefactRef) -> Scores:
-    """Return the scores that an asset's value names."""
+    """Return the scores of a reference."""
     artefact = workspace.artefacts.get(value)
     of = artefact.info["predictions"]
     reference = ArtefactRef(of["kind"], of["fingerprint"], {}, reused=True)
@@ -58,15 +58,15 @@ def open_scores(workspace: Workspace, value: ArtefactRef) -> Scores:
 
 
 def make_scores(workspace: Workspace, release: ArtefactRef, predictions: Artefact, log: Log) -> Scores:
-    """Score kept predictions, unless these scores are there.
+    """Score stored predictions, unless their scores exist.
 
-    Versions before kept rows beside the masks they are of; where they would be the same today they are taken over.
+    Earlier versions stored the rows beside the masks; these rows are copied if scoring would give the same today.
 
     Args:
-        workspace: Where everything lies.
+        workspace: The workspace.
         release: The release that was predicted.
         predictions: Masks of its validation and test cases.
-        log: Where progress is said.
+        log: Receives progress.
 
     Raises:
         FingerprintMismatchError: If the predictions are of another release.
@@ -115,7 +115,7 @@ def score_predictions(
 
 
 def newly_made(scores: Artefact) -> int:
-    """Return how many parts of scores this run made: none where they were found or taken over."""
+    """Return the number of parts of scores that this run made; 0 if the scores existed or were copied."""
     return int(not scores.reused and not scores.info["taken_over"])
 
 

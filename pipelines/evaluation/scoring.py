@@ -1,7 +1,7 @@
-"""Predicting and scoring cases, from a release or from a folder alike.
+"""Predicting and scoring cases, whether they come from a release or from a folder.
 
-What belongs here: the one way in which a case becomes a prediction and a prediction rows, so that `medsam evaluate` and
-the assets agree exactly. Not here: where cases and predictions lie (`cases`), or where rows do (`score_files`).
+What belongs here: predicting a case and computing its rows; `medsam evaluate` and the assets both use it, so that their
+scores agree exactly. Not here: reading cases, files of predictions (`cases`), files of rows (`score_files`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,16 +27,16 @@ _SAY_EVERY = 20
 
 
 def predict_cases(cases: Iterable[EvaluationCase], predictors: Mapping[str, Predict], folder: Path, log: Log) -> int:
-    """Predict cases with several predictors; what a killed run left is taken over.
+    """Predict cases with several predictors; predictions of an interrupted run are kept.
 
     Args:
-        cases: What to predict.
-        predictors: By name.
+        cases: The cases to predict.
+        predictors: Name -> predictor.
         folder: Receives `segs/<predictor>/<case>.npz`.
-        log: Where progress is said.
+        log: Receives progress.
 
     Returns:
-        How many cases there are.
+        The number of cases.
     """
     number = 0
     for number, case in enumerate(cases, start=1):
@@ -49,10 +49,10 @@ def score_cases(cases: Iterable[EvaluationCase], predictors: Sequence[str], fold
     """Score the predictions of cases.
 
     Args:
-        cases: What was predicted.
-        predictors: Whose predictions, in the order of the rows of a case.
+        cases: The predicted cases.
+        predictors: Names of the predictors, in the order of the rows of a case.
         folder: Holds `segs/<predictor>/<case>.npz`.
-        log: Where progress is said.
+        log: Receives progress.
 
     Raises:
         IntegrityError: If a prediction is missing.
@@ -73,14 +73,14 @@ def predict_and_score(
     *,
     guard: Guard = _unguarded,
 ) -> ScoreTable:
-    """Predict and score cases that are read once; predictions that are there are taken over, scores are made anew.
+    """Predict and score cases, and read each case only once. Existing predictions are kept; scores are computed again.
 
     Args:
-        cases: What to predict.
-        predictors: By name.
+        cases: The cases to predict.
+        predictors: Name -> predictor.
         folder: Receives predictions and rows.
-        log: Where progress is said.
-        guard: Entered around each case, by its id; an error that it suppresses costs that case alone.
+        log: Receives progress.
+        guard: Returns a context for the id of each case; if it suppresses an error, only this case is left out.
 
     Returns:
         The rows.
@@ -90,7 +90,7 @@ def predict_and_score(
     for number, case in enumerate(cases, start=1):
         with guard(case.identity.case_id):
             _predict(case, predictors, folder)
-            # All of a case's rows or none: predictors are compared on the same cases.
+            # All rows of a case or none, so that predictors are compared on the same cases.
             of_case: list[Row] = []
             of_labels: list[Row] = []
             _score(case, list(predictors), folder, of_case, of_labels)

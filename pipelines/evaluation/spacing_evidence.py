@@ -1,8 +1,8 @@
-"""Whether the numbers of `spacing` speak for another axis order. What belongs here: that evidence. Not here: reading.
+"""Detecting a wrong axis order of `spacing`. What belongs here: this check. Not here: reading files.
 
-The order is stated, never guessed; but pixels within a slice are square, or nearly so, in almost every scanner, and
-slices lie further apart than pixels. A volume whose slices would hold long pixels, while its spacing read backwards
-holds square ones, is told of. Equal spacings say nothing, and neither do volumes in which all three differ moderately.
+The order is stated, never guessed. But almost every scanner makes square pixels within a slice, and slices lie further
+apart than pixels. So the check warns of volumes that have long pixels in the stated order and square pixels in the
+reverse order. It cannot judge volumes whose three spacings are equal, or all different by small factors.
 """
 
 from typing import Final
@@ -12,15 +12,15 @@ import numpy.typing as npt
 import pandas as pd
 
 _SAME: Final = 1.01
-"""Ratio up to which two spacings are one, rounded differently."""
+"""Two spacings with at most this ratio are equal up to rounding."""
 _LONG: Final = 1.5
-"""Ratio of a pixel's sides from which on it is not what scanners make."""
+"""Scanners do not make pixels whose sides have this ratio or a higher one."""
 
 Flags = npt.NDArray[np.bool_]
 
 
 def speaks_backwards(spacing_zyx: npt.NDArray[np.float64]) -> Flags:
-    """Return for each volume whether its spacing makes sense in the opposite order alone.
+    """Return for each volume whether its spacing is plausible only in the reverse order.
 
     Args:
         spacing_zyx: (N, 3) mm, in the order in which it was read as z, y, x; NaN where a volume states none.
@@ -36,16 +36,16 @@ def speaks_backwards(spacing_zyx: npt.NDArray[np.float64]) -> Flags:
 
 
 def _ratio(pairs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the longer by the shorter of each pair, (N,); NaN compares as false, whatever with."""
+    """Return longer / shorter of each pair, (N,); NaN, which compares as false, for a pair with NaN."""
     return np.asarray(pairs.max(axis=1) / pairs.min(axis=1))
 
 
 def spacing_warning(table: pd.DataFrame, order: str) -> str | None:
-    """Return what to tell of volumes whose spacing speaks for the order that is not stated; None if all is well.
+    """Return a warning if the spacing of some volumes is plausible only in the reverse order, else None.
 
     Args:
         table: Rows of a manifest: case_id, is_3d, spacing_z, spacing_y, spacing_x.
-        order: The stated order of the files, `zyx` or `xyz`.
+        order: The stated order, `zyx` or `xyz`.
     """
     volumes = table[table["is_3d"] & table["spacing_z"].notna()]
     spacing = volumes[["spacing_z", "spacing_y", "spacing_x"]].to_numpy(np.float64)

@@ -1,7 +1,7 @@
-"""What became of every file of a folder. What belongs here: counting, naming what is refused, the closing line.
+"""The outcome of every file of a folder. What belongs here: counting, reporting refused files, the closing line.
 
-Not here: reading or predicting. What one case fails of costs that case alone; what all would fail of, such as a full
-disk, ends the command.
+Not here: reading or predicting. An error of one case refuses only this case; an error that all cases would have, such
+as a full disk, ends the command.
 """
 
 import errno
@@ -26,25 +26,25 @@ _OF_ONE_FILE: Final = {
     errno.EINVAL,
     errno.ELOOP,
 }
-"""Errors of writing that lie in one file's name, or in what is there already."""
+"""Errors of writing that are caused by the name of one file, or by an existing file or folder of that name."""
 
 _OTHER_ENCODING: Final = re.compile(r"\\udc[0-9a-f]{2}")
-"""How a listing writes a byte of a name that is not UTF-8."""
+"""The escape of a byte that is not UTF-8, in names of a listing."""
 
 _SHOWN: Final = 200
-"""Letters of the names of skipped files that are shown for each reason."""
+"""Most characters of the names of skipped files that are shown for each reason."""
 
 _NO_MEMORY: Final = re.compile(r"out of memory|allocate memory|not enough memory", re.IGNORECASE)
 
 
 class Tally:
-    """Counts of one command's files."""
+    """Counts the files of one command by their outcome."""
 
     def __init__(self, log: Callable[[str], None]) -> None:
         """Begin with nothing found.
 
         Args:
-            log: Where refusals are said.
+            log: Receives refusals.
         """
         self.done = 0
         self._log = log
@@ -52,19 +52,19 @@ class Tally:
         self._rows: list[dict[str, str | int]] = []
 
     def skip(self, reason: str, files: list[str], count: int | None = None) -> None:
-        """Note files that are not for this command; `count` where not all of them are named."""
+        """Record files that this command does not use; `count` is their number if `files` names only some of them."""
         if files:
             self._skipped[reason] += len(files) if count is None else count
             self._rows += [self._row(file, "skipped", reason) for file in files]
 
     def skip_listed(self, skipped: pd.DataFrame) -> None:
-        """Note what a source did not take: reason, count, examples."""
+        """Record the files that a source skipped: reason, count, examples."""
         for row in skipped.to_dict("records"):
             self._log(f"skipped {printable(str(row['examples']))[:_SHOWN]}: {row['reason']}")
             self.skip(str(row["reason"]), [str(row["examples"])], int(row["count"]))
 
     def refuse(self, file: str, code: str, message: str) -> None:
-        """Name a file that cannot be used, and why."""
+        """Record and log a file that cannot be used, with the reason."""
         if _OTHER_ENCODING.search(file):
             message = "expected a name in UTF-8, found bytes of another encoding; rename the file"
         self._log(f"refused {printable(file)}: {code}: {message}")
@@ -72,10 +72,10 @@ class Tally:
 
     @contextmanager
     def refusing(self, file: str) -> Iterator[None]:
-        """End the block, and refuse the file, on whatever costs this one alone.
+        """Refuse the file and leave the block on an error that concerns only this file.
 
         Raises:
-            OSError: What all files would fail of, such as a full disk.
+            OSError: If all files would have this error, such as a full disk.
         """
         try:
             yield
@@ -92,18 +92,18 @@ class Tally:
                 raise
             self.refuse(file, "output", said_of(error))
         except RuntimeError as error:
-            # torch tells of memory by the message alone
+            # torch has no exception type of its own for this; only the message says that memory is lacking
             if not _NO_MEMORY.search(str(error)):
                 raise
             self.refuse(file, "memory", f"{str(error).splitlines()[0]}; give it more memory, or a smaller case")
 
     @property
     def refused(self) -> int:
-        """How many files were refused."""
+        """The number of refused files."""
         return sum(row["outcome"] == "refused" for row in self._rows)
 
     def line(self, verb: str) -> str:
-        """Return the closing line: everything found, by what became of it."""
+        """Return the closing line: the number of files found, and of each outcome."""
         n_skipped = sum(self._skipped.values())
         reasons = ", ".join(f"{printable(reason)}: {count}" for reason, count in sorted(self._skipped.items()))
         parts = [f"{self.done} {verb}", f"{n_skipped} skipped{f' ({reasons})' if reasons else ''}"]

@@ -1,7 +1,7 @@
-"""Reports of variants: beside the baselines, and beside each other.
+"""Reports of variants: each one with the baselines, and all variants in one table.
 
-What belongs here: which scores a report is made of, and what its page shows. Not here: scoring (`scores`), the tables
-(`reports`), or the registered model (`registered`).
+What belongs here: the scores in a report, and its page. Not here: scoring (`scores`), the tables (`reports`), the
+registered model (`registered`).
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """Values of the assets that a report reads; predictions and baselines by their scores."""
+    """Values of the input assets of a report."""
 
     release: ArtefactRef
     student: ArtefactRef
@@ -38,7 +38,7 @@ class ReportInputs:
 
 
 def report(workspace: Workspace, variant: Variant, inputs: ReportInputs, log: Log) -> TaskResult[ArtefactRef]:
-    """Put a variant beside the baselines, log it to MLflow, and offer the proposed model to the registry."""
+    """Report a variant with the baselines, log the report to MLflow, and register the proposed model."""
     own, baselines = open_scores(workspace, inputs.scores), open_scores(workspace, inputs.baselines)
     made_from = {
         "predictions": own.predictions.fingerprint,
@@ -80,14 +80,14 @@ def _register(workspace: Workspace, tracker: Tracker, run: TrackedRun, student: 
 def compare_variants(
     workspace: Workspace, release: ArtefactRef, proposed: ArtefactRef, ablations: Mapping[str, ArtefactRef], log: Log
 ) -> TaskResult[ArtefactRef]:
-    """Put the ablations beside the proposed model's weights of the same epoch.
+    """Report the ablations with the proposed model, whose weights are of the same epoch.
 
     Args:
-        workspace: Where everything lies.
+        workspace: The workspace.
         release: The release.
-        proposed: The proposed fine-tuned model's reference.
-        ablations: Scores of each ablation, by name.
-        log: Where progress is said.
+        proposed: Reference to the proposed fine-tuned model.
+        ablations: Name -> scores of each ablation.
+        log: Receives progress.
     """
     epoch = workspace.profile.ablation_epochs
     predicted = predict_student(workspace, PROPOSED, release, proposed, log, weights=f"epoch_{epoch:02d}")

@@ -1,4 +1,4 @@
-"""What predictions and scores are made from. What belongs here: the numbers raised by hand, and who depends on which.
+"""Inputs of predictions and scores. What belongs here: version numbers that are raised by hand, and their dependants.
 
 Not here: predicting and scoring. `PREDICTION_VERSION` makes predictions stale, and with them all that follows;
 `SCORING_VERSION`, or a row of `medsam_core.scores.metric_table`, makes scores and reports stale, and leaves predictions
@@ -9,29 +9,29 @@ from pipelines.ingest.releases import split_fingerprint
 from storage.base.references import ArtefactRef
 
 SPLITS = ("validation", "test")
-"""Validation chooses, test is reported; training cases are not predicted."""
+"""The validation split chooses models, the test split is reported; training cases are not predicted."""
 
 PREDICTION_VERSION = 1
-"""Raised by hand whenever the same model gives other masks of the same cases."""
+"""Raised by hand whenever the same model gives other masks for the same cases."""
 
 SCORING_VERSION = 1
-"""Raised by hand whenever the same masks give other rows or reports, beyond what a metric's own version says."""
+"""Raised by hand whenever the same masks give other rows or reports; a metric that changes has its own version."""
 
 _FIRST_METRICS = {"dsc": 1, "nsd": 1, "dsc_official": 1, "nsd_official": 1}
-"""Left out of fingerprints, which named no metrics while there were these alone: reports of that time stay valid."""
+"""Left out of fingerprints: earlier versions had only these metrics and named none, and their reports stay valid."""
 
 _FIRST = {"version": 1}
-"""What scores were made from beside predictions, while there was one version and these metrics."""
+"""Inputs of scores, besides predictions, in the earlier versions that had only these metrics."""
 
 
 def predicted_from(release: ArtefactRef) -> dict[str, object]:
-    """Return what predictions depend on besides the predictor."""
+    """Return the inputs of predictions other than the predictor."""
     splits = {split: split_fingerprint(release, split) for split in SPLITS}
     return {"splits": splits, "version": PREDICTION_VERSION}
 
 
 def scored_from() -> dict[str, object]:
-    """Return what scores depend on besides predictions and ground truth."""
+    """Return the inputs of scores other than predictions and ground truth."""
     from medsam_core.scores import metric_table
 
     metrics = metric_table.versions()
@@ -39,5 +39,5 @@ def scored_from() -> dict[str, object]:
 
 
 def scored_as_at_first() -> bool:
-    """Return whether cases are scored as they were before predictions and scores were kept apart."""
+    """Return whether scoring is unchanged since the earlier versions, which stored predictions and scores together."""
     return scored_from() == _FIRST
