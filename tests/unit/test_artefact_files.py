@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from storage.base import finished
 from storage.base.artefacts import Artefact, Artefacts
 from storage.base.errors import IntegrityError
 from storage.base.finished import DONE, FILES, MADE_FROM, SMALL_BYTES
@@ -170,6 +171,30 @@ def test_files_that_come_and_go_are_not_vouched_for(tmp_path: Path) -> None:
     (made.path / "x.1.partial").unlink()
     (made.path / "notes.txt").write_text("somebody's")
     assert artefacts.make("model", MADE_OF, build).reused
+
+
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_folder_is_finished_with_the_last_of_its_own_files(
+    written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A maker killed on the way leaves no folder that says it is finished, whole or damaged."""
+    publish, names = finished.write_bytes, []
+
+    def killed(path: Path, data: bytes) -> None:
+        if len(names) == written:
+            raise KeyboardInterrupt
+        names.append(path.name)
+        publish(path, data)
+
+    (tmp_path / "table.csv").write_bytes(b"a\n1\n")
+    with monkeypatch.context() as during:
+        during.setattr(finished, "write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            finished.write_finished(tmp_path, {"rows": 1})
+    with pytest.raises(FileNotFoundError):
+        finished.read_finished(tmp_path)
+    finished.write_finished(tmp_path, {"rows": 1})
+    assert finished.read_finished(tmp_path).info == {"rows": 1}
 
 
 def test_an_artefact_of_an_earlier_version_is_reused_as_it_is(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 import json
 import os
 import socket
+import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from storage.base.fingerprints import (
     fingerprint,
     require_same,
 )
-from storage.base.locks import exclusive_lock, waiting_lock
+from storage.base.locks import exclusive_lock, shared_lock, waiting_lock
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.floats(-2, 2, width=16) | st.text("ab", max_size=2),
@@ -146,7 +148,28 @@ class TestHashes:
         assert combine(iter(["a", "b"])) == combine(["a", "b"])
 
 
+def _publish_for_models(path: Path, data: bytes) -> None:
+    with model_file(path) as file:
+        file.write(data)
+
+
 class TestAtomicFile:
+    @pytest.mark.parametrize("publish", [write_bytes, create_bytes, _publish_for_models])
+    def test_the_content_is_on_the_device_before_the_name_and_the_name_at_the_end(
+        self, publish: Callable[[Path, bytes], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, data, flushed = tmp_path / "file.bin", b"x" * 10_000, []
+
+        def fsync(descriptor: int) -> None:
+            status = os.fstat(descriptor)
+            whole = stat.S_ISREG(status.st_mode) and status.st_size == len(data)
+            flushed.append(("folder" if stat.S_ISDIR(status.st_mode) else whole, path.exists()))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        publish(path, data)
+        assert flushed == [(True, False), ("folder", True)]
+        assert path.read_bytes() == data
+
     def test_appears_whole(self, tmp_path: Path) -> None:
         path = tmp_path / "deep" / "file.bin"
         with atomic_file(path) as file:
@@ -289,6 +312,17 @@ class TestLocks:
             assert not entered.wait(0.2)
         waiter.join(timeout=20)
         assert entered.is_set()
+
+    def test_only_sharers_enter_beside_each_other(self, tmp_path: Path) -> None:
+        path = tmp_path / "lock"
+        for held in (exclusive_lock(path, what="store"), waiting_lock(path)):
+            with held:
+                for refused in (exclusive_lock, shared_lock):
+                    with pytest.raises(BusyError), refused(path, what="store"):
+                        pass
+        beside = shared_lock(path, what="store"), shared_lock(path, what="store")
+        with beside[0], beside[1], pytest.raises(BusyError), exclusive_lock(path, what="store"):
+            pass
 
 
 @pytest.mark.parametrize("name", ["a" * 255, "2DBox_US_" + "1.2.840." * 28 + ".npz", "超" * 85, "x" + "é" * 127])

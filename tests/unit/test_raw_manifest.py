@@ -18,6 +18,9 @@ from storage.sources.raw_manifest import ReadLimits
 from storage.sources.raw_manifest import scan as scan_source
 from storage.sources.source import SourceConfig
 
+pytestmark = pytest.mark.timeout(120, method="thread")
+"""A thread that waits for memory for ever is not woken by a signal."""
+
 CONFIG = SourceConfig()
 IMAGE = np.arange(20, dtype=np.uint8).reshape(4, 5)
 VOLUME = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)

@@ -276,6 +276,17 @@ class TestDuplicates:
         alone = assign_splits(patients, {}, SplitFractions(0.25, 0.25), seed)
         assert set(splits.values()) == set(alone.values())
 
+    @pytest.mark.parametrize("held_out", ["test", "validation"])
+    @pytest.mark.parametrize("seed", range(3))
+    def test_a_held_out_patient_takes_its_family_with_it(self, held_out: str, seed: int) -> None:
+        """Whoever of a family comes first decides, though alone the others would train."""
+        patients, fractions = pairs(CT=names(12), MR=names(12, "h")), SplitFractions(0.25, 0.25)
+        alone = assign_splits(patients, {}, fractions, seed)
+        first = next(name for name in names(12) if alone[name] == held_out)
+        others = [next(name for name in own if alone[name] == "train") for own in (names(12), names(12, "h"))]
+        splits = assign_splits(patients, {}, fractions, seed, dict.fromkeys([first, *others], first))
+        assert {splits[name] for name in [first, *others]} == {held_out}
+
     def test_a_new_patient_joins_the_most_held_out_of_its_family_and_nothing_recorded_moves(self) -> None:
         recorded = {"a": "train", "b": "validation", "c": "test"}
         tied = {"a": "a", "b": "a", "new": "a"}

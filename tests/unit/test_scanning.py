@@ -22,6 +22,9 @@ from storage.base.modalities import MODALITIES
 from storage.base.references import ArtefactRef
 from storage.sources.losses import LossError, losses
 
+pytestmark = pytest.mark.timeout(120, method="thread")
+"""A thread that waits for memory for ever is not woken by a signal."""
+
 
 def save(path: Path, seed: int, **changes: object) -> None:
     """Write a labelled image of noise."""

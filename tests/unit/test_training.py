@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ from torch import Tensor
 
 from medsam_core.imaging.rendering import render_microbatch
 from medsam_core.learning.stages import DISTILLATION, FINETUNING, STAGES, Stage
+from medsam_core.models.segmenter import Segmenter
 from medsam_core.planning.plan import Plan
 from medsam_core.training.checkpoint import output_lock
 from medsam_core.training.errors import OutputBusyError, TrainingError
-from medsam_core.training.loading import LoadedMicrobatch
-from medsam_core.training.loop import LoopOptions
+from medsam_core.training.loading import LoadedMicrobatch, MicrobatchLoader
+from medsam_core.training.loop import LoopOptions, train
 from medsam_core.training.precision import Precision
 from medsam_core.training.process_group import ProcessGroup
+from medsam_core.training.run import TrainingRun
 from medsam_core.training.step import Stepper
 from tests.unit.training_helpers import (
     GEOMETRY,
@@ -192,6 +196,79 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     assert moved > 100
     for ours, theirs in zip(read_log(tmp_path / "alone"), read_log(tmp_path / "out"), strict=True):
         assert theirs == pytest.approx(ours, rel=1e-3)
+
+
+class Meeting:
+    """Two threads in the place of two processes, with the collective operations that training asks torch for."""
+
+    def __init__(self) -> None:
+        self._barrier = threading.Barrier(2, timeout=60)
+        self._own = threading.local()
+        self._posted: dict[int, Tensor] = {}
+
+    def enter(self, rank: int, model: Segmenter, run: TrainingRun) -> dict[str, Tensor]:
+        """Train as one of the two; return the weights."""
+        self._own.rank = rank
+        try:
+            train(model, run, processes=ProcessGroup(rank, 2))
+        except BaseException:
+            self._barrier.abort()
+            raise
+        return model.state_dict()
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        self._posted[self._own.rank] = tensor.clone()
+        self._barrier.wait()
+        total = self._posted[0] + self._posted[1]
+        self._barrier.wait()
+        tensor.copy_(total)
+
+    def broadcast(self, tensor: Tensor, src: int) -> None:
+        if self._own.rank == src:
+            self._posted[src] = tensor.clone()
+        self._barrier.wait()
+        found = self._posted[src]
+        self._barrier.wait()
+        tensor.copy_(found)
+
+
+def test_two_that_share_every_step_train_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = small_student()
+    run_stage(FINETUNING, tmp_path / "alone", alone, config=_smooth_config())
+    meeting = Meeting()
+    for name in ("all_reduce", "broadcast"):
+        monkeypatch.setattr(torch.distributed, name, getattr(meeting, name))
+    # Made here: weights are drawn from one state of torch that threads share. Rank 0's must reach the other.
+    models = [small_student(seed=1 + rank) for rank in range(2)]
+    runs = [training_run(FINETUNING, tmp_path / "out", config=_smooth_config()) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        entered = [pool.submit(meeting.enter, rank, models[rank], runs[rank]) for rank in range(2)]
+        both = [future.result() for future in entered]
+    for name, value in alone.state_dict().items():
+        for own in both:
+            torch.testing.assert_close(own[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    for ours, theirs in zip(read_log(tmp_path / "alone"), read_log(tmp_path / "out"), strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_every_microbatch_of_a_step_falls_to_one_process(size: int) -> None:
+    config = stage_config(FINETUNING, microbatches_per_step=3)
+    run = training_run(FINETUNING, Path("unused"), config=config)
+    loaders = [MicrobatchLoader(run, GEOMETRY, ProcessGroup(rank, size), 2, 1) for rank in range(size)]
+    taken = [
+        [(microbatch.position, microbatch.first_slot) for microbatch in loader.microbatches_from(1)]
+        for loader in loaders
+    ]
+    steps = run.plan.total_steps - 1
+    expected = sorted(microbatch for own in taken for microbatch in own)
+    assert len(expected) == 3 * steps
+    for step in range(steps):
+        share = [own[step * len(own) // steps : (step + 1) * len(own) // steps] for own in taken]
+        assert sorted(position for own in share for position, _ in own) == [0, 1, 2]
+        _, epoch, first = run.plan.locate(step + 1)
+        slots = [run.plan.microbatch_slots(epoch, first + position)[2] for position in range(3)]
+        assert sorted(slot for own in share for _, slot in own) == slots
 
 
 def test_more_processes_than_microbatches_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""What a training stage is made from: every value that it reads makes another model."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from pipelines.base.settings import read_settings
+from pipelines.base.values import CacheRef, TeacherRef, TrainerJob
+from pipelines.base.variants import PROPOSED
+from pipelines.base.workspace import Workspace
+from pipelines.training import students
+from pipelines.training.students import StageInputs
+from storage.base.fingerprints import fingerprint
+from storage.base.references import ArtefactRef
+
+
+def artefact(name: str) -> ArtefactRef:
+    return ArtefactRef(name, f"fingerprint of {name}", {}, reused=True)
+
+
+PLAN, DISTILLED = artefact("plan"), artefact("distilled")
+TEACHER = TeacherRef("teacher", "fingerprint of teacher", {}, reused=True, teacher="stand_in")
+CACHE = CacheRef("cached", "embeddings", "digest", "answers", teacher=TEACHER.fingerprint, plan=PLAN.fingerprint)
+INPUTS = StageInputs(artefact("release"), artefact("statistics"), PLAN, TEACHER, CACHE)
+
+OTHERS = {
+    "statistics": dataclasses.replace(INPUTS, statistics=artefact("other")),
+    "plan": dataclasses.replace(
+        INPUTS, plan=artefact("other"), cache=dataclasses.replace(CACHE, plan="fingerprint of other")
+    ),
+    "teacher": dataclasses.replace(
+        INPUTS,
+        teacher=dataclasses.replace(TEACHER, fingerprint="other"),
+        cache=dataclasses.replace(CACHE, teacher="other"),
+    ),
+    "answers": dataclasses.replace(INPUTS, cache=dataclasses.replace(CACHE, fingerprint="other")),
+    "no answers": dataclasses.replace(INPUTS, cache=None),
+}
+"""Inputs of which one is another."""
+
+
+class StartedError(Exception):
+    """Raised where training would begin."""
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(read_settings({"MEDSAM_HOME": str(tmp_path), "MEDSAM_PROFILE": "sample"}))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The fingerprints of the stages that were to be trained or found, in order."""
+    found: list[str] = []
+
+    def stage(
+        _workspace: Workspace, _name: str, made_from: Mapping[str, object], job: TrainerJob, *_rest: object
+    ) -> NoReturn:
+        assert job.fingerprint == fingerprint(made_from)
+        found.append(job.fingerprint)
+        raise StartedError
+
+    monkeypatch.setattr(students, "run_stage", stage)
+    return found
+
+
+def never(*_arguments: object) -> NoReturn:
+    """Stand for what starts a trainer."""
+    raise AssertionError("nothing is to be trained")
+
+
+def silent(_text: str) -> None:
+    """Stand for a log."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_input_is_another_distillation(name: str, workspace: Workspace, asked: list[str]) -> None:
+    for inputs in (INPUTS, INPUTS, OTHERS[name]):
+        with pytest.raises(StartedError):
+            students.distil(workspace, PROPOSED, inputs, never, silent)
+    assert asked[0] == asked[1] != asked[2]
+
+
+@pytest.mark.parametrize("name", ["plan", "teacher", "answers", "no answers", "distilled"])
+def test_another_input_is_another_finetuning(name: str, workspace: Workspace, asked: list[str]) -> None:
+    for inputs, distilled in (
+        (INPUTS, DISTILLED),
+        (INPUTS, DISTILLED),
+        (OTHERS.get(name, INPUTS), artefact("other") if name == "distilled" else DISTILLED),
+    ):
+        with pytest.raises(StartedError):
+            students.finetune(workspace, PROPOSED, inputs, distilled, never, silent)
+    assert asked[0] == asked[1] != asked[2]
