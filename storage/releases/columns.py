@@ -1,10 +1,10 @@
 """The slices of one split as flat columns that processes share.
 
-What belongs here: the columns' types and the file that holds them. Not here: which slices there are
-(`storage.releases.release`), pixels.
+What belongs here: the types of the columns and their file. Not here: choosing the slices (`storage.releases.release`),
+pixels.
 
-The file is an uncompressed Arrow IPC file with one record batch. It is mapped into memory, so that opening it reads no
-rows, every process that opens it sees the same pages of the page cache, and no row ever becomes a Python object.
+The file is an uncompressed Arrow IPC file with one record batch. It is mapped into memory: opening it reads no rows,
+all processes share the same pages of the page cache, and no row becomes a Python object.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ from storage.base.modalities import MODALITIES
 from storage.slices.index import PART_SCHEMA
 
 GT_ARRAY_NAMES: Final = ("", "gts_u8", "gts_u16")
-"""What the codes of `gt_array` stand for."""
+"""The names that the codes of `gt_array` index."""
 
 _FIXED: Final = {"modality": MODALITIES, "gt_array": GT_ARRAY_NAMES}
-"""Columns of names whose codes always mean the same."""
+"""Columns of names with a fixed list of names for their codes."""
 
 _NAMED: Final = ("case_id", "content_hash", "dataset", "group", "part_id")
-"""Columns of names whose codes count them in the order in which they first appear."""
+"""Columns of names whose codes number the names in the order of their first appearance."""
 
 
 def _encoded(name: str, column: pd.Series) -> pa.Array:
@@ -45,7 +45,7 @@ def _encoded(name: str, column: pd.Series) -> pa.Array:
 
 
 class SliceColumns:
-    """The columns of a table of slices; may be pickled, by path where it lies in a file.
+    """The columns of a table of slices; may be pickled, by path if the columns are in a file.
 
     Every array is flat, read-only and, for a file, a view of the mapped pages.
     """
@@ -56,7 +56,7 @@ class SliceColumns:
 
     @classmethod
     def of(cls, table: pd.DataFrame) -> "SliceColumns":
-        """Return the columns of a table in memory: those of `storage.slices.index` that it has, in row order."""
+        """Return the columns of a table in memory, in row order: all columns of `storage.slices.index` in the table."""
         known = [name for name in table if name in _NAMED or name in PART_SCHEMA.names]
         return cls(pa.table({str(name): _encoded(str(name), table[name]) for name in known}), None)
 
@@ -65,7 +65,7 @@ class SliceColumns:
         """Map a file that `save` wrote.
 
         Raises:
-            OSError: If there is none, or it is not an Arrow file.
+            OSError: If the file is missing or is no Arrow file.
         """
         columns = cls(None, path)
         columns._table()
@@ -75,7 +75,7 @@ class SliceColumns:
         """Write the columns to a file, atomically; equal columns give equal bytes."""
         table = self._table()
         with atomic_file(path) as file, pa.ipc.new_file(file, table.schema) as writer:
-            # One batch, so that every column is one piece of memory.
+            # One batch, so that every column is contiguous in memory.
             for batch in table.combine_chunks().to_batches():
                 writer.write_batch(batch)
 
@@ -117,7 +117,7 @@ class SliceColumns:
     def frame(
         self, names: Sequence[str] | None = None, rows: npt.NDArray[np.integer[Any]] | None = None
     ) -> pd.DataFrame:
-        """Return columns, and rows, as a table, names as strings; for few rows only: every cell becomes an object."""
+        """Return some columns and rows as a table, with names as strings; for few rows: each cell becomes an object."""
         table = self._table() if names is None else self._table().select(list(names))
         chosen = table if rows is None else table.take(pa.array(rows))
         frame: pd.DataFrame = chosen.to_pandas(strings_to_categorical=False)

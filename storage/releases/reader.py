@@ -1,7 +1,7 @@
-"""Slices of a release by their row. What belongs here: rows to pixels. Not here: which rows there are.
+"""Slices of a release by their row. What belongs here: reading the pixels of a row. Not here: choosing rows.
 
-A release outlives the place its slices were stored at: when a part of the store is planned anew, the same content lies
-elsewhere. Rows whose part is no longer published are therefore looked up again by case, content and z.
+A release records the place of its slices. When a part of the store is replaced, the same content lies at another place.
+Therefore rows whose part is no longer published are looked up again by case, content and z.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ _Moved = tuple[npt.NDArray[np.int64], pd.DataFrame]
 class ReleaseReader:
     """Reads the slices of a table, row by row; satisfies `medsam_core.base.data.SliceReader` by its shape.
 
-    Opens columns and stores when first read from in each process, and may be pickled; copies share the columns' file.
+    Each process opens columns and stores at its first read. May be pickled; copies share the file of columns.
     """
 
     def __init__(self, root: Blobs, columns: SliceColumns) -> None:
@@ -36,7 +36,7 @@ class ReleaseReader:
 
         Args:
             root: Place of all stores.
-            columns: The slices; row i is the i-th.
+            columns: The columns of the slices.
 
         Raises:
             StorageError: If a store is not published.
@@ -48,7 +48,7 @@ class ReleaseReader:
         self._arrays: _Arrays | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # The columns travel as a path, and the arrays are views of them.
+        # The columns are pickled by path; the arrays are views of them and are made again.
         return {**self.__dict__, "_arrays": None}
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class ReleaseReader:
         """Return the image of a row, (H, W) or (H, W, 3) uint8, and its label ids, (H, W) unsigned, or None.
 
         Raises:
-            IndexError: If there is no such row.
+            IndexError: If the row does not exist.
             IntegrityError: If bytes are missing or fail their checksum.
         """
         at = self._arrays or self._views()
@@ -101,7 +101,7 @@ class ReleaseReader:
 
 
 class _Arrays:
-    """What reading needs of each row, as views of the columns; only places that moved are arrays of their own."""
+    """The columns that reading needs, as views; only columns with places that have moved are copies."""
 
     def __init__(self, columns: SliceColumns, moved: _Moved | None) -> None:
         self.count = len(columns)
@@ -123,7 +123,7 @@ class _Arrays:
 
 
 def _moved_places(root: Blobs, columns: SliceColumns) -> _Moved | None:
-    """Return the rows whose part is no longer published, and their `_PLACE` now; None if there are none."""
+    """Return the rows whose part is no longer published, and their present `_PLACE`; None if there are no such rows."""
     modalities = columns.codes("modality")
     present = [MODALITIES[code] for code in np.unique(modalities)]
     published = {part.part_id for name in present for part in load_manifest(root, name).fragments}

@@ -1,7 +1,7 @@
 """Dataset releases: a frozen, fingerprinted choice of labelled slices with their splits.
 
-What belongs here: freezing, saving, comparing and checking a release. Not here: who gets which split
-(`storage.releases.splits`), pixels, where a release is kept. Training reads a release, never the slice index.
+What belongs here: freezing, saving, comparing and checking a release. Not here: assigning splits
+(`storage.releases.splits`), pixels, the folder of a release. Training reads a release, never the slice index.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from storage.releases.columns import SliceColumns
 from storage.releases.splits import SPLITS
 
 FORMAT_VERSION: Final = 1
-"""Bumped by hand whenever a release of the same slices would mean something else."""
+"""Raised by hand whenever the files of a release change their meaning."""
 
 _TABLE: Final = "release.parquet"
 _SUMMARY: Final = "release.json"
@@ -39,9 +39,9 @@ class Release:
     splits: dict[str, str]
     """Patient -> split, of the patients in `table`."""
     fingerprints: dict[str, str]
-    """`train`, `validation` and `test`: what each one's slices are; `all`: those three together."""
+    """Fingerprints of the slices of `train`, `validation` and `test`, and under `all` of the three together."""
     left_out: pd.DataFrame
-    """case_id, split, kept_in: cases whose content a more held out split has, so that it must not be met here."""
+    """case_id, split, kept_in: cases left out of `split`, because the split `kept_in` holds the same content."""
 
     def split(self, name: str) -> pd.DataFrame:
         """Return the rows of one split, numbered from 0.
@@ -82,7 +82,7 @@ def make_release(index: pd.DataFrame, splits: Mapping[str, str]) -> Release:
 
 
 def _leaking(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the cases whose content a more held out split has: case_id, split, kept_in."""
+    """Return the cases whose content is also in a later split of `SPLITS`: case_id, split, kept_in."""
     cases = table[["case_id", "content_hash", "split"]].drop_duplicates("case_id").astype("str")
     rank = cases["split"].map(SPLITS.index)
     highest = rank.groupby(cases["content_hash"]).transform("max")
@@ -104,7 +104,7 @@ def _fingerprints(table: pd.DataFrame) -> dict[str, str]:
 
 
 def _fingerprint_of(table: pd.DataFrame) -> str:
-    """Return the fingerprint of slices: which, of what content, with which labels and boxes."""
+    """Return the fingerprint of slices; it covers their case, content, labels and boxes."""
     texts = {
         name: combine(table[name].astype("str").tolist()) for name in ("case_id", "content_hash", "modality", "group")
     }
@@ -113,7 +113,7 @@ def _fingerprint_of(table: pd.DataFrame) -> str:
 
 
 def _flattened(table: pd.DataFrame, name: str) -> dict[str, npt.NDArray[np.int64]]:
-    """Return a column of lists as its values and lengths, whether it holds Python lists or what parquet returns."""
+    """Return the values and the lengths of a column of lists, which are Python lists or arrays read from parquet."""
     lists = pa.array(table[name].to_numpy(dtype=object), type=pa.large_list(pa.int64()))
     return {name: lists.flatten().to_numpy(), f"{name} lengths": np.diff(lists.offsets.to_numpy()).astype(np.int64)}
 
@@ -139,14 +139,14 @@ def _columns_file(split: str) -> str:
 
 
 def _require_frozen(folder: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Check that files of a release are what was frozen, byte for byte, and return its summary."""
+    """Check that files of a release are unchanged, byte for byte, and return its summary."""
     missing = [name for name in (*names, _SUMMARY) if not (folder / name).is_file()]
     if missing:
         raise StorageError(f"{folder}: expected a release, found no {', '.join(missing)}; freeze it again")
     summary: dict[str, Any] = read_json(folder / _SUMMARY)
     remedy = f"delete {folder} and freeze the release again"
     require_same(f"release in {folder}", {"format": FORMAT_VERSION}, {"format": summary.get("format")}, remedy)
-    # Fingerprints of a million rows take a minute to compute again; the bytes they were computed from, a second.
+    # For a million rows, computing the fingerprints again takes a minute, hashing the files a second.
     frozen = {name: summary["sha256"].get(name) for name in names}
     found = {name: file_hash(folder / name) for name in names}
     require_same(f"release in {folder}", {"sha256": frozen}, {"sha256": found}, remedy)
@@ -154,22 +154,22 @@ def _require_frozen(folder: Path, names: Sequence[str]) -> dict[str, Any]:
 
 
 def open_split(folder: Path, split: str) -> SliceColumns:
-    """Open the columns of one split, row i as in `Release.split`, and check that the file is what was frozen.
+    """Open the columns of one split, with rows as in `Release.split`, and check that the file is unchanged.
 
     Raises:
-        StorageError: If the folder holds no whole release, or one of another format.
-        FingerprintMismatchError: If the file is not what was frozen.
+        StorageError: If the folder holds no complete release.
+        FingerprintMismatchError: If the release has another format, or the file has changed since it was frozen.
     """
     _require_frozen(folder, [_columns_file(split)])
     return SliceColumns.open(folder / _columns_file(split))
 
 
 def load_release(folder: Path) -> Release:
-    """Read a release and check that its files are what was frozen, byte for byte.
+    """Read a release and check that its files are unchanged, byte for byte.
 
     Raises:
-        StorageError: If the folder holds no whole release, or one of another format.
-        FingerprintMismatchError: If a file is not what was frozen.
+        StorageError: If the folder holds no complete release.
+        FingerprintMismatchError: If the release has another format, or a file has changed since it was frozen.
     """
     summary = _require_frozen(folder, _FILES)
     table = pd.read_parquet(folder / _TABLE, engine="pyarrow")

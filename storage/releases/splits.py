@@ -1,7 +1,7 @@
 """Which patient belongs to training, validation or test.
 
-What belongs here: the rule, and what it is told of patients that hold the same content. Not here: the release that
-freezes its outcome (`storage.releases.release`), where the outcome is recorded.
+What belongs here: assigning splits, and finding patients that share content. Not here: the release, which freezes the
+assignment (`storage.releases.release`), the record of the assignment.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from storage.base.errors import StorageError
 from storage.base.modalities import MODALITIES
 
 SPLITS: Final = ("train", "validation", "test")
-"""From the least to the most held out: of one content's splits, the last of these is the one that keeps it."""
+"""From the least to the most held out. Content in several splits is kept only in the last of them."""
 
 _SMALLEST_SPLIT_MODALITY: Final = 3
 
@@ -32,7 +32,7 @@ class SplitFractions:
         """Check the shares.
 
         Raises:
-            ValueError: If one is not above 0, or nothing is left for training.
+            ValueError: If a share is not above 0, or no share is left for training.
         """
         if min(self.validation, self.test) <= 0 or self.validation + self.test >= 1:
             found = f"validation {self.validation}, test {self.test}"
@@ -50,15 +50,15 @@ class SplitFractions:
 
 
 def labelled_patients(index: pd.DataFrame) -> pd.DataFrame:
-    """Return what a release splits: modality and patient (columns modality, group) of slices with ground truth."""
+    """Return modality and patient (columns modality, group) of the slices with ground truth, each pair once."""
     return index.loc[index["gt_array"] != "", ["modality", "group"]].drop_duplicates(ignore_index=True)
 
 
 def families(index: pd.DataFrame) -> dict[str, str]:
-    """Return the labelled patients who share content with others: patient -> the first by name of those tied together.
+    """Return the families of labelled patients who share content: patient -> first member of the family by name.
 
-    Two patients are tied if a case of one has the content (`content_hash`) of a case of the other, or both are tied to
-    a third.
+    Two patients belong to one family if a case of the one has the content (`content_hash`) of a case of the other, or
+    if both belong to the family of a third patient.
     """
     cases = index.loc[index["gt_array"] != "", ["content_hash", "group"]].drop_duplicates().astype("str")
     shared = cases[cases.duplicated("content_hash", keep=False)]

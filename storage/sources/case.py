@@ -1,7 +1,7 @@
-"""One case as every source gives it: normalised arrays and what they are.
+"""One case: its normalised arrays and their description.
 
-What belongs here: the case, the same whatever format it was read from. Not here: reading (`storage.sources.source`),
-how slices are stored (`storage.slices`).
+What belongs here: the case, independent of the format of its source. Not here: reading (`storage.sources.source`),
+storing slices (`storage.slices`).
 """
 
 from dataclasses import dataclass
@@ -20,19 +20,19 @@ class Case:
     """A case as read: one image, or one volume of slices along axis 0."""
 
     imgs: npt.NDArray[np.uint8]
-    """(H, W), (H, W, 3) or, where `is_3d`, (D, H, W)."""
+    """(H, W) or (H, W, 3); (D, H, W) if `is_3d`."""
     is_3d: bool
     gts: LabelArray | None
-    """Label ids, (H, W) or (D, H, W), in the smaller dtype that holds them; None if the source has none, or they were
-    not asked for."""
+    """Label ids, (H, W) or (D, H, W), uint8 if all ids fit, else uint16; None if the source has none, or they were not
+    requested."""
     boxes: npt.NDArray[np.int64] | None
     """(N, 4) x, y minima then maxima, or (N, 6) x, y, z minima then maxima; native pixels, maxima inclusive. None if
-    the source has none, or none that can be used and they were not asked for."""
+    the source has none, or if they are invalid and were not requested."""
     spacing_zyx: tuple[float, float, float] | None
-    """Voxel size in mm along the array's axes; None for images, and where the source states none."""
+    """Voxel size in mm along the axes of the array; None for images, and if the source states none."""
     content_hash: str
-    """BLAKE3 of the normalised arrays: independent of compression, member order and integer width. Empty if the case
-    was read for its boxes alone, and so not whole."""
+    """BLAKE3 of the normalised arrays, independent of compression, member order and integer width. Empty if the case
+    was read only for its boxes, since its labels are then missing."""
 
     @property
     def depth(self) -> int:
@@ -66,13 +66,13 @@ class Case:
 
     def label_ids(self) -> npt.NDArray[np.int64]:
         """Return the distinct label ids above 0, ascending; empty without `gts`."""
-        seen = np.zeros(MAX_LABEL + 1, dtype=np.bool_)
+        present = np.zeros(MAX_LABEL + 1, dtype=np.bool_)
         for z in range(self.depth):
             mask = self.slice_mask(z)
             if mask is not None:
-                seen[mask] = True
-        seen[0] = False
-        return np.flatnonzero(seen).astype(np.int64)
+                present[mask] = True
+        present[0] = False
+        return np.flatnonzero(present).astype(np.int64)
 
     def _check_slice(self, z: int) -> None:
         if not 0 <= z < self.depth:

@@ -1,9 +1,9 @@
-"""Which kinds of source there are, by name.
+"""The registry of kinds of source, by name.
 
-What belongs here: the registry. Not here: any file format; a new one is a class of its own (`storage.sources.source`)
-that is `register`ed, and nothing else changes. Profiles ask which kinds there are, so nothing heavy is imported.
-Installed packages add kinds of their own through the entry point group `repvit_medsam.sources`; each entry point names
-what opens a source.
+What belongs here: the registry. Not here: any file format; a new format is a class (`storage.sources.source`) that is
+passed to `register`, and nothing else changes. Profiles read the names of kinds, so no slow import is allowed here.
+Installed packages add kinds through the entry point group `repvit_medsam.sources`; each entry point names the function
+that opens a source.
 """
 
 from collections.abc import Callable
@@ -27,24 +27,24 @@ def register(kind: str, opener: OpenSource) -> None:
     """Make a kind of source known; a profile chooses it by `source.kind`.
 
     Raises:
-        StorageError: If the name is taken by another one.
+        StorageError: If another kind has this name.
     """
     if _KINDS.setdefault(kind, opener) is not opener:
         raise StorageError(f"source kind {kind!r}: expected a name that is free, found it taken; choose another")
 
 
 def source_kinds() -> tuple[str, ...]:
-    """Return the kinds of source that are known, installed ones last."""
+    """Return the names of all kinds; those of installed packages come last."""
     return (*_KINDS, *sorted(entry_points(group=ENTRY_POINTS).names))
 
 
 def is_source_kind(kind: str) -> bool:
-    """Return whether a kind is known; what is installed is looked up for others than the own kinds alone."""
+    """Return whether a kind is known; installed packages are searched only for names that this project lacks."""
     return kind in _KINDS or kind in source_kinds()
 
 
 def open_source(kind: str, root: Path, config: "SourceConfig") -> "Source":
-    """Return the source of a kind at a place.
+    """Return a source of the given kind at a place.
 
     Raises:
         StorageError: If the kind is unknown.

@@ -1,6 +1,6 @@
-"""What was there at the last scan and is gone now.
+"""Cases that are lost since the last scan.
 
-What belongs here: telling a source that lost much, such as a folder whose mount is missing, from one that changes.
+What belongs here: counting lost cases, and refusing a source that lost many, such as a folder whose mount is missing.
 Not here: scanning (`storage.sources.raw_manifest`).
 """
 
@@ -11,11 +11,11 @@ from storage.base.modalities import MODALITIES
 
 
 class LossError(StorageError):
-    """Half or more of what a source held is gone."""
+    """Half or more of the cases of a source, or of one of its modalities, are lost."""
 
 
 def losses(before: pd.DataFrame, now: pd.DataFrame) -> pd.DataFrame:
-    """Count the accepted cases of one manifest that another has no longer.
+    """Count the accepted cases of a manifest that are lost in a later manifest.
 
     Returns:
         Columns modality, before, gone (not listed), rejected (listed, but no longer good), in canonical order, for
@@ -37,10 +37,10 @@ def require_kept(before: pd.DataFrame, now: pd.DataFrame, place: str, remedy: st
         before: The last manifest, less cases that were withdrawn since.
         now: The new one.
         place: What was scanned.
-        remedy: What to do if the loss is meant.
+        remedy: What a user should do if the loss is intended.
 
     Raises:
-        LossError: With the counts by modality.
+        LossError: If half or more are lost; the message gives the counts by modality.
     """
     table = losses(before, now)
     lost = table["gone"] + table["rejected"]

@@ -1,6 +1,6 @@
 """The table of the raw manifest: its columns, its rows, its counts.
 
-What belongs here: what a row says, and what is told of all rows. Not here: how they come about
+What belongs here: the content of a row, and summaries of all rows. Not here: making the rows
 (`storage.sources.raw_manifest`).
 """
 
@@ -44,7 +44,7 @@ COLUMNS: Final[dict[str, str]] = {
 _LOGICAL: Final = ["case_id", "content_hash", "modality", "dataset", "group", "status", "reason_code"]
 
 Facts = dict[str, str | bool | int | float]
-"""What reading a file adds to its row."""
+"""The columns of a row that reading its file fills."""
 
 
 def typed(table: pd.DataFrame) -> pd.DataFrame:
@@ -53,7 +53,7 @@ def typed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def accepted_facts(case: Case) -> Facts:
-    """Return what the manifest says of a good case."""
+    """Return these columns for an accepted case."""
     spacing = case.spacing_zyx or (float("nan"),) * 3
     return {
         "status": "accepted",
@@ -76,7 +76,7 @@ def accepted_facts(case: Case) -> Facts:
 
 
 def rejected_facts(error: BadSampleError) -> Facts:
-    """Return what the manifest says of a file that cannot be used."""
+    """Return these columns for a rejected file."""
     return {
         "status": "rejected",
         "reason_code": error.code,
@@ -93,7 +93,7 @@ def rejected_facts(error: BadSampleError) -> Facts:
 
 
 def manifest_fingerprint(table: pd.DataFrame) -> str:
-    """Return the fingerprint of what a manifest says of its cases; no sizes, clocks or messages."""
+    """Return the fingerprint of a manifest's cases; file sizes, times and messages are left out."""
     ordered = table.sort_values("case_id")
     return fingerprint({name: combine(ordered[name].astype("str").tolist()) for name in _LOGICAL})
 

@@ -1,9 +1,9 @@
-"""A zip archive of npy arrays from an untrusted source: headers first, payload only when they hold.
+"""Reading zip archives of npy arrays from an untrusted source: all headers are checked before any payload is read.
 
 What belongs here: opening, header checks, inflating. Not here: which arrays a case has (`storage.sources.npz_source`).
 
-Pickled arrays are never opened, a header's promise is compared with a limit and with the member's size before a payload
-byte is inflated, and the CRC-32 of every member read is verified.
+Pickled arrays are never opened. The size in a header is compared with a limit and with the size of the member before
+any byte of the payload is inflated. The CRC-32 of every member that is read is verified.
 """
 
 import io
@@ -27,7 +27,7 @@ from isal import isal_zlib
 from storage.sources.source import reject
 
 _PIECE_BYTES: Final = 1 << 20
-"""Most bytes of a file, and of what they inflate to, that are held beside the array they belong to."""
+"""Most bytes of the file, and most inflated bytes, that are held besides the array."""
 _LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
 """A zip member's local header: its magic, and the lengths of the name and extra field behind it (APPNOTE 4.3.7)."""
 _LOCAL_MAGIC: Final = b"PK\x03\x04"
@@ -51,7 +51,7 @@ DAMAGES: Final = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, Overfl
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """What an npy member promises."""
+    """The header of an npy member."""
 
     shape: tuple[int, ...]
     fortran_order: bool
@@ -59,7 +59,7 @@ class Header:
     offset: int
     """Bytes of the member before its payload."""
     member: "_Member"
-    """Where the payload comes from, read up to its first byte."""
+    """The open member, read up to the first byte of its payload."""
 
     @property
     def n_bytes(self) -> int:
@@ -68,7 +68,7 @@ class Header:
 
 
 class _Member:
-    """The content of a zip member, front to back, by a faster inflate than zlib's."""
+    """Reads a zip member from front to back; isal inflates faster than zlib."""
 
     def __init__(self, archive: "Archive", name: str) -> None:
         self._name, self._descriptor = name, archive.descriptor
@@ -141,7 +141,7 @@ class Archive:
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[Archive]:
-    """Open an archive for the block and turn whatever goes wrong with its bytes into a reason code.
+    """Open an archive for the block, and turn every error of its bytes into a reason code.
 
     Raises:
         BadSampleError: `unreadable`, `truncated` or `not_npz`.
@@ -159,7 +159,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
 
 
 def _opened(file: BinaryIO) -> zipfile.ZipFile:
-    """Open an archive, telling a damaged one from a file that never was one by the first bytes."""
+    """Open an archive; the first bytes tell whether a bad file is a damaged archive or no archive."""
     try:
         return zipfile.ZipFile(file)
     except zipfile.BadZipFile:
@@ -187,7 +187,7 @@ def read_header(archive: Archive, name: str) -> Header | None:
 
 
 def require_sizes(headers: Sequence[Header], max_bytes: int) -> None:
-    """Compare what headers promise with a limit, and with what their members hold.
+    """Compare the sizes in headers with a limit, and with the sizes of their members.
 
     Args:
         headers: The headers.
@@ -258,9 +258,9 @@ def _parsed(version: tuple[int, int], data: bytes) -> tuple[tuple[int, ...], boo
 
 
 def read_array(name: str, header: Header) -> npt.NDArray[np.generic]:
-    """Inflate what follows a header into a C-ordered array in the machine's byte order; its CRC-32 is verified.
+    """Inflate the payload after a header into a C-ordered array in the machine's byte order, and verify its CRC-32.
 
-    A member that holds more than its header promises is stopped there. To be called once, within `open_archive`.
+    Inflating stops with an error at the size in the header. Call this once for each header, within `open_archive`.
 
     Raises:
         EOFError, zipfile.BadZipFile, zlib.error: If its bytes are damaged; `open_archive` gives them their code.

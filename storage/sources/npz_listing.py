@@ -1,7 +1,7 @@
 """Finding the npz files below a folder, millions of them, as columns.
 
-What belongs here: walking folders, reading sizes and clocks, saying what is not taken and why. Not here: opening a
-file, or what its name means.
+What belongs here: walking folders, reading sizes and times of files, reporting skipped files. Not here: opening a file,
+the meaning of its name.
 """
 
 import os
@@ -18,14 +18,14 @@ from storage.sources.source import Listing
 
 ENDING: Final = ".npz"
 ENDINGS: Final = tuple("." + "".join(letters) for letters in product("nN", "pP", "zZ"))
-"""Every spelling of the ending, the usual one first; where files differ in it alone, the first of these is taken."""
+"""Every spelling of the ending, the usual one first; of files that differ only in the ending, the first is used."""
 
 _EXAMPLES: Final = 100
-"""Paths that are named for each reason of skipping."""
+"""Most paths that are named for each reason of skipping."""
 
 
 class _Found:
-    """What a walk has found so far."""
+    """The files that a walk has found so far."""
 
     def __init__(self) -> None:
         self.case_ids: list[str] = []
@@ -60,7 +60,7 @@ _SPECIAL: Final = "no ordinary file"
 def list_files(root: Path) -> Listing:
     """List every npz file below a folder; its ending may be in upper case, hidden files are skipped.
 
-    A folder below it that cannot be listed is skipped and named, and so is a file that cannot be looked at.
+    A folder below it that cannot be listed is skipped and reported; so is a file whose status cannot be read.
 
     Raises:
         StorageError: If the folder itself cannot be listed.
@@ -94,7 +94,7 @@ def _listing(found: _Found) -> Listing:
 
 
 def _list_folder(prefix: str, folder: str, visited: set[tuple[int, int]], found: _Found) -> list[tuple[str, str]]:
-    """Take the files of one folder, in no particular order; return its folders. One reached twice is listed once."""
+    """Record the files of one folder, in no particular order; return its folders. A folder is listed only once."""
     identity = os.stat(folder)  # noqa: PTH116 - a str, as scandir gives it: no Path per folder
     if (identity.st_dev, identity.st_ino) in visited:
         return []
@@ -116,14 +116,14 @@ def _take_file(prefix: str, entry: os.DirEntry[str], found: _Found) -> None:
     path = _escaped(prefix + entry.name)
     stem, ending = os.path.splitext(path)  # noqa: PTH122 - a str, as scandir gives it: no Path per file
     if ending.lower() != ENDING:
-        # Numbers behind a dot are no endings, and each would be a reason of its own.
+        # Digits after a dot are no ending: otherwise each number would be a separate reason.
         found.skip(path, f"no npz file: *{ending}" if ending[1:].isalpha() else "no npz file")
     elif entry.name.startswith("."):
         found.skip(path, _HIDDEN)
     elif not entry.is_file() and not entry.is_symlink():
         found.skip(path, _SPECIAL)
     else:
-        # A link without its file is listed: it is then unreadable, and rejected.
+        # A broken link is listed, so that reading rejects it as unreadable.
         stat = entry.stat(follow_symlinks=entry.is_file())
         if ending == ENDING:
             found.take(stem, stat)
@@ -132,5 +132,5 @@ def _take_file(prefix: str, entry: os.DirEntry[str], found: _Found) -> None:
 
 
 def _escaped(name: str) -> str:
-    """Return a name that parquet can hold; a file whose name is not UTF-8 is then unreadable, and rejected."""
+    """Return a name that parquet can store; a file whose name is not UTF-8 is later rejected as unreadable."""
     return name.encode("utf-8", "backslashreplace").decode()

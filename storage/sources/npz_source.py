@@ -20,9 +20,9 @@ from storage.sources.npy_archive import DAMAGES, Archive, Header, open_archive, 
 from storage.sources.source import CASE_COPIES, SourceConfig, Use, reject
 
 READER_VERSION: Final = 3
-"""Bumped by hand whenever some file would be read, named or judged differently than before."""
+"""Raised by hand whenever the reader gives another result for some file, or another reason for rejecting it."""
 ACCEPTED_ALIKE_SINCE: Final = 2
-"""Files that this version of the reader, or a later one, accepted are read alike by the present one."""
+"""Files that this version of the reader, or a later one, accepted give the same case with the present version."""
 
 REASONS: Final[dict[str, str]] = {
     "unreadable": "The file cannot be opened or read.",
@@ -45,7 +45,7 @@ REASONS: Final[dict[str, str]] = {
 """Reason code of a rejected file -> what it means."""
 
 _MOST_INFLATED: Final = 1032
-"""Bytes that deflate makes of one at most (zlib's technical details)."""
+"""Largest ratio of inflated to deflated bytes (zlib's technical details)."""
 
 
 def read_case(path: Path, name: str, modality: str, config: SourceConfig, use: Use = Use.LABELS) -> Case:
@@ -55,8 +55,8 @@ def read_case(path: Path, name: str, modality: str, config: SourceConfig, use: U
     `2D`, and else a volume for the modalities in `VOLUMETRIC` and a colour image for the others. `spacing` has no
     meaning for an image and is not read there.
 
-    What `use` does not need is never a reason to reject a file. Read for its labels, a case keeps boxes that are sound,
-    and its content hash covers them; boxes that are not are left out of both.
+    An array that `use` does not need is never a reason to reject a file. A case that is read for its labels keeps valid
+    boxes, and its content hash covers them; invalid boxes are left out of the case and of the hash.
 
     Args:
         path: The file.
@@ -88,13 +88,13 @@ def read_case(path: Path, name: str, modality: str, config: SourceConfig, use: U
 
 
 def case_memory(path: Path, n_bytes: int, config: SourceConfig, at_ease: int) -> int:
-    """Return a bound on the bytes that reading a file takes, for whatever use.
+    """Return an upper bound of the memory for reading a file, in bytes, valid for every use.
 
     Args:
         path: The file.
         n_bytes: Its size.
         config: How the source is to be understood.
-        at_ease: A file that cannot take more than this is not opened to know better.
+        at_ease: A file that cannot need more bytes than this is not opened for a tighter bound.
 
     Raises:
         BadSampleError: As `read_case` does for what headers tell of images and labels.
@@ -132,7 +132,7 @@ def _checked_headers(
 
 
 def _sound_boxes(archive: Archive, others: list[Header], config: SourceConfig) -> Header | None:
-    """Return the header of boxes that are not needed; None if it is missing, or no good beside the other arrays."""
+    """Return the header of optional boxes; None if they are missing, or do not fit the other arrays."""
     with contextlib.suppress(BadSampleError, *DAMAGES):
         if boxes := read_header(archive, "boxes"):
             require_sizes([*others, boxes], config.max_case_bytes)
@@ -180,7 +180,7 @@ def _narrow_labels(gts: npt.NDArray[np.generic]) -> LabelArray:
 
 
 def _read_boxes(header: Header, imgs: Header, is_3d: bool, use: Use) -> npt.NDArray[np.int64] | None:
-    """Return the boxes; None where they are not sound and not needed."""
+    """Return the boxes; None if they are invalid and not needed."""
     if use is Use.BOXES:
         boxes = _whole_boxes(header, is_3d)
         _require_inside(boxes, imgs.shape[::-1] if is_3d else imgs.shape[1::-1])
@@ -210,7 +210,7 @@ def _whole_boxes(header: Header, is_3d: bool) -> npt.NDArray[np.int64]:
 
 
 def _require_inside(boxes: npt.NDArray[np.int64], size: tuple[int, ...]) -> None:
-    """Reject a file with a box that has no pixel of the image; `size` is in the order of a box: W, H, and D."""
+    """Reject a file with a box outside the image; `size` is in the order of box coordinates: W, H, and D of volumes."""
     half = len(size)
     outside = np.flatnonzero(((boxes[:, half:] < 0) | (boxes[:, :half] >= np.array(size))).any(axis=1))
     if outside.size:

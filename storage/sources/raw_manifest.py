@@ -1,7 +1,7 @@
 """The raw manifest: one row per file of the source, accepted or rejected with a reason.
 
-What belongs here: reading only files that changed, and joining what was found. Not here: what makes a file good (its
-`Source`), the table's meaning (`storage.sources.manifest_table`), splits (`storage.releases.release`).
+What belongs here: reading only changed files, and joining the rows. Not here: accepting or rejecting a file (its
+`Source`), the columns of the table (`storage.sources.manifest_table`), splits (`storage.releases.release`).
 
 A bad file is a row, never an error. Files are kept as columns; pixels are held only while their file is being hashed.
 """
@@ -33,22 +33,22 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class ReadLimits:
-    """How much is read at once."""
+    """Limits on reading files concurrently."""
 
     workers: int = 1
-    """Threads that read files; inflating and hashing run outside the interpreter's lock."""
+    """Threads that read files; inflating and hashing release the interpreter's lock."""
     memory_bytes: int = 4 * 2**30
-    """Memory that cases may take in all threads together; a single one that needs more is read alone."""
+    """Most bytes of cases in all threads together; a single case that needs more is read while no other is."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """What a scan found."""
+    """The result of a scan."""
 
     table: pd.DataFrame
     """The manifest: the columns of `COLUMNS`, sorted by case id."""
     skipped: pd.DataFrame
-    """What else lies in the source and is no case: reason, count, examples."""
+    """Files of the source that are no cases: reason, count, examples."""
     patients: PatientMap | None
     """How the map of patients fits; None without one."""
 
@@ -108,7 +108,7 @@ def _without_withdrawn(files: pd.DataFrame, withdrawn: Collection[str]) -> tuple
 
 
 def _taken_over(files: pd.DataFrame, previous: pd.DataFrame | None, reading: Reading) -> pd.DataFrame:
-    """Return the rows of `previous` that still hold for a listed file."""
+    """Return the rows of `previous` that are still valid for a listed file."""
     if previous is None or not set(COLUMNS) <= set(previous.columns):
         return typed(pd.DataFrame(columns=list(COLUMNS)))
     rows = typed(previous[~previous["reason_code"].isin(["unreadable", "withdrawn"])]).drop_duplicates("case_id")
@@ -120,7 +120,7 @@ def _taken_over(files: pd.DataFrame, previous: pd.DataFrame | None, reading: Rea
 def _examine_all(
     source: Source, files: pd.DataFrame, limits: ReadLimits, progress: Progress | None
 ) -> Iterator[pd.DataFrame]:
-    """Yield the rows of the files in batches, so that only columns outlive a batch."""
+    """Yield the rows of the files in batches, so that after a batch only its columns stay in memory."""
     budget = MemoryBudget(limits.memory_bytes)
 
     def examine(case_id: str, n_bytes: int, modality: str) -> Facts:

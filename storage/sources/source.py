@@ -1,7 +1,6 @@
-"""Where cases come from: what every source can do, and how it is told to read.
+"""Sources of cases: the interface of every source, and its configuration.
 
-What belongs here: the `Source` Protocol. Not here: any file format, which kinds of source there are
-(`storage.sources.kinds`).
+What belongs here: the `Source` Protocol. Not here: any file format, the registry of kinds (`storage.sources.kinds`).
 """
 
 from dataclasses import dataclass
@@ -16,22 +15,22 @@ from storage.base.modalities import modality_of
 from storage.sources.case import Case
 
 CASE_COPIES: Final = 2
-"""Times its array bytes that a case takes at most while it is read: once, and once more where the file's labels are
-wider than the stored ones or its arrays in Fortran order."""
+"""Most memory for reading a case, as a multiple of its array bytes: a second copy is needed if the labels in the file
+are wider than the stored ones, or if its arrays are in Fortran order."""
 
 
 class Use(Enum):
-    """What a case is read for. Arrays that are not used never decide whether it can be."""
+    """The purpose of reading a case. Arrays that it does not need are never a reason to reject the case."""
 
     LABELS = "labels"
-    """Image, label ids and spacing: to store, train and score. Boxes are kept where they are sound, else left out."""
+    """Image, label ids and spacing: to store, train and score. Valid boxes are kept, invalid ones are left out."""
     BOXES = "boxes"
     """Image and boxes: to predict. Labels and spacing are not read."""
 
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """How the files of one source are to be understood."""
+    """The configuration of one source."""
 
     spacing_order: Literal["zyx", "xyz"] = "zyx"
     """Axis order of `spacing` in the files; the organisers' converter writes xyz."""
@@ -54,21 +53,21 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class Reading:
-    """Names of ways of reading, recorded with each file so that it is not read again while the way is the same."""
+    """Names of reader versions, recorded with each file; a file is read again only if the version has changed."""
 
     now: str
     accepted_alike: frozenset[str] = frozenset()
-    """Earlier ways: what they accepted is read alike now, what they rejected may be accepted now."""
+    """Earlier versions: a file that they accepted gives the same case now; one that they rejected is read again."""
 
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """What a source found, without opening anything."""
+    """The files of a source, found without opening any of them."""
 
     files: pd.DataFrame
     """One row for each case, sorted: case_id, n_bytes, mtime_ns, ctime_ns."""
     skipped: pd.DataFrame
-    """What else lies there and was not taken: reason, count, examples (paths below the place, separated by commas)."""
+    """Skipped files: reason, count, examples (paths below the place, separated by commas)."""
 
 
 class Source(Protocol):
@@ -76,14 +75,14 @@ class Source(Protocol):
 
     @property
     def place(self) -> str:
-        """Where it lies: a path or a URL."""
+        """Address of the source: a path or a URL."""
 
     @property
     def reading(self) -> Reading:
-        """How cases are read; another version or configuration has another name."""
+        """The version and configuration of the reader, by name."""
 
     def list(self) -> Listing:
-        """Return every case, opening none.
+        """Return every case without opening a file.
 
         Raises:
             StorageError: If the place itself cannot be listed.
@@ -93,15 +92,15 @@ class Source(Protocol):
         """Return a case's canonical modality, one of `storage.base.modalities.MODALITIES`; empty if none is stated."""
 
     def memory(self, case_id: str, n_bytes: int, at_ease: int) -> int:
-        """Return a bound on the bytes that reading a case takes.
+        """Return an upper bound of the memory for reading a case, in bytes.
 
         Args:
             case_id: The case.
-            n_bytes: What it takes in the source.
-            at_ease: A case that cannot take more than this need not be opened to know better.
+            n_bytes: Its size in the source.
+            at_ease: A case that cannot need more bytes than this need not be opened for a tighter bound.
 
         Raises:
-            BadSampleError: If it cannot be used, as far as that can be told.
+            BadSampleError: If the headers show that the case cannot be used.
         """
 
     def read(self, case_id: str, use: Use = Use.LABELS) -> Case:
