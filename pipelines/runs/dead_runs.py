@@ -13,6 +13,7 @@ from pathlib import Path
 import dagster as dg
 
 from storage.base.atomic import read_json, write_json
+from storage.base.errors import IntegrityError
 from storage.base.processes import Process, birth, process_here, process_note, read_process
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,9 @@ def note_executor(folder: Path, run_id: str, *, in_process: bool) -> bool:
 
 def _seems_gone(instance: dg.DagsterInstance, run_id: str, process: Process) -> bool:
     """Return whether the process of a run has ended; False if that cannot be found from here."""
-    gone = process.gone()
+    last = instance.get_records_for_run(run_id, limit=1, ascending=False).records
+    heard_s = last[0].timestamp if last else 0.0
+    gone = process.gone(heard_s)
     if gone is None:
         logger.info(
             "run %s: process %s is not visible from here; the run is kept (if it is dead, end it on Dagster's page)",
@@ -58,14 +61,13 @@ def _seems_gone(instance: dg.DagsterInstance, run_id: str, process: Process) -> 
     if not gone or process.place is not None:
         return bool(gone)
     # An earlier version wrote the note without a machine; a run on another machine would still log events.
-    last = instance.get_records_for_run(run_id, limit=1, ascending=False).records
-    return not last or time.time() - last[0].timestamp > QUIET_S
+    return time.time() - heard_s > QUIET_S
 
 
 def end_dead_runs(instance: dg.DagsterInstance, folder: Path, this_run: str) -> list[str]:
     """Mark as failed every unfinished run whose executing process is gone, and free its pool slots.
 
-    Runs without a note, and runs of another machine, container or namespace of process ids, are not changed.
+    Runs without a readable note, and runs of another machine, container or namespace of process ids, are not changed.
 
     Returns:
         The ids of the ended runs.
@@ -75,7 +77,16 @@ def end_dead_runs(instance: dg.DagsterInstance, folder: Path, this_run: str) -> 
         note = folder / f"{run.run_id}.process.json"
         if run.run_id == this_run or not note.is_file():
             continue
-        process = read_process(read_json(note))
+        try:
+            process = read_process(read_json(note))
+        except IntegrityError as error:
+            logger.warning(
+                "%s does not say who executes run %s, left alone (if it has died, end it on Dagster's page): %s",
+                note,
+                run.run_id,
+                error,
+            )
+            continue
         if not _seems_gone(instance, run.run_id, process):
             continue
         message = f"process {process}, which executed this run, is gone"

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from storage.base.atomic import read_json, write_json
-from storage.base.errors import BusyError
+from storage.base.errors import BusyError, IntegrityError
 from storage.base.locks import exclusive_lock
 from storage.base.processes import process_note, read_process, this_process
 
@@ -48,10 +48,11 @@ def turn(state: Path, run_id: str, say: Callable[[str], None], *, interval_s: fl
 
 def _holder(note: Path) -> str:
     """Return the name of the run that holds the lock, from the note that it wrote."""
-    if not note.is_file():
+    try:
+        content = read_json(note)
+        return f"run {content['run']} (process {read_process(content)})"
+    except (OSError, IntegrityError, KeyError, TypeError):  # no note yet, or what is left of one
         return "another run"
-    content = read_json(note)
-    return f"run {content['run']} (process {read_process(content)})"
 
 
 @contextmanager

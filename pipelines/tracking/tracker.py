@@ -24,6 +24,8 @@ from mlflow.exceptions import MlflowException
 from pipelines.base.settings import Settings
 from pipelines.tracking.client import first_line, open_client, use_store
 from pipelines.tracking.store import TrackingError, local_path, shown
+from storage.base.atomic import parse_json
+from storage.base.errors import IntegrityError
 from storage.base.locks import waiting_lock
 from storage.base.processes import Process, birth, process_note, read_process, this_process
 
@@ -186,7 +188,10 @@ class Tracker:
         stale = []
         for run in self._client.search_runs([self._experiment_id], "attributes.status = 'RUNNING'"):
             process = _process_of(run.data.tags)
-            if process is not None and process.gone():
+            # One that names no place may be another machine's, and MLflow does not say when it last logged.
+            if process is None or process.place is None:
+                continue
+            if process.gone(run.info.start_time / 1000):
                 self._client.set_terminated(run.info.run_id, "KILLED")
                 stale.append(str(run.info.run_id))
         return stale
@@ -271,7 +276,10 @@ def _process_of(tags: Mapping[str, str]) -> Process | None:
     number = tags.get(PROCESS_TAG, "")
     if not number.isdecimal():
         return None
-    noted = read_process(json.loads(tags[PLACE_TAG])) if PLACE_TAG in tags else None
+    try:
+        noted = read_process(parse_json(tags[PLACE_TAG].encode(), PLACE_TAG)) if PLACE_TAG in tags else None
+    except IntegrityError:
+        return None
     if noted is not None and noted.id == int(number):
         return noted
     return Process(int(number), birth(int(number)), None if noted is None else noted.place)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from storage.base.artefacts import artefact_lock
-from storage.base.atomic import read_json
+from storage.base.clearing import clear_damaged
 from storage.base.errors import IntegrityError
 from storage.base.file_records import differing_files
 from storage.base.fingerprints import fingerprint
@@ -18,9 +18,9 @@ from storage.base.finished import (
     FILES,
     MADE_FROM,
     always,
-    clear_damaged,
     read_finished,
     read_listing,
+    read_origin,
     write_finished,
 )
 
@@ -82,10 +82,8 @@ def verify_folder(kind: str, folder: Path) -> FolderState:
 def _origin_damage(folder: Path) -> dict[str, str]:
     """Return the damage of `made_from.json`: its content must have the fingerprint that names the folder."""
     try:
-        digest = fingerprint(read_json(folder / MADE_FROM))
-    except FileNotFoundError:
-        return {MADE_FROM: "expected what it was made from, found no file"}
-    except IntegrityError as error:
+        digest = fingerprint(read_origin(folder))
+    except (FileNotFoundError, IntegrityError) as error:
         return {MADE_FROM: str(error)}
     if digest.startswith(folder.name):
         return {}

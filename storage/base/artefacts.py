@@ -14,21 +14,23 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.base.atomic import read_json, write_json
+from storage.base.atomic import write_json
 from storage.base.blobs import JsonObject
+from storage.base.clearing import clear_damaged, make_room
 from storage.base.errors import IntegrityError
 from storage.base.fingerprints import fingerprint, require_same
 from storage.base.finished import (
     DONE,
     FILES,
     MADE_FROM,
-    clear_damaged,
     is_small,
     read_finished,
+    read_origin,
     write_finished,
 )
 from storage.base.locks import exclusive_lock
 from storage.base.references import ArtefactRef
+from storage.base.seen_files import SeenFiles
 
 logger = logging.getLogger(__name__)
 
@@ -99,14 +101,15 @@ class Artefacts:
         if not (folder / DONE).is_file():
             return None, ""
         try:
-            origin = read_json(folder / MADE_FROM)
+            found = self._opened(kind, digest, reused=True)
+        except IntegrityError as error:
+            return None, str(error)
+        try:
+            origin = read_origin(folder)
         except (FileNotFoundError, IntegrityError) as error:
             return None, f"{kind} in {folder} is damaged: {MADE_FROM}: {error}"
         require_same(f"{kind} in {folder}", made_from, origin, f"delete {folder} and run again")
-        try:
-            return self._opened(kind, digest, reused=True), ""
-        except IntegrityError as error:
-            return None, str(error)
+        return found, ""
 
     def _opened(self, kind: str, digest: str, *, reused: bool) -> Artefact:
         """Return a finished artefact; IntegrityError if it is damaged."""
@@ -116,11 +119,13 @@ class Artefacts:
             finished = read_finished(folder)
         except IntegrityError as error:
             raise IntegrityError(f"{what}: {error}") from error
-        problems = finished.damages(folder, is_small)
+        seen = SeenFiles(folder)
+        problems = finished.damages(folder, lambda name, record: seen.unknown(name) or is_small(name, record))
         if problems:
             name, problem = next(iter(problems.items()))
             more = f", and {len(problems) - 1} files more" if len(problems) > 1 else ""
             raise IntegrityError(f"{what}: {name}: {problem}{more}")
+        seen.remember(finished.files or ())
         return Artefact(kind, digest, folder, finished.info, reused=reused)
 
     def get(self, reference: ArtefactRef) -> Artefact:
@@ -168,7 +173,8 @@ class Artefacts:
             found, problem = self._look(kind, made_from)
             if found:
                 return found
-            if problem or (folder / FILES).is_file():
+            make_room(folder)
+            if problem or any((folder / name).exists() for name in (DONE, FILES)):
                 kept = clear_damaged(folder)
                 logger.warning("%s in %s is made again; %d of its files are whole and stay", kind, folder, len(kept))
             folder.mkdir(parents=True, exist_ok=True)

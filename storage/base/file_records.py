@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from storage.base.fingerprints import file_hash
 
@@ -27,17 +29,29 @@ class FileRecord:
         return cls(path.stat().st_size, file_hash(path))
 
 
+NO_FILE: Final = -1
+"""Size of what lies where a file is expected and is none: a link to nowhere, or to a folder."""
+
+
 def sizes_below(folder: Path, prefix: str = "") -> dict[str, int]:
-    """Return path below the folder -> bytes of every file."""
+    """Return path below the folder -> bytes of every file, `NO_FILE` for links to none; no link leads out of it."""
     found: dict[str, int] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
             name = f"{prefix}{entry.name}"
-            if entry.is_dir():
+            if entry.is_dir(follow_symlinks=False):
                 found |= sizes_below(Path(entry.path), f"{name}/")
             else:
-                found[name] = entry.stat().st_size
+                found[name] = _size(entry)
     return found
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        status = entry.stat()
+    except OSError:  # a link to nowhere, or to itself
+        return NO_FILE
+    return status.st_size if stat.S_ISREG(status.st_mode) else NO_FILE
 
 
 def differing_files(
@@ -52,8 +66,8 @@ def differing_files(
     """
     sizes, problems = sizes_below(folder), {}
     for name, record in records.items():
-        found = sizes.get(name)
-        if found is None:
+        found = sizes.get(name, NO_FILE)
+        if found == NO_FILE:
             problems[name] = f"expected {record.n_bytes} bytes, found no file"
         elif found != record.n_bytes:
             problems[name] = f"expected {record.n_bytes} bytes, found {found}"

@@ -5,9 +5,12 @@ What belongs here: naming a process uniquely, and finding whether it has ended. 
 
 import os
 import socket
+import time
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+
+from storage.base.errors import IntegrityError
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _NAMESPACE = Path("/proc/self/ns/pid")
@@ -46,16 +49,20 @@ class Process:
     def __str__(self) -> str:
         return f"{self.id}" if self.place in (None, here()) else f"{self.id} on {self.place.host}"
 
-    def gone(self) -> bool | None:
-        """Return whether the process has ended; None if that cannot be found from here.
+    def gone(self, heard_s: float = 0.0) -> bool | None:
+        """Return whether it has ended; None if nothing here can tell.
 
-        A process of another machine or container cannot be judged from here. A process of this host from before its
-        last boot has ended. A process without a place is judged as if it ran here.
+        A process of another machine or container cannot be judged from here. One of this host before the machine's last
+        start has ended; one that was heard of since then is of another machine that bears the same name. One whose
+        place is unknown is judged as if it were of here.
+
+        Args:
+            heard_s: When it last gave a sign of life, in seconds since the epoch; 0 if that is not known.
         """
         own = here()
         if self.place is not None and self.place != own:
             restarted = self.place.host == own.host and bool(self.place.boot) and self.place.boot != own.boot
-            return True if restarted else None
+            return True if restarted and heard_s < started_s() else None
         return self.born is None or birth(self.id) != self.born
 
 
@@ -71,6 +78,12 @@ def here() -> Place:
     except OSError:
         namespace = ""
     return Place(socket.gethostname(), boot, namespace)
+
+
+def started_s() -> float:
+    """Return when this machine started, in seconds since the epoch; 0 where the system does not say."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return 0.0 if clock is None else time.time() - time.clock_gettime(clock)
 
 
 def birth(process: int) -> str | None:
@@ -98,8 +111,15 @@ def process_note(process: Process) -> dict[str, object]:
     return {"process": process.id, "born": process.born, **place}
 
 
-def read_process(note: dict[str, object]) -> Process:
-    """Return the process that a plain value describes; the value may lack a place."""
+def read_process(note: object) -> Process:
+    """Read a note of a process, one without a place too.
+
+    Raises:
+        IntegrityError: If it names no process.
+    """
+    number = note.get("process") if isinstance(note, dict) else None
+    if not isinstance(note, dict) or not isinstance(number, int):
+        raise IntegrityError(f"expected the note of a process, found {note!r:.80}")
     born, host = note.get("born"), note.get("host")
     place = None if host is None else Place(str(host), str(note.get("boot", "")), str(note.get("namespace", "")))
-    return Process(int(str(note["process"])), None if born is None else str(born), place)
+    return Process(number, None if born is None else str(born), place)

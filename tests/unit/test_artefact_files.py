@@ -2,15 +2,18 @@
 
 import json
 import logging
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from storage.base import finished
+from storage.base import file_records, finished
 from storage.base.artefacts import Artefact, Artefacts
 from storage.base.errors import IntegrityError
+from storage.base.fingerprints import file_hash
 from storage.base.finished import DONE, FILES, MADE_FROM, SMALL_BYTES
 from tests.unit.store_helpers import files_below
 
@@ -57,7 +60,45 @@ def flipped(path: Path) -> None:
     path.write_bytes(data)
 
 
-HARMS = [Path.unlink, shortened, emptied, flipped]
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "notes").write_text("somebody's")
+
+
+def a_link_to_nowhere(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/nowhere/at/all")
+
+
+def a_link_to_itself(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def a_link_to_a_folder(path: Path) -> None:
+    """The folder is somebody else's, and stays."""
+    path.unlink()
+    path.symlink_to(Path(__file__).parent)
+
+
+def another_value(path: Path) -> None:
+    path.write_text("[]")
+
+
+HARMS = [
+    Path.unlink,
+    shortened,
+    emptied,
+    flipped,
+    a_folder,
+    a_link_to_nowhere,
+    a_link_to_itself,
+    a_link_to_a_folder,
+    another_value,
+]
+NOT_FINISHED = [Path.unlink, a_folder, a_link_to_nowhere, a_link_to_itself, a_link_to_a_folder]
+"""Of `done.json`: what looks as if it had not been written yet."""
 
 
 @pytest.mark.parametrize("harm", HARMS)
@@ -65,30 +106,104 @@ HARMS = [Path.unlink, shortened, emptied, flipped]
 def test_what_is_damaged_is_never_used_and_is_made_again_alone(
     tmp_path: Path, name: str, harm: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Large files, and those in folders, are only measured when reused: a bit of theirs is for `medsam verify`."""
     maker = Maker()
     made = make(tmp_path, maker)
     good = files_below(made.path)
     assert set(good) == {*maker.wrote, DONE, FILES, MADE_FROM}
     harm(made.path / name)
-    measured = harm is flipped and name in ("weights", "segs/one/a.npz")
-    if not measured:
-        with pytest.raises(IntegrityError, match=r"; make it again$"):
-            Artefacts(tmp_path).get(made.reference())
+    with pytest.raises(IntegrityError, match=r"; make it again$"):
+        Artefacts(tmp_path).get(made.reference())
     with caplog.at_level(logging.WARNING):
         again = make(tmp_path, maker)
-    if measured:
-        assert (again.reused, caplog.text) == (True, "")
-        return
     assert (again.reused, again.info) == (False, made.info)
     assert files_below(made.path) == good
     if name == FILES:
         assert len(maker.wrote) == 5, "nothing vouched for the others any more"
     else:
         assert maker.wrote == [name] * (name != DONE), "what was whole stays"
-    if (name, harm) != (DONE, Path.unlink):
+    if name != DONE or harm not in NOT_FINISHED:
         assert Path(name).name in caplog.text
     assert make(tmp_path, maker).reused
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_an_altered_origin_is_damage_like_any_other(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    maker = Maker()
+    made = make(tmp_path, maker)
+    good = files_below(made.path)
+    harm(made.path / MADE_FROM)
+    assert not make(tmp_path, maker).reused
+    assert maker.wrote == []
+    assert files_below(made.path) == good
+
+
+@pytest.mark.parametrize("harm", [a_folder, a_link_to_nowhere, a_link_to_itself, a_link_to_a_folder])
+def test_both_notes_may_be_damaged_at_once(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    maker = Maker()
+    made = make(tmp_path, maker)
+    good = files_below(made.path)
+    harm(made.path / DONE)
+    harm(made.path / FILES)
+    assert not make(tmp_path, maker).reused
+    assert files_below(made.path) == good
+
+
+@pytest.mark.parametrize("harm", [emptied, a_link_to_nowhere, a_link_to_itself])
+def test_what_lies_in_the_place_of_the_whole_folder_gives_way(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    maker = Maker()
+    made = make(tmp_path, maker)
+    good = files_below(made.path)
+    shutil.rmtree(made.path)
+    made.path.touch()
+    harm(made.path)
+    assert not make(tmp_path, maker).reused
+    assert files_below(made.path) == good
+
+
+def test_a_folder_that_became_a_link_is_not_followed_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    maker = Maker()
+    made = make(tmp_path / "root", maker)
+    good = files_below(made.path)
+    shutil.move(made.path / "segs", tmp_path / "elsewhere")
+    (made.path / "segs").symlink_to(tmp_path / "elsewhere")
+    emptied(made.path / "table.csv")
+    assert not make(tmp_path / "root", maker).reused
+    assert (tmp_path / "elsewhere" / "one" / "a.npz").read_bytes() == b"mask"
+    assert files_below(made.path) == good
+
+
+def test_a_file_is_hashed_once_and_again_after_it_was_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+
+    def hash_of(path: Path) -> str:
+        hashed.append(path.name)
+        return file_hash(path)
+
+    monkeypatch.setattr(file_records, "file_hash", hash_of)
+    made = make(tmp_path, Maker())
+    assert {"weights", "a.npz"} <= set(hashed)
+    for touched in (None, "weights", "segs/one/a.npz", None):
+        if touched:
+            data = (made.path / touched).read_bytes()
+            times = (made.path / touched).stat()
+            (made.path / touched).write_bytes(data)
+            os.utime(made.path / touched, ns=(times.st_atime_ns, times.st_mtime_ns))
+        hashed.clear()
+        assert make(tmp_path, Maker()).reused
+        assert {"weights", "a.npz"} & set(hashed) == ({Path(touched).name} if touched else set())
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, emptied, flipped, another_value, a_folder, a_link_to_itself])
+def test_without_its_memory_of_whole_files_a_result_is_reused_and_damage_found(
+    tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    made = make(tmp_path, Maker())
+    memory = made.path.with_name(f"{made.path.name}.seen.json")
+    assert make(tmp_path, Maker()).reused
+    harm(memory)
+    assert make(tmp_path, Maker()).reused
+    flipped(made.path / "weights")
+    assert not make(tmp_path, Maker()).reused
 
 
 def test_whatever_else_is_damaged_goes_too_when_something_is_made_again(tmp_path: Path) -> None:

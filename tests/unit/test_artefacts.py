@@ -11,7 +11,7 @@ import pytest
 from storage.base.artefacts import Artefacts
 from storage.base.errors import BusyError, FingerprintMismatchError, IntegrityError
 from storage.base.fingerprints import fingerprint
-from storage.base.finished import DONE, MADE_FROM
+from storage.base.finished import DONE, MADE_FROM, write_finished
 from storage.base.locks import exclusive_lock
 
 MADE_OF = {"release": "abc", "settings": {"epochs": 2, "sizes": [1, 2]}}
@@ -88,6 +88,7 @@ def test_a_folder_made_from_something_else_is_refused_with_the_difference(tmp_pa
     artefacts = Artefacts(tmp_path)
     made = artefacts.make("model", MADE_OF, Builder())
     (made.path / MADE_FROM).write_text(json.dumps({**MADE_OF, "settings": {"epochs": 3, "sizes": [1, 2]}}))
+    write_finished(made.path, {})
     with pytest.raises(FingerprintMismatchError, match=r"settings\.epochs: expected 2, found 3") as caught:
         artefacts.make("model", MADE_OF, Builder())
     assert str(made.path) in str(caught.value)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from pipelines.runs import dead_runs
 from pipelines.runs.dead_runs import alive, end_dead_runs, note_executor
+from storage.base import processes
 from storage.base.atomic import read_json, write_json
 from storage.base.processes import birth, here
 
@@ -115,6 +117,36 @@ def test_a_run_of_this_host_before_its_last_start_is_ended(instance: dg.DagsterI
     run_id = started(instance)
     note(tmp_path, run_id, os.getpid(), birth(os.getpid()), **{**HERE, "boot": "an earlier one", "namespace": "old"})
     assert end_dead_runs(instance, tmp_path, "this") == [run_id]
+
+
+def test_a_run_of_another_machine_of_this_name_that_was_heard_of_since_this_one_started_is_left_alone(
+    instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machines may share a name (localhost, clones); what ran before a restart has said nothing since."""
+    run_id = started(instance)
+    note(tmp_path, run_id, dead_process()[0], None, **{**HERE, "boot": "of another machine", "namespace": "theirs"})
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    instance.report_engine_event("step 12 of 100", run)
+    assert end_dead_runs(instance, tmp_path, "this") == []
+    assert status(instance, run_id) is dg.DagsterRunStatus.STARTED
+    monkeypatch.setattr(processes, "started_s", lambda: time.time() + 60)
+    assert end_dead_runs(instance, tmp_path, "this") == [run_id]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"process": 17, "bor', "[]", "null", "17", "{}", '{"process": "x"}', '{"process": null}', "\xff"]
+)
+def test_a_note_that_cannot_be_read_costs_nothing_but_itself(
+    instance: dg.DagsterInstance, tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    unknown, dead = started(instance), started(instance)
+    (tmp_path / f"{unknown}.process.json").write_text(text, "latin-1")
+    note(tmp_path, dead, *dead_process())
+    assert end_dead_runs(instance, tmp_path, "this") == [dead]
+    assert status(instance, unknown) is dg.DagsterRunStatus.STARTED
+    assert unknown in caplog.text
+    assert "Dagster's page" in caplog.text
 
 
 def _unshared(*options: str) -> list[str]:

@@ -253,6 +253,25 @@ def test_the_run_of_another_machine_or_container_is_not_closed(
     assert client_of(settings).get_run(run.run_id).info.status == "RUNNING"
 
 
+def test_the_run_of_a_machine_of_the_same_name_is_not_closed(settings: Settings, tracker: Tracker) -> None:
+    note = {**process_note(this_process()), "boot": "of another machine"}
+    run = tracker.open_run("theirs", "t", tags={PROCESS_TAG: str(note["process"]), PLACE_TAG: json.dumps(note)})
+    assert tracker.close_stale() == []
+    assert client_of(settings).get_run(run.run_id).info.status == "RUNNING"
+
+
+@pytest.mark.parametrize("note", [None, "", "{", "[]", "{}", '{"process": "x"}'])
+def test_a_run_that_names_no_place_is_not_closed(settings: Settings, tracker: Tracker, note: str | None) -> None:
+    """Of the version before, which named none, or with a tag that was changed on the page."""
+    run = tracker.open_run(
+        "theirs", "t", tags={PROCESS_TAG: "999999999", **({} if note is None else {PLACE_TAG: note})}
+    )
+    if note is None:
+        client_of(settings).delete_tag(run.run_id, PLACE_TAG)
+    assert tracker.close_stale() == []
+    assert client_of(settings).get_run(run.run_id).info.status == "RUNNING"
+
+
 def test_a_run_taken_up_names_its_new_process_and_place(settings: Settings, tracker: Tracker) -> None:
     note = {"process": 1, "born": "1", "host": "another-machine", "boot": "", "namespace": ""}
     tracker.open_run("run", "t", tags={PROCESS_TAG: "1", PLACE_TAG: json.dumps(note)})
