@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,6 +133,14 @@ def write_parquet(path: Path, table: "pd.DataFrame") -> None:
     """Publish a table as parquet (zstd), atomically; the row index is not stored."""
     with atomic_file(path) as file:
         table.to_parquet(file, engine="pyarrow", compression="zstd", index=False)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that it holds; what a link leads to stays. Nothing may be there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
 
 
 def remove_partials(folder: Path) -> int:

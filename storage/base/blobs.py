@@ -6,6 +6,7 @@ itself (`storage.base.object_blobs`).
 Keys are relative, with `/` between their parts. A blob exists whole or not at all.
 """
 
+import errno
 import hashlib
 import os
 from collections.abc import Mapping
@@ -14,7 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from storage.base.atomic import PARTIAL_SUFFIX, create_bytes, json_bytes, parse_json, remove_partials, write_bytes
+from storage.base.atomic import (
+    PARTIAL_SUFFIX,
+    create_bytes,
+    json_bytes,
+    parse_json,
+    remove,
+    remove_partials,
+    write_bytes,
+)
 from storage.base.errors import BusyError, IntegrityError, StorageError
 from storage.base.fingerprints import fingerprint
 from storage.base.locks import exclusive_lock, shared_lock
@@ -135,7 +144,7 @@ class LocalBlobs:
 
     def read(self, key: str) -> bytes:
         """See `Blobs`."""
-        return (self.root / key).read_bytes()
+        return self._file(key).read_bytes()
 
     def read_version(self, key: str) -> tuple[bytes, str] | None:
         """See `Blobs`."""
@@ -147,22 +156,20 @@ class LocalBlobs:
 
     def size(self, key: str) -> int | None:
         """See `Blobs`."""
-        try:
-            return (self.root / key).stat().st_size
-        except FileNotFoundError:
-            return None
+        path = self.root / key
+        return path.stat().st_size if path.is_file() else None
 
     def open(self, key: str) -> _OpenFile:
         """See `Blobs`."""
-        return _OpenFile(self.root / key)
+        return _OpenFile(self._file(key))
 
     def put(self, key: str, data: bytes) -> None:
         """See `Blobs`."""
-        write_bytes(self.root / key, data)
+        write_bytes(self._room(key), data)
 
     def create(self, key: str, data: bytes) -> bool:
         """See `Blobs`."""
-        return create_bytes(self.root / key, data)
+        return create_bytes(self._room(key), data)
 
     def replace(self, key: str, data: bytes, version: str | None) -> None:
         """See `Blobs`; call it within `exclusive`: a folder has no atomic compare-and-replace."""
@@ -181,7 +188,24 @@ class LocalBlobs:
 
     def delete(self, key: str) -> None:
         """See `Blobs`."""
-        (self.root / key).unlink(missing_ok=True)
+        self._room(key).unlink(missing_ok=True)
+
+    def _file(self, key: str) -> Path:
+        """Return a blob's file; a folder, or a link that leads to no file, is no blob."""
+        path = self.root / key
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return path
+
+    def _room(self, key: str) -> Path:
+        """Return where a blob's file belongs; what lies there or above it and is no blob gives way."""
+        path = self.root / key
+        for above in [above for above in reversed(path.parents) if above.is_relative_to(self.root)]:
+            if not above.is_dir():
+                remove(above)
+        if not path.is_file():
+            remove(path)
+        return path
 
     def exclusive(self, what: str) -> AbstractContextManager[None]:
         """See `Blobs`."""

@@ -3,11 +3,10 @@
 Not here: finding damage (`storage.base.finished`), making again. Links are removed, never what they lead to.
 """
 
-import os
-import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
+from storage.base.atomic import remove
 from storage.base.file_records import differing_files
 from storage.base.finished import OWN, always, lasting_files, read_listing
 
@@ -27,19 +26,11 @@ def clear_damaged(folder: Path) -> list[str]:
     kept = set() if lost else records.keys() - problems.keys()
     unwanted = [name for name in lasting_files(folder) if name not in kept]
     for name in [*unwanted, *problems, *OWN]:
-        _remove(folder / name)
+        remove(folder / name)
     return sorted(kept)
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a link, or a folder that lies where a file belongs; nothing happens if there is none."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        path.unlink()
 
 
 def make_room(folder: Path) -> None:
     """Remove what lies where a folder is to be made and is none: a file, or a link to no folder."""
     if not folder.is_dir():
-        _remove(folder)
+        remove(folder)

@@ -2,7 +2,7 @@
 
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -107,6 +107,54 @@ def test_a_partial_file_and_the_lock_are_no_blobs(tmp_path: Path) -> None:
     assert place.sizes() == {}
     assert place.sweep() == 1
     assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "x").write_bytes(b"somebody's")
+
+
+def a_link_to_nowhere(path: Path) -> None:
+    path.symlink_to("/nowhere/at/all")
+
+
+def a_link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def a_link_to_a_folder(path: Path) -> None:
+    path.symlink_to(Path(__file__).parent)
+
+
+@pytest.mark.parametrize("harm", [a_folder, a_link_to_nowhere, a_link_to_itself, a_link_to_a_folder])
+@pytest.mark.parametrize("publish", [LocalBlobs.put, LocalBlobs.create])
+def test_what_lies_in_the_place_of_a_blob_is_none_and_gives_way(
+    tmp_path: Path, harm: Callable[[Path], None], publish: Callable[[LocalBlobs, str, bytes], object]
+) -> None:
+    place = LocalBlobs(tmp_path)
+    (tmp_path / "imgs" / "c").mkdir(parents=True)
+    harm(tmp_path / "imgs" / "c" / "0")
+    assert place.size("imgs/c/0") is None
+    assert place.read_version("imgs/c/0") is None
+    for use in (place.read, place.open):
+        with pytest.raises(FileNotFoundError, match="imgs/c/0"):
+            use("imgs/c/0")
+    publish(place, "imgs/c/0", b"shard")
+    assert place.read("imgs/c/0") == b"shard"
+    assert not (tmp_path / "imgs" / "c" / "0").is_symlink()
+    assert Path(__file__).is_file(), "what a link leads to stays"
+
+
+@pytest.mark.parametrize("harm", [Path.touch, a_link_to_nowhere, a_link_to_itself])
+def test_what_lies_in_the_place_of_a_folder_of_blobs_gives_way(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    place = LocalBlobs(tmp_path)
+    harm(tmp_path / "imgs")
+    assert place.size("imgs/c/0") is None
+    assert place.sizes("imgs") == {}
+    place.delete("imgs/c/0")
+    harm(tmp_path / "gts")
+    place.put("gts/c/0", b"shard")
+    assert place.read("gts/c/0") == b"shard"
 
 
 def test_an_open_file_outlives_its_name(tmp_path: Path) -> None:
