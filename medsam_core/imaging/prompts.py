@@ -45,15 +45,6 @@ def inclusive_to_half_open(boxes: npt.NDArray[np.integer]) -> npt.NDArray[np.int
     return boxes.astype(np.int64) + _last_pixel_offset(boxes)
 
 
-def half_open_to_inclusive(boxes: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-    """Convert half-open boxes, (N, 4) or (N, 6), to the inclusive maxima that files store.
-
-    Raises:
-        ValueError: If the boxes have neither 4 nor 6 columns.
-    """
-    return boxes.astype(np.int64) - _last_pixel_offset(boxes)
-
-
 def tight_boxes(mask: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the labels of a mask and the tight box of each.
 

@@ -88,29 +88,6 @@ def boxes_to_model(boxes: Boxes, view: View, geometry: Geometry) -> npt.NDArray[
     return np.stack([x_min, y_min, x_max, y_max], axis=-1).astype(np.float32)
 
 
-def boxes_to_native(boxes: Boxes, view: View, geometry: Geometry) -> npt.NDArray[np.float32]:
-    """Scale boxes from the model frame back to the native frame, without rounding: inverse of `boxes_to_model`.
-
-    Args:
-        boxes: (K, 4) `xyxy_px` of the model frame, half-open.
-        view: What the model frame shows.
-        geometry: Of the model.
-
-    Returns:
-        (K, 4) float32 `xyxy_px` of the native slice, half-open.
-    """
-    offset, scale = _offset_and_scale(view, geometry)
-    side = geometry.image_side
-    x_min, y_min, x_max, y_max = boxes.astype(np.float64).T
-    for _ in range(view.quarter_turns):
-        x_min, y_min, x_max, y_max = side - y_max, x_min, side - y_min, x_max
-    if view.flip_y:
-        y_min, y_max = side - y_max, side - y_min
-    if view.flip_x:
-        x_min, x_max = side - x_max, side - x_min
-    return (np.stack([x_min, y_min, x_max, y_max], axis=-1) / scale + offset).astype(np.float32)
-
-
 def _offset_and_scale(view: View, geometry: Geometry) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return the native offset in pixels and the model pixels per native pixel, both (4,) in box order."""
     x_min, y_min, x_max, y_max = view.crop

@@ -7,14 +7,13 @@ import importlib.util
 import logging
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from torch import nn
 
 logger = logging.getLogger(__name__)
 
-M = TypeVar("M", bound=nn.Module)
 
 _REGISTRATIONS: list[torch.library.Library] = []
 """Keeps schemas registered: torch withdraws them when their `Library` is collected."""
@@ -114,14 +113,3 @@ def sam_vit(
     )
     model.head = nn.Identity()
     return cast(nn.Module, model)
-
-
-def reparameterise(model: M) -> M:
-    """Return an evaluation-mode copy in which RepViT's parallel branches and batch norms are folded into convolutions.
-
-    Outputs agree with the original's evaluation mode to rounding; the copy is for inference only.
-    """
-    ensure_torchvision_importable()
-    from timm.utils.model import reparameterize_model
-
-    return cast(M, reparameterize_model(model, inplace=False).eval())

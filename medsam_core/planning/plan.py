@@ -145,10 +145,6 @@ class Plan:
         slots = self.slots[plan_epoch, start : start + self.config.microbatch_size]
         return slots, self.microbatches[plan_epoch, microbatch], plan_epoch * self.slots_per_epoch + start
 
-    def rows_used(self, first_slot: int, stop_slot: int) -> npt.NDArray[np.int32]:
-        """Return the distinct table rows, ascending, that slots `first_slot` to `stop_slot` of plan order show."""
-        return np.unique(self.slots["row"].reshape(-1)[first_slot:stop_slot])
-
     def coverage(self, table: SliceTable) -> pd.DataFrame:
         """Return, by modality that has drawable slices: `drawable` slices, `slots`, and `distinct` slices shown.
 

@@ -38,11 +38,6 @@ class Scene:
         """Number of labelled objects."""
         return int(self.objects.max(initial=0))
 
-    @property
-    def n_distractors(self) -> int:
-        """Number of unlabelled shapes."""
-        return int(self.distractors.max(initial=0))
-
 
 @dataclass(frozen=True)
 class Contents:

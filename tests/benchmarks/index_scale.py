@@ -17,7 +17,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from medsam_core.base.config import PAPER_DISTILLATION, PAPER_FINETUNING
 from medsam_core.learning.stages import STAGES, StageName
 from medsam_core.planning.plan import Plan
 from pipelines.base.adapters import slice_table
@@ -27,6 +26,7 @@ from storage.base.modalities import MODALITIES
 from storage.releases.columns import GT_ARRAY_NAMES, SliceColumns
 from storage.releases.release import FORMAT_VERSION, open_split
 from tests.benchmarks._harness import interleaved, report
+from tests.paper_stages import PAPER_DISTILLATION, PAPER_FINETUNING
 
 ROWS = 1_500_000
 PROCESSES = 4

@@ -59,3 +59,8 @@ def table_of_masks(masks: Sequence[npt.NDArray[Any]], modality: Sequence[int]) -
         label_area=np.array(areas, dtype=np.int64),
         label_box=np.concatenate([boxes for _, boxes in found]).astype(np.int32),
     )
+
+
+def half_open_to_inclusive(boxes: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """Convert half-open boxes, (N, 4) or (N, 6), to the inclusive maxima that files store."""
+    return boxes.astype(np.int64) - np.array({4: [0, 0, 1, 1], 6: [0, 0, 0, 1, 1, 0]}[boxes.shape[1]])

@@ -13,10 +13,11 @@ import torch
 from medsam_core.base.files import atomic_file
 from medsam_core.models.checkpoints import load_model, read_metadata, save_model
 from medsam_core.models.config import StudentConfig, TeacherConfig
-from medsam_core.models.encoders.sam_vit import from_sam_keys, to_sam_keys
+from medsam_core.models.encoders.sam_vit import from_sam_keys
 from medsam_core.models.published import load_published, read_sam_state
 from medsam_core.models.segmenter import Segmenter, build_student, build_teacher
 from medsam_core.models.weights import CheckpointError, load_strictly, parameter_counts
+from tests.inverses import to_sam_keys
 
 VIT_B = TeacherConfig(kind="medsam_vit_b", image_size=1024)
 METADATA = {f"key {i}": f"value {i}" for i in range(8)}

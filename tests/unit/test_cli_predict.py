@@ -8,7 +8,6 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 
-from medsam_core.imaging.prompts import half_open_to_inclusive
 from medsam_core.inference.predictor import Predictor
 from medsam_core.models.checkpoints import load_model, save_model
 from medsam_core.models.config import StudentConfig
@@ -16,6 +15,7 @@ from medsam_core.models.segmenter import build_student
 from pipelines.cli import main
 from storage.sources.npz_source import read_case
 from storage.sources.source import SourceConfig
+from tests.unit.slices import half_open_to_inclusive
 
 Array = npt.NDArray[Any]
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from medsam_core.models.config import StudentConfig, TeacherConfig
-from medsam_core.models.encoders.sam_vit import from_sam_keys, resize_positions, to_sam_keys
+from medsam_core.models.encoders.sam_vit import from_sam_keys, resize_positions
 from medsam_core.models.segmenter import Segmenter, build_student, build_teacher, init_decoder_from
-from medsam_core.models.timm_backbones import reparameterise
 from medsam_core.models.weights import parameter_counts
 from tests.golden_weights import golden_description
+from tests.inverses import fused as fused_copy
+from tests.inverses import to_sam_keys
 
 MEAN, STD = [0.2, 0.3, 0.4], [0.1, 0.2, 0.3]
 
@@ -172,7 +173,7 @@ def test_gradients_reach_all_of_the_student_that_answers_boxes() -> None:
 def test_reparameterised_student_answers_alike_and_leaves_the_original(student: Segmenter) -> None:
     raw, prompts = images(1, 64), boxes(1, 2, 64)
     keys = list(student.state_dict())
-    fused = reparameterise(student)
+    fused = fused_copy(student)
     with torch.no_grad():
         expected, found = student(raw, prompts)[0], fused(raw, prompts)[0]
     torch.testing.assert_close(found, expected, atol=1e-3 * expected.abs().max().item(), rtol=0)

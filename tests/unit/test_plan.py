@@ -354,14 +354,6 @@ def test_arrays_of_another_configuration_are_refused(changes: dict[str, Any]) ->
         Plan.from_arrays(plan.config.model_copy(update=changes), FINETUNING, plan.as_arrays())
 
 
-def test_rows_used_are_those_of_the_slots_in_plan_order() -> None:
-    plan = build()
-    n = plan.slots_per_epoch
-    used = plan.rows_used(n - 5, n + 3)
-    expected = {*plan.epochs[0].slots["row"][-5:], *plan.epochs[1].slots["row"][:3]}
-    np.testing.assert_array_equal(used, sorted(expected))
-
-
 def test_coverage_counts_slots_and_distinct_slices_by_modality() -> None:
     plan = build(epoch_slots=30, cached_epochs=1)
     coverage = plan.coverage(TABLE)

@@ -11,7 +11,8 @@ from medsam_core.base.geometry import PADDED, SQUARE, Geometry
 from medsam_core.imaging.preprocessing import image_to_model, logits_to_native, masks_from_logits, masks_to_grid
 from medsam_core.imaging.resampling import Floats, NumpyResampler, Resampler
 from medsam_core.imaging.torch_resampling import TorchResampler, as_tensor
-from medsam_core.imaging.views import View, boxes_to_model, boxes_to_native, orient
+from medsam_core.imaging.views import View, boxes_to_model, orient
+from tests.inverses import boxes_to_native
 
 both = pytest.mark.parametrize("resampler", [TorchResampler(), NumpyResampler()], ids=["torch", "numpy"])
 

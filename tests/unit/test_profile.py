@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medsam_core.base.config import PAPER_DISTILLATION, PAPER_FINETUNING
 from pipelines.base.profile import Profile, ProfileError, load_profile
 from storage.shards import codec as shard_codec
+from tests.paper_stages import PAPER_DISTILLATION, PAPER_FINETUNING
 
 
 def write(folder: Path, text: str, name: str = "own") -> str:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from medsam_core.imaging.prompts import half_open_to_inclusive, inclusive_to_half_open, jitter_boxes, tight_boxes
+from medsam_core.imaging.prompts import inclusive_to_half_open, jitter_boxes, tight_boxes
+from tests.unit.slices import half_open_to_inclusive
 
 label_maps = hnp.arrays(
     dtype=st.sampled_from([np.uint8, np.uint16, np.int64]),

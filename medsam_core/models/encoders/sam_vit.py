@@ -108,19 +108,6 @@ def from_sam_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def to_sam_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the keys of a `Segmenter` that holds a `SamViTEncoder` to a SAM checkpoint's."""
-    renamed: dict[str, Tensor] = {}
-    for key, value in state.items():
-        sam_key = key
-        if key.startswith(_OWN_PREFIX):
-            sam_key = PREFIX + key.removeprefix(_OWN_PREFIX)
-            for sam, timm in _RENAMED:
-                sam_key = sam_key.replace(timm, sam)
-        renamed[sam_key] = value
-    return renamed
-
-
 def _resize_absolute(table: Tensor, height: int, width: int) -> Tensor:
     """Resize an absolute position embedding (1, h, w, C) bicubically.
 
