@@ -1,1 +1,1 @@
-"""What every room of medsam_core stands on: settings, random numbers, geometry, files, the table of slices."""
+"""What all rooms of medsam_core use: settings, random numbers, geometry, files, the table of slices."""

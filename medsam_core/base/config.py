@@ -1,6 +1,6 @@
-"""What a stage is made of. What belongs here: frozen settings and their limits.
+"""The settings of a training stage. What belongs here: frozen settings and their limits.
 
-Not here: paths, executors, anything of one machine. Sources: [P] stated by the paper, [C] only in its public code.
+Not here: paths, executors, settings of one machine. Sources: [P] stated by the paper, [C] only in its public code.
 """
 
 from collections.abc import Mapping
@@ -97,7 +97,7 @@ def with_present_names(settings: Mapping[str, T]) -> dict[str, T]:
 
 
 class StageConfig(Config):
-    """One training stage: how much of what is drawn, how it is augmented, how it is learnt."""
+    """Settings of one training stage: what is drawn, how it is augmented and how the model is trained."""
 
     epochs: Positive = 9
     microbatch_size: Positive = Field(10, validation_alias=AliasChoices("microbatch_size", "group_size"))
@@ -107,9 +107,9 @@ class StageConfig(Config):
     )
     """Microbatches of an optimiser step [P: 3 GPUs]."""
     epoch_slots: Positive | None = None
-    """Slots of an epoch before rounding up to whole steps; None means as many as drawable slices [C]."""
+    """Slots of an epoch, rounded up to whole steps; None: the number of drawable slices [C]."""
     cached_epochs: Positive | None = None
-    """P: epoch e replays the plan of epoch e mod P; None means all epochs differ."""
+    """P: epoch e uses the plan of epoch e mod P again; None: every epoch has its own plan."""
     prompts_per_slot: Positive = 1
     """K: labels drawn for a slot, all decoded against one encoding [P: one]. Distillation draws none."""
     box_jitter_px: Annotated[int, Field(ge=0)] = 5

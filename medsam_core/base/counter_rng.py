@@ -1,11 +1,11 @@
-"""Random numbers with addresses: the i-th draw of a named stream, without drawing those before it.
+"""Counter-based random numbers: the i-th draw of a named stream is computed without the draws before it.
 
-What belongs here: the counter-based generator behind the training plan. Not here: what is drawn with it.
+What belongs here: the generator of the training plan. Not here: what is drawn with it.
 
-An item's numbers depend on the seed, the purpose, the stream's name and the item's index alone, so an epoch can be
-built without the epochs before it and switching one kind of augmentation off leaves every other draw as it was.
-Philox (Salmon et al., SC 2011) is counter-based; numpy keeps the raw output of its bit generators stable across
-versions, which it does not promise for the distributions, so the few distributions needed are made here.
+The numbers of an item depend only on the seed, the purpose, the name of the stream and the index of the item. So an
+epoch can be built without the epochs before it, and switching one kind of augmentation off changes no other draw.
+The generator is Philox (Salmon et al., SC 2011). numpy keeps the raw output of its bit generators stable across
+versions but not its distributions, so the few distributions needed are computed here.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
-"""What the science sees of the data: a table of slices and a reader of their pixels.
+"""The data as medsam_core sees it: a table of slices and a reader of their pixels.
 
-What belongs here: the small dataclasses and Protocols through which storage and science meet without importing each
-other. Not here: how slices are stored, or what is done with them.
+What belongs here: the dataclasses and Protocols by which medsam_core reads slices without importing storage. Not here:
+how slices are stored, or what is done with them.
 
 Legend: N slices, L labels over all slices, H W pixels of a slice at native resolution.
 Boxes are `xyxy_px`: x_min, y_min, x_max, y_max, half-open, in pixels of the named frame.

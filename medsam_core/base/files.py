@@ -1,4 +1,4 @@
-"""Atomic publication of model files. What belongs here: how bytes reach the disk. Not here: what they mean.
+"""Atomic writing of model files. What belongs here: how bytes reach the disk. Not here: what they mean.
 
 `storage.base.atomic` does the same for stores; the two packages never import each other.
 """
@@ -13,14 +13,14 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that appears at `path` once the block ends without an error, whole and on the device.
+    """Open a file for writing; it appears at `path`, complete and flushed to disk, if the block ends well.
 
-    A writer killed on the way leaves `path` as it was and at most `<path>.<process id>-<random>.partial` beside it,
-    where of a long name only the beginning is kept.
+    A writer that is killed leaves `path` as it was, and at most `<path>.<process id>-<random>.partial` beside it.
+    A long name is shortened there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     ending = f".{os.getpid()}-{secrets.token_hex(4)}.partial"
-    # File systems allow 255 bytes, and the name alone may have as many; half a letter is left out.
+    # File systems allow names of 255 bytes; `ignore` drops a letter that the cut has split.
     name = os.fsencode(path.name)[: 255 - len(ending)].decode("utf-8", "ignore")
     temporary = path.with_name(f"{name}{ending}")
     try:

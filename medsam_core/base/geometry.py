@@ -1,10 +1,10 @@
-"""The sizes of a model's inputs and answers. What belongs here: sides of grids, and frames by name.
+"""The sizes of a model's input and output. What belongs here: sides of grids, and frames by name.
 
 Not here: bringing pixels or boxes into a frame (`preprocessing`), or which encoder has which geometry
 (`medsam_core.models.encoders.registry`). Nothing here imports torch.
 
-A frame says how a native slice is brought into the square of S x S model pixels. It is told by the size that the
-slice's height and width take there; the slice lies in the upper left corner and zeros fill the rest.
+A frame says how a native slice is resized into the square of S x S model pixels: to which height and width. The
+resized slice lies in the upper left corner, and zeros fill the rest.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ EMBEDDING_CHANNELS = 256
 """Channels of every image embedding: what SAM's prompt encoder and mask decoder work with."""
 
 DECODER_UPSCALING = 4
-"""Cells of the logits a side of an embedding cell: SAM's mask decoder upscales twice by two."""
+"""Logit cells along each side of an embedding cell: SAM's mask decoder upsamples twice by a factor of two."""
 
 SQUARE = "square"
-"""The frame of the paper: stretched to the square, whatever the aspect."""
+"""The paper's frame: the slice is stretched to the square, whatever its aspect ratio."""
 
 PADDED = "padded"
-"""The frame of SAM: the longest side fills the square, the aspect stays."""
+"""SAM's frame: the longest side fills the square, and the aspect ratio is kept."""
 
 
 def _stretched(height: int, width: int, side: int) -> tuple[int, int]:  # noqa: ARG001 - the size does not matter here
@@ -30,7 +30,7 @@ def _stretched(height: int, width: int, side: int) -> tuple[int, int]:  # noqa: 
 
 def _longest_side(height: int, width: int, side: int) -> tuple[int, int]:
     longest = max(height, width)
-    # Rounded half up in whole numbers; a thin slice keeps a pixel.
+    # Integer arithmetic, rounded half up; a thin slice keeps at least one pixel.
     content_height, content_width = ((2 * length * side + longest) // (2 * longest) for length in (height, width))
     return max(1, content_height), max(1, content_width)
 
@@ -38,12 +38,12 @@ def _longest_side(height: int, width: int, side: int) -> tuple[int, int]:
 FRAMES: MappingProxyType[str, Callable[[int, int, int], tuple[int, int]]] = MappingProxyType(
     {SQUARE: _stretched, PADDED: _longest_side}
 )
-"""Frame -> from native height, native width and S to the height and width of the slice in model pixels."""
+"""Frame -> function of native height, native width and S that returns the slice's height and width in model pixels."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a model sees and answers with, in cells a side.
+    """The sizes of a model's input, embedding and logits, as cells along each side.
 
     Attributes:
         image_side: S, side of the square input in model pixels.
@@ -58,7 +58,7 @@ class Geometry:
     frame: str = SQUARE
 
     def __post_init__(self) -> None:
-        """Refuse what no encoder can have.
+        """Refuse a geometry that no encoder can have.
 
         Raises:
             ValueError: If the frame is unknown, or a grid is empty or does not divide the image.
@@ -73,11 +73,11 @@ class Geometry:
 
     @classmethod
     def of_stride(cls, image_side: int, stride: int, frame: str = SQUARE) -> "Geometry":
-        """Return the geometry of an encoder of this stride before SAM's mask decoder.
+        """Return the geometry of a model with an encoder of this stride and SAM's mask decoder.
 
         Args:
             image_side: S, model pixels.
-            stride: Model pixels a side of an embedding cell.
+            stride: Model pixels along each side of an embedding cell.
             frame: A key of `FRAMES`.
 
         Raises:
@@ -94,5 +94,5 @@ class Geometry:
         return (EMBEDDING_CHANNELS, self.embedding_side, self.embedding_side)
 
     def content(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width, in model pixels, that a slice of native `height` and `width` takes."""
+        """Return the height and width in model pixels of a slice of native `height` and `width`."""
         return FRAMES[self.frame](height, width, self.image_side)

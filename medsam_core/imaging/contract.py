@@ -1,10 +1,10 @@
 """The challenge's contract of a prediction: boxes in, one label map out.
 
-What belongs here: the shape, type and order of boxes and of `segs`. Not here: who answers the boxes (`inference`,
-`baselines`) or how well (`scoring`).
+What belongs here: the shape, type and order of boxes and of `segs`. Not here: predicting masks for the boxes
+(`inference`, `baselines`) or scoring them (`scoring`).
 
-`segs` has the image's height, width and depth; the k-th box (from 1) answers with label k, and where answers overlap
-the later box wins. It is uint16: microscopy has images of more than 255 objects.
+`segs` has the image's height, width and depth. The mask of the k-th box (from 1) has label k; where masks overlap, the
+later box wins. Its type is uint16, as microscopy has images of more than 255 objects.
 
 Boxes are those of `prompts`: half-open in x and y, closed at both ends in z, so that a volume's box is
 `x_min, y_min, z_min, x_max, y_max, z_max` with its last slice `z_max`.
@@ -14,23 +14,24 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_BOXES = int(np.iinfo(np.uint16).max)
-"""Boxes a case can have: the labels that uint16 holds."""
+"""The most boxes of a case: as many as uint16 has labels."""
 
 _FORMS = {2: "(N, 4) with x_min, y_min, x_max, y_max", 3: "(N, 6) with x_min, y_min, z_min, x_max, y_max, z_max"}
 
 
 def checked_boxes(boxes: npt.NDArray[np.number], shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
-    """Return boxes as int64, cut to the image.
+    """Return boxes as int64, clipped to the image.
 
     Args:
-        boxes: (N, 4) for an image or (N, 6) for a volume, whole numbers, native pixels; anything empty is no box.
+        boxes: (N, 4) for an image or (N, 6) for a volume, whole numbers, native pixels; an empty array is no box.
         shape: (H, W) or (D, H, W).
 
     Returns:
-        (N, 4) or (N, 6), each box with at least one pixel, none beyond the border.
+        (N, 4) or (N, 6); each box has at least one pixel and lies inside the image.
 
     Raises:
-        ValueError: Another shape, a fraction of a pixel, a box without a pixel of the image, or more than `MAX_BOXES`.
+        ValueError: If the shape is wrong, a coordinate is a fraction, a box has no pixel of the image, or there are
+            more than `MAX_BOXES`.
     """
     columns = 2 * len(shape)
     if boxes.size == 0:
@@ -43,7 +44,7 @@ def checked_boxes(boxes: npt.NDArray[np.number], shape: tuple[int, ...]) -> npt.
     if not np.array_equal(whole, boxes):
         raise ValueError("boxes: expected whole pixels, found fractions; round outward first")
     size = np.array(shape[::-1])
-    # The z range is closed: one past its last slice makes it half-open, like the others.
+    # The z range is closed at both ends; adding one to its end makes it half-open like the other axes.
     closed = np.array([0, 0, 1][: len(shape)])
     low = np.clip(whole[:, : len(shape)], 0, size)
     high = np.clip(whole[:, len(shape) :] + closed, 0, size)
@@ -66,5 +67,5 @@ def box_region(box: npt.NDArray[np.int64]) -> tuple[slice, ...]:
 
 
 def write_answer(segs: npt.NDArray[np.uint16], mask: npt.NDArray[np.bool_], label: int) -> None:
-    """Write one box's mask into (a part of) `segs` in place; the later box wins, in whatever order they are written."""
+    """Write the mask of one box into (a part of) `segs` in place; where masks overlap, the highest label stays."""
     segs[mask & (segs < label)] = label

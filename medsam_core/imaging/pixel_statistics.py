@@ -1,9 +1,9 @@
-"""Mean and standard deviation of pixels by channel, every modality counting alike.
+"""Mean and standard deviation of pixels by channel, with equal weight for every modality.
 
-What belongs here: exact pooled moments. Not here: which slices are looked at.
+What belongs here: exact pooled moments. Not here: which slices are used.
 
 The paper normalises by statistics of the training images (section 2.1); its code averages the standard deviations of
-batches, which is not the pooled one. Here integer histograms are summed, so the result depends on no order.
+batches, which is not the pooled one. Here integer histograms are summed, so the order of slices does not matter.
 """
 
 from collections.abc import Iterable

@@ -1,13 +1,13 @@
 """The one preprocessing of training, teacher, validation, inference and export.
 
-What belongs here: the way between a slice's native frame and the square model frame, for images, masks and logits, in
-numpy over any resampler. Not here: views and boxes (`views`), resampling itself (`resampling`), the standardisation or
+What belongs here: converting images, masks and logits between a slice's native frame and the square model frame, in
+numpy, with any resampler. Not here: views and boxes (`views`), resampling itself (`resampling`), the standardisation or
 min-max that student and teacher apply to the same pixels, or random draws. Nothing here imports torch.
 
 Legend: H W native pixels, S side of the model frame in pixels, K boxes, G side of the logits, which is the loss grid.
-How a slice lies in the square is its model's `Geometry` to say: it fills the upper left corner, zeros fill the rest.
+The model's `Geometry` says how large a slice is in the square; it lies in the upper left corner, zeros fill the rest.
 Coordinates are continuous: pixel i covers [i, i + 1), so boxes are half-open and scale without rounding.
-Everything is float32 from the first step; nothing is rounded to uint8 in between.
+All steps are float32; nothing is rounded to uint8 in between.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from medsam_core.imaging.resampling import Floats, Resampler
 from medsam_core.imaging.views import View, orient
 
 _TIE = 1e-6
-"""A cell covered by exactly one half counts as inside, whatever the last bits of its coverage."""
+"""Tolerance by which a cell covered by one half counts as inside in spite of rounding."""
 
 
 def image_to_model(image: npt.NDArray[np.uint8], view: View, geometry: Geometry, resampler: Resampler) -> Floats:
@@ -32,7 +32,7 @@ def image_to_model(image: npt.NDArray[np.uint8], view: View, geometry: Geometry,
 
     Returns:
         (3, S, S) float32, raw grey values in 0..255, not rounded: bilinear with antialias (`docs/adr/0003`). The three
-        channels of a grey image are one memory, and read-only.
+        channels of a grey image share their memory and are read-only.
     """
     shown, side = image[view.window], geometry.image_side
     resized = resampler.resize_image(shown, *geometry.content(*shown.shape[:2]))
@@ -63,7 +63,7 @@ def masks_to_grid(
     rows, columns = _area_weights(height, content_height, geometry), _area_weights(width, content_width, geometry)
     cells = resampler.cover(shown, rows, columns) >= 0.5 - _TIE
     lost = np.flatnonzero(shown.any(axis=(1, 2)) & ~cells.any(axis=(1, 2)))
-    # What covers less of a cell than rounding can tell from nothing does not touch it.
+    # A share within the rounding error of zero does not count as touching.
     touched_rows, touched_columns = ((weights > _TIE).astype(np.float32) for weights in (rows, columns))
     cells[lost] = touched_rows @ (shown[lost].astype(np.float32) @ touched_columns.T) > 0
     return orient(cells.astype(np.float32), view), len(lost)
@@ -72,8 +72,8 @@ def masks_to_grid(
 def logits_to_native(logits: Floats, height: int, width: int, geometry: Geometry, resampler: Resampler) -> Floats:
     """Resize low-resolution logits of a whole upright slice to its native size, bilinearly.
 
-    Where the slice does not fill the square, logits are brought to model pixels first, for only there does the slice
-    end at a whole number of them; SAM does the same.
+    Where the slice does not fill the square, logits are first resized to model pixels, in which the slice has whole
+    numbers of rows and columns, and the padding is cut off; SAM does the same.
 
     Args:
         logits: (K, G, G) float32.
@@ -110,7 +110,7 @@ def masks_from_logits(
         (K, H, W) bool.
     """
     masks = np.empty((len(logits), height, width), dtype=np.bool_)
-    # One at a time: float logits of many boxes of a 3000 x 4000 slice would take gigabytes.
+    # One box at a time, as float logits of many boxes on a 3000 x 4000 slice would take gigabytes.
     for index in range(len(logits)):
         one = logits[index : index + 1].astype(np.float32, copy=False)
         masks[index] = logits_to_native(one, height, width, geometry, resampler)[0] > 0
@@ -129,8 +129,8 @@ def _padded(planes: Floats, side: int) -> Floats:
 def _area_weights(size: int, content: int, geometry: Geometry) -> Floats:
     """Return (G, size) float32: the share of each native pixel in the mean over each cell of the loss grid.
 
-    Pixels across a border are cut exactly. torch's `area` mode averages whole pixels over overlapping windows instead,
-    which is not the area when the sizes do not divide.
+    Pixels on the border of a cell count by the part inside. torch's `area` mode averages whole pixels over overlapping
+    windows instead, which differs from the area where one size does not divide the other.
 
     Args:
         size: Native pixels of the axis.

@@ -1,4 +1,4 @@
-"""What answers boxes on images, seen from outside: numpy in, numpy out, and nothing said of the engine within.
+"""The contract of a promptable model: arrays of numpy in and out, on any engine.
 
 What belongs here: the Protocol between `inference` and any model, whether it runs on torch or elsewhere. Not here: any
 implementation (`medsam_core.models.torch_model` has that of torch). Nothing here imports torch.
@@ -13,7 +13,7 @@ from medsam_core.imaging.resampling import Floats, Resampler
 
 
 class PromptableModel(Protocol):
-    """Answers boxes on an image that it encodes once."""
+    """Predicts masks for boxes on an image that it encodes once."""
 
     @property
     def geometry(self) -> Geometry:

@@ -27,10 +27,10 @@ class Microbatch:
     """A rendered microbatch.
 
     Attributes:
-        images: (B, 3, S, S) float32, raw values in 0..255, augmented and mixed; student and teacher fork from here.
+        images: (B, 3, S, S) float32, raw values in 0..255, augmented and mixed, for student and teacher.
         boxes: (B, K, 4) float32, `xyxy_px` of the model frame, half-open; K = 0 in distillation.
         masks: (B, K, G, G) float32 of 0 and 1; K = 0 in distillation.
-        n_small: Objects smaller than the loss grid resolves, kept by max-pooling.
+        n_small: Number of objects too small for the loss grid, which are kept by max-pooling.
     """
 
     images: Tensor
@@ -54,7 +54,7 @@ def render_microbatch(
         The batch, on the CPU.
 
     Raises:
-        ValueError: If a slice whose labels prompt has no mask.
+        ValueError: If a slice that gives prompts has no mask.
     """
     side, grid = geometry.image_side, geometry.logit_side
     images = torch.empty((len(slots), 3, side, side))
@@ -108,7 +108,7 @@ def mixpatch(images: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
 
 
 def cutmix(images: Tensor, partner: Tensor, cut: tuple[int, ...]) -> Tensor:
-    """Show, inside one box, the partner of each image instead.
+    """Replace the inside of one box by that of each image's partner.
 
     Args:
         images: (B, 3, S, S) float32.

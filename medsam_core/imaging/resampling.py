@@ -1,11 +1,11 @@
 """Resampling of pixels, logits and masks between a native frame and a square one, behind one Protocol.
 
-What belongs here: what a resampler has to give, and the one that needs numpy alone. Not here: the one on torch, with
-which models train (`torch_resampling`), or what is resampled and why (`preprocessing`). Nothing here imports torch.
+What belongs here: the Protocol of a resampler, and an implementation in numpy alone. Not here: the one on torch, used
+in training (`torch_resampling`), or what is resampled and why (`preprocessing`). Nothing here imports torch.
 
 Legend: H W size before, h w size after, C channels, K boxes, G side of the loss grid.
-All resampling is linear and separable. Pixel i covers [i, i + 1) in both frames, so the corners of the frames coincide
-and not the centres of their corner pixels.
+All resampling is linear and separable. Pixel i covers [i, i + 1) in both frames, so the corners of the two frames
+coincide (`align_corners=False` in torch).
 """
 
 from functools import lru_cache
@@ -17,11 +17,11 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 
 _BLOCK = 64
-"""Pixels that are made by one product of matrices: few enough to leave most zero weights out."""
+"""Pixels computed by one matrix product: few, so that most weights that are zero are left out."""
 
 
 class Resampler(Protocol):
-    """Resamples between frames; all implementations agree but for rounding."""
+    """Resamples between frames; all implementations agree up to rounding."""
 
     def resize_image(self, image: npt.NDArray[np.uint8], height: int, width: int) -> Floats:
         """Resize an image bilinearly with antialias.
@@ -65,7 +65,7 @@ class NumpyResampler:
 
     def resize_logits(self, logits: Floats, height: int, width: int) -> Floats:
         """Resize logits bilinearly without antialias; see `Resampler`."""
-        # Neighbours are picked rather than weighted by a matrix: an infinite logit must not reach beyond its own.
+        # Neighbours are indexed rather than weighted by a matrix, in which an infinite logit would make others nan.
         rows, columns = _neighbours(logits.shape[-2], height), _neighbours(logits.shape[-1], width)
         wide = _between(logits[..., columns[0]], logits[..., columns[1]], columns[2])
         return _between(wide[..., rows[0], :], wide[..., rows[1], :], rows[2][:, None])
@@ -79,15 +79,15 @@ class NumpyResampler:
 def triangle_weights(length: int, wanted: int) -> Floats:
     """Return (wanted, length) float32: the weight of each pixel in each of `wanted` pixels, bilinear with antialias.
 
-    A triangle around the centre of each new pixel, as wide as two of the wider pixels, cut at the border and brought
-    to a sum of one.
+    Weights are a triangle around the centre of the new pixel, two pixels of the coarser grid wide, cut at the border
+    and normalised to a sum of one.
 
     Args:
         length: Pixels along one axis.
         wanted: New pixels along it.
     """
-    # In float32 throughout, as torch: a centre at 4000 pixels is told to a thousandth of a pixel only, and 0.1 grey
-    # values depend on it.
+    # float32 throughout, as in torch: at 4000 pixels a centre is exact to a thousandth of a pixel only, which changes
+    # results by 0.1 grey values.
     scale = np.float32(length) / np.float32(wanted)
     support = np.maximum(scale, np.float32(1))
     centres = scale * (np.arange(wanted, dtype=np.float32) + np.float32(0.5))
@@ -103,7 +103,7 @@ def triangle_weights(length: int, wanted: int) -> Floats:
 
 
 def _weighted(values: Floats, weights: Floats) -> Floats:
-    """Return `values @ weights.T`, (..., wanted), in blocks of what is wanted: each needs a few of the pixels only."""
+    """Return `values @ weights.T`, (..., wanted), in blocks of new pixels, each of which needs few of the old ones."""
     result = np.empty((*values.shape[:-1], len(weights)), dtype=np.float32)
     for start in range(0, len(weights), _BLOCK):
         block = weights[start : start + _BLOCK]
@@ -114,7 +114,7 @@ def _weighted(values: Floats, weights: Floats) -> Floats:
 
 
 def _neighbours(length: int, wanted: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats]:
-    """Return, for each of `wanted` pixels, the two of `length` it lies between and the weight of the second."""
+    """Return, for each of `wanted` pixels, the two of `length` pixels around it and the weight of the second."""
     scale = np.float32(length) / np.float32(wanted)
     at = np.maximum(scale * (np.arange(wanted, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
     low = np.minimum(at.astype(np.int64), length - 1)

@@ -1,4 +1,4 @@
-"""Resampling by torch: that of training, and of every predictor that has torch.
+"""Resampling with torch, for training and for prediction with torch.
 
 What belongs here: `resampling.Resampler` on torch, on the CPU. Not here: what is resampled and why (`preprocessing`).
 
@@ -21,7 +21,7 @@ class TorchResampler:
         """Resize an image bilinearly with antialias; see `resampling.Resampler`."""
         planes = torch.from_numpy(image.astype(np.float32)).reshape(*image.shape[:2], -1).permute(2, 0, 1)
         if width == 1:
-            # torch takes a column of one pixel wrongly with antialias: each row comes out as the first. A row is right.
+            # With antialias torch resizes a column of one pixel wrongly (all rows equal the first), but a row rightly.
             return _resize(planes.transpose(1, 2), width, height, antialias=True).swapaxes(1, 2)
         return _resize(planes, height, width, antialias=True)
 
@@ -41,7 +41,7 @@ def as_tensor(array: Floats) -> Tensor:
 
 
 def _resize(planes: Tensor, height: int, width: int, *, antialias: bool) -> Floats:
-    """Resize (C, H, W) planes bilinearly, pixel centres aligned as in the continuous frame."""
+    """Resize (C, H, W) planes bilinearly, in continuous coordinates (`align_corners=False`)."""
     resized: Tensor = F.interpolate(
         planes[None], size=(height, width), mode="bilinear", align_corners=False, antialias=antialias
     )

@@ -1,6 +1,6 @@
-"""What the model frame shows of a slice, and where a box of one lies in the other: arithmetic in numpy alone.
+"""What the model frame shows of a slice, and boxes between the two frames, in numpy alone.
 
-What belongs here: views, their offsets and scales, boxes and square grids under them. Not here: resampling of pixels
+What belongs here: views, their offsets and scales, boxes and square grids seen through them. Not here: resampling
 (`resampling`), how a slice lies in the square (`geometry`), or boxes that stay in the native frame (`prompts`). Nothing
 here imports torch.
 
@@ -22,9 +22,9 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 @dataclass(frozen=True)
 class View:
-    """What part of a slice the model frame shows, and which way up.
+    """What part of a slice the model frame shows, and in which orientation.
 
-    The crop is brought into the square first, then the square is flipped, then turned, padding included.
+    The crop is resized into the square; then the square, padding included, is flipped, then turned.
 
     Attributes:
         crop: `xyxy_px` of the native slice, half-open.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DICE_SMOOTH = 1e-5
-"""Added to numerator and denominator, as the paper's public code has it by MONAI's default [C]."""
+"""Added to numerator and denominator, MONAI's default, which the paper's public code uses [C]."""
 
 
 def embedding_mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def embedding_mse(student: Tensor, teacher: Tensor) -> Tensor:
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Return one minus the soft Dice of sigmoid probabilities, mean over images and boxes.
 
-    The denominator sums squares (Milletari et al. 2016, V-Net), which the paper's public code selects [C].
+    The denominator is a sum of squares (Milletari et al. 2016, V-Net), as in the paper's public code [C].
 
     Args:
         logits: (B, K, H, W).
@@ -49,7 +49,7 @@ def bce_with_logits(logits: Tensor, target: Tensor) -> Tensor:
 
     Args:
         logits: (B, K, H, W).
-        target: (B, K, H, W) in [0, 1]; soft targets are meant literally.
+        target: (B, K, H, W) in [0, 1]; targets may be soft.
     """
     _require_same_shape("target masks", logits, target)
     return F.binary_cross_entropy_with_logits(logits.float(), target.float())
@@ -82,9 +82,9 @@ def mask_iou(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def iou_head_loss(predicted_iou: Tensor, logits: Tensor, target: Tensor) -> Tensor:
-    """Return the mean squared error of the IoU head against the IoU its mask really has.
+    """Return the mean squared error of the IoU head against the IoU of its mask.
 
-    This is what the paper's "IoU loss" is in its public code [C]; it teaches the head only, not the mask.
+    The paper's public code calls this the "IoU loss" [C]; it trains the head only, not the mask.
 
     Args:
         predicted_iou: (B, K), the head's answers.

@@ -26,12 +26,12 @@ class Question(ABC):
     """A question that has one answer for each slot of a plan.
 
     Attributes:
-        kind: By which caches and assets of the answers go; the probabilities' has stayed `logits`, of which they are
-            the sigmoid, so that caches of earlier versions are found.
+        kind: Name of the answers in caches and assets. Probabilities are named `logits`, of which they are the sigmoid,
+            as in earlier versions, whose caches are found by it.
         array: Name of the stored array.
-        values: `features` are unbounded reals, `probabilities` lie from 0 to 1: what a store must know to round them.
-        allowed_error: How far an answer computed again may be from the stored one: the store's rounding, and the noise
-            of mixed precision or of another machine; the answer to another image is off by hundreds of times as much.
+        values: `features` are unbounded reals, `probabilities` lie in [0, 1]; a store rounds them accordingly.
+        allowed_error: Largest error between a stored answer and the same answer computed again. It allows for rounding
+            in the store, mixed precision and another machine; another image gives an error hundreds of times as large.
     """
 
     kind: ClassVar[AnswerKind]
@@ -53,7 +53,7 @@ class Question(ABC):
         """Return the answers, (B, ...) float32.
 
         Args:
-            teacher: Whom to ask.
+            teacher: The teacher.
             images: (B, 3, S, S) float32, raw values in 0..255.
             boxes: (B, K, 4) float32, `xyxy_px` of the model frame, half-open.
         """
@@ -64,7 +64,7 @@ class Question(ABC):
 
 
 class Embeddings(Question):
-    """What does the teacher's encoder make of the image? (256, h, w) each."""
+    """The teacher's embedding of the image, (256, h, w) each."""
 
     kind: ClassVar[AnswerKind] = "embeddings"
     array: ClassVar[str] = "embeddings"
@@ -87,7 +87,7 @@ class Embeddings(Question):
 
 
 class TeacherProbabilities(Question):
-    """How probably does the teacher hold each cell of the logits' grid for the box's object? (K, G, G) each."""
+    """The teacher's probability that a cell of the logit grid belongs to the object of the box, (K, G, G) each."""
 
     kind: ClassVar[AnswerKind] = "logits"
     array: ClassVar[str] = "probabilities"

@@ -1,8 +1,8 @@
 """The two training stages. What belongs here: what each draws, asks of the teacher, trains and minimises.
 
-Not here: how much of it (`medsam_core.base.config.StageConfig`), the layout of a plan (`medsam_core.planning.plan`),
-steps and files (`medsam_core.training`), formulae (`losses`). Nothing here imports torch before a loss is taken: plans
-and caches need none.
+Not here: numbers (`medsam_core.base.config.StageConfig`), the layout of a plan (`medsam_core.planning.plan`),
+steps and files (`medsam_core.training`), formulae (`losses`). torch is imported only where a loss is computed: plans
+and caches do not need it.
 
 Distillation fits the student's encoder to the teacher's embeddings. Fine-tuning fits the whole student to masks, and
 to the teacher's masks where it has one; without one it also pretrains a stand-in teacher.
@@ -37,7 +37,7 @@ UNREACHED = (
 )
 """Parameters of SAM that a box prompt with a single mask output never touches: point and mask prompts, other masks.
 
-They stay as loaded. Left to the optimiser they would get no gradient, or zeros with weight decay upon them.
+They stay as loaded. The optimiser would have no gradient for them, or zeros, to which it would add weight decay.
 """
 
 
@@ -45,11 +45,11 @@ class Stage(ABC):
     """One training stage.
 
     Attributes:
-        name: By which profiles, plans and fingerprints know it.
+        name: Its name in profiles, plans and fingerprints.
         question: What it asks of the teacher, where it asks one.
         mixes: Whether the images of a microbatch may be mixed.
-        trains_decoder: Whether prompt encoder and mask decoder are trained too, from the teacher's on; else the
-            published encoder is evaluated with batch-norm statistics of clean images.
+        trains_decoder: Whether prompt encoder and mask decoder are trained too, from the teacher's weights on. If not,
+            the encoder is published with batch-norm statistics of clean images.
     """
 
     name: ClassVar[StageName]
@@ -93,11 +93,11 @@ class Stage(ABC):
     def ask(
         self, config: StageConfig, teacher: "TeacherAnswers | None", first_slot: int, batch: "Microbatch"
     ) -> "Tensor | None":
-        """Return the teacher's answers that the stage learns from; None where it asks nobody.
+        """Return the teacher's answers that the stage learns from; None where it asks no teacher.
 
         Args:
             config: Of the stage.
-            teacher: Who answers.
+            teacher: Answers the question.
             first_slot: Place of the microbatch's first slot in plan order.
             batch: The rendered microbatch.
         """
@@ -138,7 +138,7 @@ class Distillation(Stage):
         return 0
 
     def asks(self, config: StageConfig) -> bool:
-        """Return True: there is nothing else to learn from."""
+        """Return True: the teacher's embeddings are all it learns from."""
         del config
         return True
 

@@ -1,4 +1,4 @@
-"""Who answers for the teacher. What belongs here: a stage's question, answered live or from a cache in plan order.
+"""The teacher's answers. What belongs here: answering a stage's question with the model, or from a cache in plan order.
 
 Not here: the questions (`medsam_core.learning.questions`), how answers are stored, or the teacher's architecture.
 
@@ -23,7 +23,7 @@ class TeacherAnswers(Protocol):
 
     @property
     def reads_ahead(self) -> bool:
-        """Whether answers are read rather than computed, so that the loading thread asks for them early."""
+        """Whether answers are read rather than computed; the loading thread then asks for them ahead."""
         ...
 
     def answer(self, question: Question, first_slot: int, batch: Microbatch) -> Tensor:
@@ -32,7 +32,7 @@ class TeacherAnswers(Protocol):
 
 
 class OnlineTeacher:
-    """Runs the teacher on the very pixels and boxes that the student is shown.
+    """Runs the teacher on the same pixels and boxes that the student sees.
 
     Args:
         segmenter: The teacher, on the device of the batches; it is frozen and put into evaluation mode.

@@ -1,4 +1,4 @@
-"""The training plan: everything random about training, decided ahead and stored as data: `docs/adr/0020`.
+"""The training plan: all random choices of training, drawn ahead and stored as data (`docs/adr/0020`).
 
 What belongs here: what a plan depends on, and reading it by step number. Not here: how an epoch is drawn
 (`plan_epoch`), pixels (`rendering`), or files: the caller stores the arrays.
@@ -72,7 +72,7 @@ class Plan:
 
     @classmethod
     def from_arrays(cls, config: StageConfig, stage: Stage, arrays: Mapping[str, npt.NDArray[np.void]]) -> "Plan":
-        """Read a plan back from what `as_arrays` gave; memory-mapped arrays stay so.
+        """Make a plan of the arrays that `as_arrays` returned; memory-mapped arrays stay memory-mapped.
 
         Raises:
             ValueError: If the arrays are not those of a plan of this configuration.

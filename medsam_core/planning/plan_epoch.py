@@ -41,7 +41,7 @@ def microbatch_dtype(microbatch_size: int, patches: int) -> np.dtype[np.void]:
     """Return the record of a microbatch of B = `microbatch_size` slots, its MixPatch weights on `patches` positions.
 
     Fields: `mix`, index into `medsam_core.base.config.MIX_KINDS`; `lam` (patches,), weight of the item itself, row by
-    row; `partner` (B,), whom each item is mixed with; `cut` (4,), model-frame `xyxy_px`, half-open.
+    row; `partner` (B,), the item with which each is mixed; `cut` (4,), model-frame `xyxy_px`, half-open.
     """
     return np.dtype(
         [("mix", "u1"), ("lam", "<f4", (patches,)), ("partner", "<i2", (microbatch_size,)), ("cut", "<i4", (4,))]
@@ -68,8 +68,8 @@ def build_epoch(
 ) -> EpochPlan:
     """Build one epoch of a plan: a pure function of its arguments, independent of the epochs before it.
 
-    Where the stage prompts, it draws labels with jittered boxes, and a crop grows until it holds the boxes drawn, so
-    that no prompt points outside the frame.
+    For a stage with prompts, labels with jittered boxes are drawn, and each crop is enlarged until it contains them, so
+    that no prompt lies outside the frame.
 
     Args:
         table: Slices of the training split.

@@ -3,7 +3,7 @@
 What belongs here: draws, vectorised over the slots or microbatches of an epoch. Not here: how they are laid out or
 replayed.
 
-Slots and microbatches are numbered from the first of the first epoch, and a number's draws depend on nothing else.
+Slots and microbatches are numbered across epochs, from 0 on; what is drawn for one depends on its number alone.
 Legend: n slots, g microbatches, B slots of a microbatch, K labels of a slot. Source: `docs/paper_protocol.md`.
 """
 
@@ -35,7 +35,7 @@ class Mixing:
     Attributes:
         kind: (g,) uint8, index into `MIX_KINDS`.
         lam: (g, patches) float32, weight of the item itself at each patch position, row by row.
-        partner: (g, B) int16, whom each item is mixed with.
+        partner: (g, B) int16, the item with which each is mixed.
         cut: (g, 4) int32, `xyxy_px` of the model frame, half-open, where CutMix shows the partner.
     """
 
@@ -49,7 +49,7 @@ def balanced_rows(table: SliceTable, rng: CounterRng, first: int, count: int) ->
     """Draw the slices of a run of slots, balanced over modalities [P], by shuffled cycles [C].
 
     A cycle visits every modality that has drawable slices once, in an order drawn for the cycle. Each modality shows
-    its drawable slices in a permutation drawn for each pass over them. Cycles and passes go on across epochs.
+    its drawable slices in a permutation drawn for each pass over them. Cycles and passes continue across epochs.
 
     Args:
         table: The slices; those without a label are never drawn.

@@ -23,11 +23,11 @@ from medsam_core.training.process_group import ProcessGroup
 class StepStatistics:
     """Makes a step's update of running statistics independent of how its microbatches are divided over processes.
 
-    Every microbatch's update starts from the statistics at the step's start; the step's result is the mean over its
-    microbatches. One process that takes three microbatches and three that take one each so agree.
+    Every microbatch updates the statistics as they were before the step; the result of the step is the mean of these
+    updates. So one process with three microbatches agrees with three processes that have one each.
 
     Args:
-        module: Its batch-norm layers in training mode are looked after.
+        module: All its batch-norm layers in training mode are handled.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -42,7 +42,7 @@ class StepStatistics:
         self._total = torch.zeros_like(self._start)
 
     def end_microbatch(self) -> None:
-        """Take in one microbatch's update and go back to the step's start."""
+        """Add the update of one microbatch and restore the statistics of the step's start."""
         self._total += self._flat()
         self._write(self._start)
         for counter in self._counters:
@@ -68,14 +68,14 @@ def recalibrate_batchnorm(segmenter: Segmenter, images: Iterable[Tensor]) -> int
     """Replace the encoder's running statistics by the plain mean over batches of clean images.
 
     An encoder trained on mixed images carries their statistics, which are wrong for the images it is evaluated on
-    (`docs/paper_protocol.md`). Weights do not change. Modes and momenta are left as found.
+    (`docs/paper_protocol.md`). Weights do not change. Modes and momenta stay unchanged.
 
     Args:
         segmenter: Changed in place.
-        images: Batches (B, 3, S, S) float32, raw values in 0..255; each counts alike.
+        images: Batches (B, 3, S, S) float32, raw values in 0..255; all have equal weight.
 
     Returns:
-        How many batches there were; statistics are untouched if none, or if the encoder has no batch norm.
+        The number of batches; without any, or without batch norm in the encoder, statistics stay unchanged.
     """
     encoder = segmenter.image_encoder
     layers = _layers(encoder)

@@ -1,9 +1,9 @@
-"""What a training run keeps on disk. What belongs here: the lock, the checkpoint and the metrics log of one folder.
+"""The files of a training run. What belongs here: the lock, the checkpoint and the metrics log of one folder.
 
 Not here: weights meant for others (`medsam_core.models.checkpoints`), and when to save (`medsam_core.training.loop`).
 
 A checkpoint appears whole or not at all, and never holds a value that is not finite. The metrics log is cut back to
-the checkpoint's length on resuming, so a resumed run ends in the same bytes as one that was never stopped.
+the checkpoint's length on resuming, so a resumed run writes the same bytes as one that was never stopped.
 """
 
 import fcntl

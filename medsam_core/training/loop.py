@@ -1,9 +1,9 @@
-"""The training loop of both stages. What belongs here: the order of steps, resuming, and when what is published.
+"""The training loop of both stages. What belongs here: the order of steps, resuming, and when weights are published.
 
 Not here: what a run is made from and its folder (`medsam_core.training.run`), the step itself (`.step`), trackers.
 
-A run is a function of model, plan, teacher and settings: stopped anywhere and started again it ends in the same
-weights and the same bytes of `metrics.jsonl`, and how many processes share a step changes results by rounding only.
+The result of a run depends on model, plan, teacher and settings. A run that is stopped and resumed gives the same
+weights and the same bytes of `metrics.jsonl`; the number of processes changes results by rounding only.
 """
 
 import copy
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
-    """How a run is carried out, none of which changes what it computes.
+    """How a run is carried out; none of it changes the result.
 
     Attributes:
         checkpoint_steps: Steps between two checkpoints; every epoch ends with one besides.
@@ -171,7 +171,7 @@ class _Loop:
             self.on_metrics(step, {**record, "images_per_second": images / seconds})
 
     def _save(self, done: int, log: MetricsLog) -> None:
-        """Keep what is due after `done` steps; an epoch's weights come first, lest a kill between the two lose them."""
+        """Keep what is due after `done` steps; weights of an epoch come first, so that a kill in between loses none."""
         epoch, within = divmod(done, self.run.plan.steps_per_epoch)
         if within == 0 and epoch in self.run.keep_epochs:
             self._publish(self.run.epoch_weights(epoch), done)

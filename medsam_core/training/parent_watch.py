@@ -2,7 +2,7 @@
 
 Not here: handling of signals that ask a trainer to stop; its checkpoints make that unnecessary.
 
-A trainer that outlives a killed run would hold the lock of its output, and the accelerator, for nobody.
+A trainer that outlives a killed run would go on holding the lock of its output and the accelerator.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ def require_parent(ancestor: int | None = None, *, interval_s: float = 1.0) -> N
     On Linux the kernel kills this process the moment its parent dies. It does so too when the *thread* that started
     this process ends, so start a trainer from a thread that waits for it. Under `torchrun` the parent is torchrun's
     agent, which does not die with the process that started it; that process passes its own id on as `ancestor`.
-    A daemon thread looks for both every `interval_s`, which is also what serves systems other than Linux.
+    A daemon thread checks both every `interval_s`; on systems other than Linux it is the only watch.
 
     Args:
         ancestor: Process id to watch besides the parent; by default the environment variable `MEDSAM_PARENT_PID`,

@@ -33,7 +33,7 @@ class TrainingRun:
         plan: Which slots every step shows, and of which stage it is a plan.
         config: The stage; variants may share a plan and differ here in what the plan does not depend on.
         reader: Reads the slices that the plan names.
-        teacher: Answers for the teacher; None where the stage asks nobody.
+        teacher: Answers for the teacher; None where the stage asks no teacher.
         out: Folder of the run.
         keep_epochs: Numbers of epochs, from 1, after which weights are kept.
         fingerprint: What all of this was made from; a folder of another fingerprint is refused.
@@ -75,10 +75,10 @@ class TrainingRun:
         return self.out / f"epoch_{epoch:02d}.safetensors"
 
     def identity(self, precision: str) -> dict[str, str]:
-        """Return what a folder must have been made from to be gone on with.
+        """Return the identity of the training, which a folder must have in order to be resumed.
 
-        A caller's fingerprint covers the settings, and knows better which of them make a difference: `cached_epochs` of
-        all epochs is the same training as none. Without one the settings speak for themselves.
+        A fingerprint of the caller stands for the settings, as it leaves out differences that do not matter
+        (`cached_epochs` of all epochs equals none). Without a fingerprint the settings themselves are compared.
 
         Args:
             precision: Number format of the networks.
@@ -90,7 +90,7 @@ class TrainingRun:
         return {**known, **{f"config.{name}": json.dumps(value) for name, value in settings}}
 
     def check(self, processes: ProcessGroup) -> None:
-        """Refuse settings that do not go together.
+        """Refuse settings that contradict each other.
 
         Raises:
             TrainingError: If a teacher is missing, the plan is of another configuration, there are more processes than
@@ -105,7 +105,7 @@ class TrainingRun:
         found = (self.plan.config.epochs, self.plan.config.microbatch_size, self.plan.config.microbatches_per_step)
         if wanted != found:
             raise TrainingError(
-                f"plan: expected one of epochs, microbatch size and microbatches per step {wanted}, found {found}; "
+                f"plan: expected (epochs, microbatch size, microbatches per step) {wanted}, found {found}; "
                 "build or load the plan with this configuration"
             )
         if processes.size > config.microbatches_per_step:

@@ -3,8 +3,8 @@
 Not here: the order of steps and files (`medsam_core.training.loop`), or what a stage learns
 (`medsam_core.learning.stages`).
 
-The networks draw nothing at random in training: all chance is in the plan, so a step is a function of weights,
-optimiser state and step number. A step's gradient is the mean over its microbatches, whoever took them.
+The networks use no random numbers in training, as all random choices are in the plan. So a step depends on weights,
+optimiser state and step number alone. Its gradient is the mean over its microbatches, of all processes.
 """
 
 import math

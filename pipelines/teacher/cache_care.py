@@ -1,4 +1,4 @@
-"""Keeping teacher caches in hand: which are used, by what, and deleting the others.
+"""Which teacher caches are used and by what, and deleting the others.
 
 What belongs here: the record of use, the listing, deletion. Not here: making caches (`pipelines.teacher.caches`),
 verifying them (`pipelines.teacher.cache_verification`).
@@ -25,7 +25,7 @@ RECENT_S = 3600.0
 """A cache that was written to within this time is kept: the run that made it may be about to train from it."""
 
 _DELETED = ".deleted"
-"""Suffix of a folder that is on its way out; nobody looks for a cache under such a name."""
+"""Suffix of a folder that is being deleted; no cache is looked for under such a name."""
 
 Log = Callable[[str], None]
 
@@ -107,7 +107,7 @@ def delete_unused(workspace: Workspace, log: Log, *, dry_run: bool) -> int:
         if row["pinned_by"]:
             log(f"kept: {name}; used by {row['pinned_by']}")
         elif row["age_s"] < RECENT_S:
-            log(f"kept: {name}; written to {row['age_s'] / 60:.0f} minutes ago, which an hour has to pass after")
+            log(f"kept: {name}; written to {row['age_s'] / 60:.0f} minutes ago; caches are kept for an hour after that")
         elif dry_run:
             log(f"unused: {name}")
             freed += int(row["bytes"])
@@ -120,7 +120,7 @@ def _delete(folder: Path, name: str, n_bytes: int, log: Log) -> int:
     gone = folder.with_name(folder.name + _DELETED)
     try:
         with exclusive_access(LocalBlobs(folder)):
-            # In one act, so that a deletion cut short leaves no half of a cache under its name.
+            # Renamed first, so that an interrupted deletion leaves no half of a cache under its name.
             folder.rename(gone)
             shutil.rmtree(gone)
             shutil.rmtree(folder.with_name(f"{folder.name}.locks"), ignore_errors=True)

@@ -1,6 +1,6 @@
 """Verifying teacher caches, and withdrawing what is damaged so that the next run makes it again.
 
-What belongs here: these acts over the caches of a workspace. Not here: what damage is
+What belongs here: verification and repair of the caches of a workspace. Not here: what damage is
 (`storage.answers.cache_verification`), which caches there are and what uses them (`pipelines.teacher.cache_care`).
 """
 
@@ -23,11 +23,11 @@ Log = Callable[[str], None]
 def verify_caches(
     workspace: Workspace, log: Log, *, repair: bool, names: Collection[str] | None = None
 ) -> list[Damaged]:
-    """Verify every byte of published caches, saying in a line what was found of each, and return what is damaged.
+    """Verify every byte of published caches, log one line for each, and return what is damaged.
 
     Args:
         workspace: Where everything lies.
-        log: Where it is said.
+        log: Receives the lines.
         repair: Withdraw the damaged parts, which the next run makes again.
         names: Which caches, by folder name; None: all.
     """

@@ -2,8 +2,8 @@
 
 Not here: how answers are stored (`storage.answers.cache_writer`) or read in training (`pipelines.training.trainer`).
 
-A cache is named by the teacher, the kind of answer and the plan's settings; its parts by the slots and the content of
-the slices they show. So a changed slice costs the parts that show it, not the cache.
+The fingerprint of a cache is made of the teacher, the kind of answer and the plan's settings, that of a part of its
+slots and the content of their slices. So after a change of a slice only the parts that show it are made again.
 """
 
 from collections.abc import Callable, Sequence

@@ -14,10 +14,10 @@ from storage.base.fingerprints import file_hash, fingerprint
 from storage.base.locks import exclusive_lock
 
 ATTEMPTS = 5
-"""Times a broken connection is taken up again before the user is told."""
+"""How often a broken connection is resumed before the user is told."""
 
 PIECE_BYTES = 2**16
-"""What is received at once, and at most lost where a connection breaks."""
+"""Bytes received at once; a broken connection loses at most these."""
 
 _TIMEOUT_S = 60
 _BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
@@ -39,12 +39,12 @@ def require_sha256(path: Path, source: str, expected: str | None) -> str:
 
 
 def download(url: str, folder: Path, sha256: str | None, log: Callable[[str], None], *, pause_s: float = 2.0) -> Path:
-    """Fetch a file unless it is there, going on where a killed or broken download stopped.
+    """Fetch a file unless it is there; a killed or broken download is resumed.
 
     Args:
         url: http or https.
         folder: Receives `<digest of the URL>/<name>`, whole or not at all; a part of it has the suffix `.part`.
-        sha256: What the file must be; None takes any. A file that is there and is another one is fetched anew.
+        sha256: What the file must be; None takes any. A file with another hash is fetched again.
         log: Where progress is said, once every 5 %.
         pause_s: Seconds before the first attempt to go on; doubled each time.
 
@@ -89,7 +89,7 @@ def _tag_file(part: Path) -> Path:
 
 
 def _fetch(url: str, part: Path, log: Callable[[str], None]) -> None:
-    """Append what is missing to a part; starts over where the server cannot go on, or has another file since."""
+    """Append the missing bytes to a part; start over where the server cannot resume or its file has changed."""
     have = part.stat().st_size if part.is_file() else 0
     tag_file = _tag_file(part)
     tag = tag_file.read_text() if have and tag_file.is_file() else ""
@@ -98,7 +98,7 @@ def _fetch(url: str, part: Path, log: Callable[[str], None]) -> None:
     headers = {"Accept-Encoding": "identity", **resuming}
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
         if tag and response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            # Killed between the last byte and the new name: nothing is left to fetch, if that is where the file ends.
+            # An earlier download was killed after the last byte and before the renaming: nothing is left to fetch.
             if response.headers.get("Content-Range") == f"bytes */{have}":
                 return
             part.unlink()

@@ -60,7 +60,7 @@ def _what_is_at(teacher: str | None) -> str:
 def load_weights(source: Path, config: TeacherConfig) -> "Segmenter":
     """Load a published checkpoint or one of the project's own, brought to the profile's image size.
 
-    Which of them a file is, its first bytes tell, not its name.
+    The kind of file is recognised by its first bytes, not by its name.
 
     Raises:
         CheckpointError: If the file cannot be read, or does not fit its architecture.

@@ -32,7 +32,7 @@ STAGE_VERSION = 1
 """Raised by hand whenever the same inputs train to another model."""
 
 WHOLE_TRAINING = ("metrics.jsonl", "epoch_*.safetensors")
-"""Files of a stage that only the whole training makes again; its weights come from the last checkpoint too."""
+"""Files that only a whole training can make again; the final weights can also come from the last checkpoint."""
 
 FOLLOW_SECONDS = 15.0
 
@@ -115,7 +115,7 @@ def _require_own_answers(inputs: StageInputs) -> None:
 
 
 def _answers(inputs: StageInputs) -> str | None:
-    """Return what the cached answers were made from; None where the stage does without the teacher's masks."""
+    """Return what the cached answers were made from; None where the stage uses no masks of the teacher."""
     return None if inputs.cache is None else inputs.cache.fingerprint
 
 
@@ -129,7 +129,7 @@ def _job(
     starts_from: ArtefactRef | None = None,
     keep_epochs: Sequence[int] = (),
 ) -> TrainerJob:
-    """Return what the trainer process is told."""
+    """Return the job of the trainer process."""
     digest = fingerprint(made_from)
     return TrainerJob(
         stage=stage.name,
@@ -150,12 +150,12 @@ def _job(
 def run_stage(
     workspace: Workspace, name: str, made_from: Mapping[str, object], job: TrainerJob, launch: Launch, log: Log
 ) -> TaskResult[ArtefactRef]:
-    """Train, or find what was trained from exactly this, and see to it that MLflow holds its run.
+    """Train, or find the result of the same training, and make sure that MLflow has its run.
 
     Args:
         workspace: Where everything lies.
         name: Of the MLflow run, `<variant>/<stage>`.
-        made_from: Determines the result completely.
+        made_from: All that the result depends on.
         job: For the trainer process; its fingerprint and folder are those of an artefact made from `made_from`.
         launch: Starts the trainer and waits for it.
         log: Where progress is said.
@@ -202,7 +202,7 @@ def _notes(made: Artefact, run: TrackedRun) -> dict[str, object]:
 
 
 def _complete(tracker: Tracker, run: TrackedRun, made: Artefact) -> None:
-    """Log what a run still lacks, and end it."""
+    """Log what is still missing in a run, and end it."""
     tracker.log_curve(run, read_points(made.path / "metrics.jsonl"))
     tracker.log_picture(run, made.path / "curves.png", "pictures")
     tracker.close_run(run)

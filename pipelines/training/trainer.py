@@ -1,6 +1,6 @@
 """The trainer process: reads a job file, trains one stage, ends; `pipelines.runs.launch` starts it, or a person.
 
-What belongs here: putting stores, plan, caches and models together for `medsam_core.training`. Not here: training.
+What belongs here: opening stores, plan, caches and models for `medsam_core.training`. Not here: training.
 """
 
 import logging
@@ -68,7 +68,7 @@ def _model(workspace: Workspace, job: TrainerJob) -> Segmenter:
 
 
 def _teacher(workspace: Workspace, job: TrainerJob, device: torch.device) -> TeacherAnswers | None:
-    """Return who answers for the teacher, or None where the stage asks nobody."""
+    """Return who answers for the teacher, or None where the stage asks no teacher."""
     if job.cache is None:
         return None
     if job.cache.mode == "cached":
@@ -80,7 +80,7 @@ def _teacher(workspace: Workspace, job: TrainerJob, device: torch.device) -> Tea
 
 
 def run_job(job: TrainerJob, log: logging.Logger) -> None:
-    """Train the stage that a job describes; resumes where a killed predecessor stopped.
+    """Train the stage that a job describes; resumes where an earlier process was killed.
 
     Args:
         job: As `pipelines.training.students` makes it.

@@ -12,7 +12,7 @@ TRAINING_CASES = "training_cases.json"
 """Beside a model: content hash of every case of its release, and its split."""
 
 _EARLIER_NAME = "seen_cases.json"
-"""What versions before called that file."""
+"""Name of that file in earlier versions."""
 
 
 def write_training_cases(folder: Path, release: Release) -> None:
