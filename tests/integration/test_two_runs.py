@@ -47,7 +47,7 @@ def _both_ended_well(deployment: Deployment) -> None:
     assert set(second.index) == set(first.index)
 
 
-def _one_was_told(outputs: list[str], deployment: Deployment) -> None:
+def _one_run_waited(outputs: list[str], deployment: Deployment) -> None:
     ids = {run.run_id for run in deployment.instance.get_runs()}
     lines = [line for output in outputs for line in output.splitlines() if "this run waits until it has ended" in line]
     assert len(lines) == 1, outputs
@@ -66,7 +66,7 @@ def test_two_runs_of_a_fresh_home_take_turns(tmp_path: Path, executor: str, comm
     deployment = deploy(tmp_path / "home", MEDSAM_EXECUTOR=executor)
     outputs = _together(deployment, command, command)
     _both_ended_well(deployment)
-    _one_was_told(outputs, deployment)
+    _one_run_waited(outputs, deployment)
 
 
 def test_two_commands_that_meet_a_home_without_any_tables_both_make_them(tmp_path: Path) -> None:

@@ -322,4 +322,4 @@ def test_an_artefact_of_an_earlier_version_is_reused_as_it_is(tmp_path: Path) ->
         found = make(tmp_path, maker)
         assert (found.reused, found.info) == (True, facts)
         assert Artefacts(tmp_path).get(made.reference()).info == facts
-    assert not (made.path / FILES).exists(), "nobody vouches for what was not looked at"
+    assert not (made.path / FILES).exists(), "no hash is recorded for a file that was not compared"
