@@ -112,6 +112,15 @@ def _make_teacher(_settings: Settings, args: argparse.Namespace) -> int:
     return 0
 
 
+_PREDICT_TOLD = """Every file in the folder itself is answered or named with a reason; the last line counts all.
+Exit status: 0 all answered, 1 some refused, 2 nothing done, for a reason that is printed."""
+
+_EVALUATE_TOLD = """The report's folder also holds not_scored.csv: every file that was skipped or refused, and why.
+Exit status: 0 with a report, 2 without one, for a reason that is printed."""
+
+_SPACING_HELP = "order of spacing in the files: zyx as the arrays, xyz as SimpleITK; the profile's by default"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="medsam", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -127,17 +136,21 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument("--port", type=int, default=5000)
     server.set_defaults(run_command=_mlflow)
 
-    predict = commands.add_parser("predict", help="segment a folder of npz files in the challenge's contract")
+    predict = commands.add_parser(
+        "predict", help="segment a folder of npz files in the challenge's contract", epilog=_PREDICT_TOLD
+    )
     predict.add_argument("-i", "--input", type=Path, required=True, help="folder of npz files with imgs and boxes")
     predict.add_argument("-o", "--output", type=Path, required=True, help="folder for npz files with segs")
     predict.add_argument("--model", required=True, help="safetensors file or MLflow model URI")
     predict.set_defaults(run_command=_predict)
 
-    evaluate = commands.add_parser("evaluate", help="score a model on any folder of npz files with gts")
+    evaluate = commands.add_parser(
+        "evaluate", help="score a model on any folder of npz files with gts", epilog=_EVALUATE_TOLD
+    )
     evaluate.add_argument("--model", required=True, help="safetensors file or MLflow model URI")
     evaluate.add_argument("--data", type=Path, required=True, help="folder of npz files with imgs and gts")
-    evaluate.add_argument("-o", "--output", type=Path, required=True, help="folder for the report")
-    evaluate.add_argument("--spacing-order", choices=("zyx", "xyz"), help="order of spacing; the profile's by default")
+    evaluate.add_argument("-o", "--output", type=Path, required=True, help="folder for the report and not_scored.csv")
+    evaluate.add_argument("--spacing-order", choices=("zyx", "xyz"), help=_SPACING_HELP)
     evaluate.add_argument("--groups", type=Path, help="CSV file,dataset,group: which files share a patient")
     evaluate.set_defaults(run_command=_evaluate)
 

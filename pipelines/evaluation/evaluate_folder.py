@@ -14,9 +14,10 @@ from pipelines.base.settings import Settings
 from pipelines.evaluation.claim import claim
 from pipelines.evaluation.given_model import load_given, model_file
 from pipelines.evaluation.report_files import write_not_scored
-from pipelines.evaluation.spacing_evidence import spacing_warning
 from pipelines.evaluation.tally import Tally
+from pipelines.ingest.findings import two_files_warning
 from pipelines.ingest.scanning import source_at
+from pipelines.ingest.spacing_evidence import spacing_warning
 from pipelines.training.training_cases import read_training_cases
 from storage.base.errors import BadSampleError
 from storage.sources.manifest_table import rejected
@@ -98,19 +99,12 @@ def _labelled(
     good = found.table[found.table["status"] == "accepted"]
     without = good.loc[~good["has_gts"], "case_id"].astype(str)
     tally.skip(_NO_GTS, without.tolist())
-    apart = _in_two_files(without, refused.loc[refused["reason_code"] == "missing_imgs", "case_id"].astype(str))
-    if apart:
-        log(f"warning: imgs and gts of {apart} cases lie in separate files of one name: put both into one file")
     labelled = good[good["has_gts"]]
-    warning = spacing_warning(labelled, settings.profile.source.spacing_order)
-    if warning:
+    order = settings.profile.source.spacing_order
+    remedy = f"give --spacing-order {'xyz' if order == 'zyx' else 'zyx'}"
+    for warning in filter(None, (two_files_warning(found.table), spacing_warning(labelled, order, remedy))):
         log(warning)
     return labelled
-
-
-def _in_two_files(without_gts: pd.Series, without_imgs: pd.Series) -> int:
-    """Count the names that a file without `gts` and a file without `imgs` share."""
-    return len({Path(name).name for name in without_gts} & {Path(name).name for name in without_imgs})
 
 
 def cases_of_folder(

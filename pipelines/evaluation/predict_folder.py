@@ -74,9 +74,14 @@ def _to_answer(data: Path, source: Source, tally: Tally) -> list[str]:
     tally.skip(_BELOW, below)
     tally.skip_listed(listing.skipped)
     if len(below) == len(names):
-        hint = f"; give one of the folders below it, such as {Path(below[0]).parent}" if below else ""
+        hint = f"; give the one of the folders below it that holds imgs: {_folders(below)}" if below else ""
         raise FileNotFoundError(f"{wanted}, found none in {data}{hint}. {tally.line('predicted')}")
     return [name for name in names if "/" not in name]
+
+
+def _folders(names: list[str]) -> str:
+    folders = sorted({str(Path(name).parent) for name in names})
+    return ", ".join(map(printable, folders[:5])) + (f" and {len(folders) - 5} more" if len(folders) > 5 else "")
 
 
 def _case_to_predict(source: Source, name: str) -> tuple[Case, npt.NDArray[np.int64]]:

@@ -34,6 +34,7 @@ from storage.releases.splits import (
     families,
     labelled_patients,
     patients_by_split,
+    patients_to_draw,
     require_all_splits,
 )
 
@@ -50,18 +51,31 @@ def _pinned_release(workspace: Workspace) -> Artefact | None:
 def _assigned(workspace: Workspace, table: pd.DataFrame) -> dict[str, str]:
     """Give each labelled patient of a slice index its split, and record those that are new.
 
+    A patient whose ground truth is blank throughout takes no place in a split: it trains, where nothing is drawn of it.
+
     Raises:
         StorageError: If none would train, none select or none test; nothing is recorded then.
     """
     recorded = workspace.splits.read() or {}
     split = workspace.profile.split
-    patients, tied = labelled_patients(table), families(table)
-    splits = assign_splits(patients, recorded, SplitFractions(split.validation, split.test), split.seed, tied)
+    shown, tied = patients_to_draw(table), families(table)
+    splits = assign_splits(shown, recorded, SplitFractions(split.validation, split.test), split.seed, tied)
+    patients = labelled_patients(table)["group"].astype("str").unique()
+    blank = set(patients) - set(shown["group"].astype("str"))
+    splits |= {patient: "train" for patient in sorted(blank) if patient not in splits}
     if workspace.profile.release == "latest":
-        require_all_splits(patients, splits, tied)
+        require_all_splits(shown, splits, tied, _besides(table, len(blank)))
     if splits != recorded:
         workspace.splits.write({**recorded, **splits})
-    return {str(patient): splits[str(patient)] for patient in patients["group"].unique()}
+    return {str(patient): splits[str(patient)] for patient in patients}
+
+
+def _besides(index: pd.DataFrame, n_blank: int) -> str:
+    """Say which patients of an index cannot train, select or test."""
+    labelled = index.loc[index["gt_array"] != "", "group"]
+    n_without = index.loc[~index["group"].isin(labelled), "group"].nunique()
+    told = f"; {n_blank} more have gts that are blank, of which nothing is drawn" if n_blank else ""
+    return told + (f"; {n_without} more have no gts in the file of their imgs" if n_without else "")
 
 
 def freeze_release(workspace: Workspace, index: ArtefactRef, log: Log) -> TaskResult[ArtefactRef]:
@@ -85,7 +99,7 @@ def freeze_release(workspace: Workspace, index: ArtefactRef, log: Log) -> TaskRe
     notes = {
         "slices": chosen.info["slices"],
         "by modality and split": counts.reset_index(),
-        **_patients(labelled_patients(table), used),
+        **_patients(table, used),
         "leaks between splits": "\n".join(chosen.info["leaks"]) or "none",
         "content that several cases share": twins.head(200) if len(twins) else "none",
         "left out, for a more held out split has them": release.left_out if left_out else "none",
@@ -95,13 +109,16 @@ def freeze_release(workspace: Workspace, index: ArtefactRef, log: Log) -> TaskRe
     return TaskResult(chosen.reference(), chosen.fingerprint, int(not made.reused), int(made.reused), notes)
 
 
-def _patients(patients: pd.DataFrame, splits: dict[str, str]) -> dict[str, str | pd.DataFrame]:
-    counts = patients_by_split(patients, splits)
+def _patients(index: pd.DataFrame, splits: dict[str, str]) -> dict[str, str | pd.DataFrame]:
+    shown = patients_to_draw(index)
+    counts = patients_by_split(shown, splits)
+    blank = sorted(splits.keys() - set(shown["group"].astype("str")))
     untested = counts[counts["test"] == 0]
     totals = untested["train"] + untested["validation"]
     named = [f"{name} ({total} patients)" for name, total in zip(untested["modality"], totals, strict=True)]
     return {
         "patients by modality and split": counts,
+        "patients whose gts are blank, and so count for no split": ", ".join(blank[:20]) or "none",
         "modalities without a test patient, and so without a score of their own": ", ".join(named) or "none",
     }
 

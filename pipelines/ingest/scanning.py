@@ -1,7 +1,8 @@
 """From a place that holds cases to the raw manifest.
 
-What belongs here: which source a profile means, scanning it, what the page shows of a scan. Not here: what a manifest
-is (`storage.sources.raw_manifest`), slice stores (`pipelines.ingest.tasks`).
+What belongs here: which source a profile means, scanning it, what stops it. Not here: what is told of a scan
+(`pipelines.ingest.findings`), what a manifest is (`storage.sources.raw_manifest`), slice stores
+(`pipelines.ingest.tasks`).
 """
 
 from collections.abc import Callable
@@ -13,20 +14,17 @@ from pipelines.base.profile import Profile
 from pipelines.base.results import TaskResult
 from pipelines.base.settings import InputError
 from pipelines.base.workspace import Workspace
+from pipelines.ingest.findings import findings, notes
 from storage.base.artefacts import Artefact
 from storage.base.atomic import write_parquet
 from storage.base.references import ArtefactRef
 from storage.sources.kinds import open_source
 from storage.sources.losses import require_kept
-from storage.sources.manifest_table import counts_by_modality, manifest_fingerprint, rejected
-from storage.sources.patient_map import PatientMap
+from storage.sources.manifest_table import manifest_fingerprint, rejected
 from storage.sources.raw_manifest import ReadLimits, Scan, scan
 from storage.sources.source import Source, SourceConfig
 
 Log = Callable[[str], None]
-
-_SHOWN = 200
-"""Rows and names that the page shows of a list."""
 
 
 def source_at(root: Path, profile: Profile) -> Source:
@@ -68,18 +66,20 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult[ArtefactRef]:
         )
     before = last_scan(workspace, log)
     found = _scan(workspace, source_at(data, workspace.profile), before, log)
-    for line in _findings(found):
+    order = workspace.profile.source.spacing_order
+    told = findings(found, order)
+    for line in told:
         log(line)
     if not workspace.settings.accept_loss:
         if before is not None:
             before = before[~before["case_id"].isin(workspace.withdrawn.read() or ())]
             require_kept(before, found.table, str(data), "if the loss is meant, set MEDSAM_ACCEPT_LOSS=1 for one run")
-        _require_cases(found, data)
+        _require_cases(found.table, told, data)
     write_parquet(workspace.scan_file, found.table)
     workspace.unfinished_scan_file.unlink(missing_ok=True)
     made = _manifest_artefact(workspace, found.table)
-    notes = {**made.info, **_notes(found), "all rejections": made.path / "rejected.csv"}
-    return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)
+    shown = {**made.info, **notes(found, order), "all rejections": made.path / "rejected.csv"}
+    return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), shown)
 
 
 def last_scan(workspace: Workspace, log: Log) -> pd.DataFrame | None:
@@ -128,46 +128,16 @@ def _scan(workspace: Workspace, source: Source, before: pd.DataFrame | None, log
     return found
 
 
-def _findings(found: Scan) -> list[str]:
-    """Say what was found, taken, rejected and skipped, and how the map of patients fits."""
-    status = found.table["status"].value_counts()
-    lines = [f"{len(found.table)} files: {status.get('accepted', 0)} accepted, {status.get('rejected', 0)} rejected"]
-    lines += [f"rejected, {code}: {count}" for code, count in _reasons(found.table).items()]
-    for row in found.skipped.to_dict("records"):
-        lines.append(f"skipped, {row['reason']}: {row['count']}, such as {str(row['examples'])[:_SHOWN]}")
-    if found.patients is not None:
-        lines += [f"map of patients: {name}: {value}" for name, value in _fit(found.patients).items()]
-    return lines
-
-
-def _reasons(table: pd.DataFrame) -> dict[str, int]:
-    counts = rejected(table)["reason_code"].value_counts()
-    return {str(code): int(count) for code, count in counts.items()}
-
-
-def _fit(patients: PatientMap) -> dict[str, str]:
-    """Say how a map of patients fits, and name what does not."""
-
-    def named(names: tuple[str, ...]) -> str:
-        return f"{len(names)}, such as {', '.join(names[:20])}" if names else "none"
-
-    return {
-        "rows that name a file": str(len(patients.by_case)),
-        "rows that name no file": named(patients.without_file),
-        "files without a row, each its own patient": named(patients.without_row),
-    }
-
-
-def _require_cases(found: Scan, data: Path) -> None:
-    """Refuse a source without a single good case.
+def _require_cases(table: pd.DataFrame, told: list[str], data: Path) -> None:
+    """Refuse a source without a single good case; `told` is what was found, its first line the counts.
 
     Raises:
         InputError: With what was found instead.
     """
-    if (found.table["status"] == "accepted").any() or (found.table["reason_code"] == "withdrawn").any():
+    if (table["status"] == "accepted").any() or (table["reason_code"] == "withdrawn").any():
         return
-    refused = rejected(found.table)
-    instead = "; ".join(_findings(found)[1:]) or "nothing"
+    refused = rejected(table)
+    instead = "; ".join(told[1:]) or "nothing"
     examples = [f"{row.case_id}: {row.reason}" for row in refused.head(3).itertuples()]
     raise InputError("\n  ".join([f"{data}: expected cases, found none that can be used: {instead}", *examples]))
 
@@ -180,15 +150,3 @@ def _manifest_artefact(workspace: Workspace, table: pd.DataFrame) -> Artefact:
         return {"found": len(table), "accepted": accepted, "rejected": len(table) - accepted}
 
     return workspace.artefacts.make("manifest", {"files": manifest_fingerprint(table)}, build)
-
-
-def _notes(found: Scan) -> dict[str, str | pd.DataFrame]:
-    refused = rejected(found.table)
-    fit = {f"map of patients: {name}": value for name, value in _fit(found.patients).items()} if found.patients else {}
-    return {
-        "by modality": counts_by_modality(found.table),
-        "rejections by reason": ", ".join(f"{code} {count}" for code, count in _reasons(found.table).items()) or "none",
-        "rejections": refused.head(_SHOWN) if len(refused) else "none",
-        "skipped": found.skipped if len(found.skipped) else "none",
-        **fit,
-    }

@@ -54,6 +54,13 @@ def labelled_patients(index: pd.DataFrame) -> pd.DataFrame:
     return index.loc[index["gt_array"] != "", ["modality", "group"]].drop_duplicates(ignore_index=True)
 
 
+def patients_to_draw(index: pd.DataFrame) -> pd.DataFrame:
+    """Return the distinct (modality, group) pairs of the slices that show a label: what trains, selects and tests."""
+    return index.loc[(index["gt_array"] != "") & (index["fg_px"] > 0), ["modality", "group"]].drop_duplicates(
+        ignore_index=True
+    )
+
+
 def families(index: pd.DataFrame) -> dict[str, str]:
     """Return the families of labelled patients who share content: patient -> first member of the family by name.
 
@@ -133,13 +140,16 @@ def patients_by_split(patients: pd.DataFrame, splits: Mapping[str, str]) -> pd.D
     return pd.DataFrame({"modality": pd.Series(found, dtype="str"), **columns})
 
 
-def require_all_splits(patients: pd.DataFrame, splits: Mapping[str, str], tied: Mapping[str, str]) -> None:
+def require_all_splits(
+    patients: pd.DataFrame, splits: Mapping[str, str], tied: Mapping[str, str], besides: str = ""
+) -> None:
     """Refuse patients of which none trains, none selects a model or none tests it.
 
     Args:
         patients: As in `assign_splits`.
         splits: What it gave.
         tied: What `families` gave.
+        besides: What else there is and counts for nothing, to be told.
 
     Raises:
         StorageError: With the patients needed and found, by modality and in all.
@@ -155,9 +165,9 @@ def require_all_splits(patients: pd.DataFrame, splits: Mapping[str, str], tied: 
     same = f", {distinct} when those that share identical cases count as one" if distinct < len(names) else ""
     raise StorageError(
         f"splits: expected patients with labelled cases for {', '.join(SPLITS)}, for which one modality needs at least "
-        f"{_SMALLEST_SPLIT_MODALITY}, found none for {', '.join(empty)}: {len(names)} in all ({listing}){same}. "
-        "No split was recorded. Add labelled cases of further patients, or correct the map of patients (MEDSAM_GROUPS) "
-        "if it merges them"
+        f"{_SMALLEST_SPLIT_MODALITY}, found none for {', '.join(empty)}: {len(names)} in all ({listing}){same}"
+        f"{besides}. No split was recorded. Add labelled cases of further patients, or correct the map of patients "
+        "(MEDSAM_GROUPS) if it merges them"
     )
 
 

@@ -9,6 +9,7 @@ any byte of the payload is inflated. The CRC-32 of every member that is read is 
 import io
 import math
 import os
+import stat
 import struct
 import tokenize
 import zipfile
@@ -147,7 +148,8 @@ def open_archive(path: Path) -> Iterator[Archive]:
         BadSampleError: `unreadable`, `truncated` or `not_npz`.
     """
     try:
-        with path.open("rb") as file, _opened(file) as archive:
+        # A pipe without a writer would block for ever, a device never end; links may lead to either.
+        with open(path, "rb", opener=_without_waiting) as file, _opened(file) as archive:
             yield Archive(file.fileno(), archive.NameToInfo)
     except DAMAGES as error:
         reject("truncated", f"expected an undamaged archive, found: {error}; fetch the file again")
@@ -156,6 +158,15 @@ def open_archive(path: Path) -> Iterator[Archive]:
     except (OSError, NotImplementedError, RuntimeError) as error:
         found = getattr(error, "strerror", None) or str(error)
         reject("unreadable", f"expected a readable file, found: {found}; check its access rights and the disk")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open an ordinary file; whatever else lies there is rejected at once."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        reject("unreadable", "expected an ordinary file, found a folder, pipe or device; remove it, or the link to it")
+    return descriptor
 
 
 def _opened(file: BinaryIO) -> zipfile.ZipFile:

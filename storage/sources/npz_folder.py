@@ -4,14 +4,19 @@ What belongs here: which file a case is, and how files are read. Not here: findi
 (`storage.sources.npz_listing`), what is in one (`storage.sources.npz_source`).
 """
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 from storage.base.fingerprints import fingerprint
 from storage.sources.case import Case
 from storage.sources.npz_listing import ENDINGS, list_files
 from storage.sources.npz_source import ACCEPTED_ALIKE_SINCE, READER_VERSION, case_memory, read_case
-from storage.sources.source import Listing, Reading, SourceConfig, Use, modality_of_path
+from storage.sources.source import Listing, Reading, SourceConfig, Use, modality_of_path, reject
+
+_OTHER_ENCODING: Final = re.compile(r"\\udc[89a-f][0-9a-f]")
+"""How a listing writes a byte of a name that is not UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,16 @@ class NpzFolder:
         return list_files(self.root)
 
     def path(self, case_id: str) -> Path:
-        """Return a case's file; its ending may be in upper case."""
+        """Return a case's file; its ending may be in upper case.
+
+        Raises:
+            BadSampleError: If the name of the file, or of a folder above it, is not UTF-8, so that no id can name it.
+        """
         paths = [self.root / f"{case_id}{ending}" for ending in ENDINGS]
-        return next((path for path in paths if path.exists()), paths[0])
+        found = next((path for path in paths if path.exists()), None)
+        if found is None and _OTHER_ENCODING.search(case_id):
+            reject("unreadable", "expected a name in UTF-8, found bytes of another encoding; rename the file or folder")
+        return found or paths[0]
 
     def modality(self, case_id: str) -> str:
         """Return the modality that the name states, else the nearest folder, the root being the last; else nothing."""

@@ -204,7 +204,7 @@ def _whole_boxes(header: Header, is_3d: bool) -> npt.NDArray[np.int64]:
     half = columns // 2
     wrong = np.flatnonzero((whole != boxes).any(axis=1) | (whole[:, :half] > whole[:, half:]).any(axis=1))
     if wrong.size:
-        found = f"{boxes[wrong[0]].tolist()} in row {wrong[0]}"
+        found = f"{boxes[wrong[0]].tolist()} as box {wrong[0] + 1} of {len(boxes)}"
         reject("boxes_shape", f"boxes: expected whole numbers with min <= max, found {found}; correct the array")
     return whole
 
@@ -217,8 +217,8 @@ def _require_inside(boxes: npt.NDArray[np.int64], size: tuple[int, ...]) -> None
         reject(
             "boxes_shape",
             f"boxes: expected at least one pixel of the {' x '.join(map(str, size))} image in each, found "
-            f"{boxes[outside[0]].tolist()} in row {outside[0]} ({outside.size} such in all); minima come first, "
-            "maxima are the last pixel inside",
+            f"{boxes[outside[0]].tolist()} as box {outside[0] + 1} of {len(boxes)} ({outside.size} such in all); "
+            "minima come first, maxima are the last pixel inside",
         )
 
 

@@ -43,7 +43,8 @@ def read_patient_map(path: Path, case_ids: Iterable[str], place: str) -> Patient
         place: Where the source lies.
 
     Raises:
-        StorageError: Listing everything wrong with the rows, or if no row names a case.
+        StorageError: Listing everything wrong with the rows, if no row names a case, or if most rows name none while
+            most cases have none: then the map is one of something else.
     """
     table = _read(path)
     known = set(case_ids)
@@ -60,11 +61,31 @@ def read_patient_map(path: Path, case_ids: Iterable[str], place: str) -> Patient
             f"{path}: expected rows that name files in {place}, found none: {instead}, where files are such as "
             f"{min(known)!r}; write each path as it is below that folder, or take away a map of another data set"
         )
+    _require_half(path, table["file"], found, known, place)
     rows = table[named != ""].assign(case_id=named[named != ""])
     return PatientMap(
         by_case=rows.set_index("case_id")[["dataset", "group"]],
         without_file=tuple(table["file"][named == ""]),
         without_row=tuple(sorted(known - set(found))),
+    )
+
+
+def _require_half(path: Path, files: pd.Series, found: list[str], known: set[str], place: str) -> None:
+    """Refuse a map that leaves most of its rows and most cases without the other.
+
+    A map of more data sets than are here, or of a part of the cases, fits well on one of the two sides.
+
+    Raises:
+        StorageError: With the counts and examples.
+    """
+    n_named = sum(1 for case_id in found if case_id)
+    if 2 * n_named >= min(len(files), len(known)):
+        return
+    without = next(file for file, case_id in zip(files, found, strict=True) if not case_id)
+    raise StorageError(
+        f"{path}: expected rows that name files in {place}, found {n_named} of {len(files)} that do, for {len(known)} "
+        f"files: {without!r} names none, and {min(known - set(found))!r} has no row. Each file without a row would be "
+        "a patient of its own; write each path as it is below that folder, or remove the rows that are not meant"
     )
 
 
@@ -85,14 +106,25 @@ def _read(path: Path) -> pd.DataFrame:
         raise StorageError(f"{path}: expected a CSV table with file, dataset, group, found: {error}") from error
     missing = [name for name in _COLUMNS if name not in table.columns]
     if missing:
-        raise StorageError(f"{path}: expected the columns file, dataset, group, found none of name {missing}; add them")
+        raise StorageError(
+            f"{path}: expected the columns file, dataset, group, found {list(table.columns)}; add {missing}"
+        )
     problems = [f"{file}: listed twice" for file in table["file"][table["file"].duplicated()].unique()]
     problems += [f"row {row + 2}: empty file" for row in table.index[table["file"].str.strip() == ""]]
     for column in ("dataset", "group"):
         problems += [f"{file}: empty {column}" for file in table["file"][table[column].str.strip() == ""]]
+    problems += _spelt_twice(table["group"])
     if problems:
         raise _incomplete(path, problems)
     return table[_COLUMNS]
+
+
+def _spelt_twice(groups: pd.Series) -> list[str]:
+    """Name the groups that differ in blanks alone: one patient under two names could come into two splits."""
+    distinct = groups.drop_duplicates()
+    twins = distinct[distinct.str.strip().duplicated(keep=False)]
+    spellings = twins.map(repr).groupby(twins.str.strip(), sort=False).agg(" and ".join)
+    return [f"group {spelling} differ in blanks alone" for spelling in spellings]
 
 
 def _cases_of(files: list[str], known: set[str], place: str) -> Iterator[str | None]:

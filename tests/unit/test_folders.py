@@ -14,8 +14,8 @@ from medsam_core.models.checkpoints import save_model
 from medsam_core.models.config import StudentConfig
 from medsam_core.models.segmenter import build_student
 from pipelines.cli import main
-from pipelines.evaluation.spacing_evidence import speaks_backwards
 from pipelines.evaluation.tally import Tally
+from pipelines.ingest.spacing_evidence import speaks_backwards
 from storage.base.errors import BadSampleError
 from storage.base.fingerprints import file_hash, fingerprint
 from storage.sources import npz_source
@@ -370,7 +370,7 @@ def test_files_below_the_input_are_counted_and_not_answered(tmp_path: Path, mode
     assert predict(tmp_path / "in", tmp_path / "out", model) == 0
     assert closing(capsys).startswith("5 files found: 2 predicted, 3 skipped (in a folder below --input")
     assert predict(good(tmp_path / "only" / "US").parent, tmp_path / "out", model) == 2
-    assert "give one of the folders below it, such as US" in capsys.readouterr().err
+    assert "give the one of the folders below it that holds imgs: US" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -427,3 +427,14 @@ def test_a_tally_counts_every_file_once() -> None:
     assert tally.line("scored") == "14 files found: 4 scored, 9 skipped (hidden: 7, no gts: 2), 1 refused (named above)"
     with pytest.raises(ZeroDivisionError), tally.refusing("d"):
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [("predict", ["Exit status: 0 all answered"]), ("evaluate", ["--spacing-order", "not_scored.csv", "Exit status"])],
+)
+def test_help_tells_of_what_a_folder_ends_in(command: str, told: list[str], capsys: Said) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    said = capsys.readouterr().out
+    assert [words for words in told if words not in said] == []

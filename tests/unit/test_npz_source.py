@@ -1,6 +1,7 @@
 """One npz file: what is accepted, what is rejected with which code, and what a reader gets."""
 
 import io
+import os
 import random
 import resource
 import zipfile
@@ -273,7 +274,7 @@ class TestRejectedArrays:
         path = write(name, imgs=imgs, boxes=np.array([[0] * len(box), box]))
         with pytest.raises(BadSampleError, match="at least one pixel") as caught:
             read(path, modality, Use.BOXES)
-        assert f"found {box} in row 1 (1 such in all)" in str(caught.value)
+        assert f"found {box} as box 2 of 2 (1 such in all)" in str(caught.value)
         assert "exclusive" not in str(caught.value)
 
     def test_a_box_at_the_last_pixel_is_inside(self, write: Write) -> None:
@@ -382,6 +383,19 @@ class TestUnusedArrays:
 class TestDamagedFiles:
     def test_absent_file(self, tmp_path: Path) -> None:
         assert code_of(tmp_path / "US_1.npz") == "unreadable"
+
+    @pytest.mark.parametrize("linked", [False, True])
+    @pytest.mark.parametrize("kind", ["pipe", "endless device"])
+    def test_what_is_no_ordinary_file_is_not_read(self, tmp_path: Path, kind: str, linked: bool) -> None:
+        """A pipe that nobody writes to would be waited for, and a device that never ends would fill the memory."""
+        path = tmp_path / "US_special.npz"
+        if kind == "pipe":
+            os.mkfifo(tmp_path / "pipe" if linked else path)
+        if linked or kind != "pipe":
+            path.symlink_to(tmp_path / "pipe" if kind == "pipe" else "/dev/zero")
+        with pytest.raises(BadSampleError, match="expected an ordinary file") as caught:
+            read(path)
+        assert caught.value.code == "unreadable"
 
     def test_folder_of_that_name(self, tmp_path: Path) -> None:
         (tmp_path / "US_1.npz").mkdir()

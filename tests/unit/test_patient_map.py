@@ -85,5 +85,39 @@ def test_a_map_of_which_no_row_fits_is_refused_with_an_example_of_both(tmp_path:
     assert all(file in str(caught.value) for file in files[:1])
 
 
+def test_a_map_that_leaves_most_rows_and_most_cases_alone_is_refused(tmp_path: Path) -> None:
+    files = [f"US_{number}.npz" for number in range(9)]
+    cases = tuple(f"US_{number}" for number in range(9))
+    wrong = [f"patient_{number}.npz" for number in range(9)]
+    with pytest.raises(
+        StorageError, match=r"found 4 of 9 that do, for 9 files: 'patient_4\.npz' names none, and 'US_4'"
+    ):
+        read(tmp_path, *files[:4], *wrong[4:], cases=cases)
+
+
+@pytest.mark.parametrize(("n_right", "n_wrong", "n_cases"), [(5, 4, 9), (2, 90, 3), (2, 0, 90)])
+def test_a_map_that_fits_on_one_side_is_taken(tmp_path: Path, n_right: int, n_wrong: int, n_cases: int) -> None:
+    files = [f"US_{number}.npz" for number in range(n_right)] + [f"p_{number}.npz" for number in range(n_wrong)]
+    found = read(tmp_path, *files, cases=tuple(f"US_{number}" for number in range(n_cases)))
+    assert (len(found.by_case), len(found.without_file), len(found.without_row)) == (
+        n_right,
+        n_wrong,
+        n_cases - n_right,
+    )
+
+
+def test_patients_that_differ_in_blanks_alone_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "groups.csv").write_text("file,dataset,group\nUS/a,s,p1\nd,s, p1 \nUS/b.c,s, p2\n")
+    with pytest.raises(StorageError, match="group 'p1' and ' p1 ' differ in blanks alone") as caught:
+        read_patient_map(tmp_path / "groups.csv", CASES, PLACE)
+    assert "p2" not in str(caught.value)
+
+
+def test_columns_of_other_names_are_told(tmp_path: Path) -> None:
+    (tmp_path / "groups.csv").write_text("file;dataset;group\nUS/a;s;p\n")
+    with pytest.raises(StorageError, match=r"found \['file;dataset;group'\]"):
+        read_patient_map(tmp_path / "groups.csv", CASES, PLACE)
+
+
 def test_an_empty_source_says_nothing_of_its_map(tmp_path: Path) -> None:
     assert read(tmp_path, "d.npz", cases=()).without_file == ("d.npz",)

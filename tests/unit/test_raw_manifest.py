@@ -161,7 +161,10 @@ class TestScan:
         with open(os.fsencode(root / "US") + b"/US_\xff.npz", "wb"):  # noqa: PTH123
             pass
         table = scan(root, CONFIG)
-        assert rows_of(table)["US/US_\\udcff"].reason_code == "unreadable"
+        row = rows_of(table)["US/US_\\udcff"]
+        assert row.reason_code == "unreadable"
+        assert "expected a name in UTF-8" in row.reason
+        assert "rename" in row.reason
         write_parquet(tmp_path / "manifest.parquet", table)
 
 

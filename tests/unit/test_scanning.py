@@ -194,8 +194,34 @@ class TestTooFewPatients:
     def test_cases_without_labels_are_no_patients(self, space: Workspace) -> None:
         for path in space.settings.data.rglob("*.npz"):
             save(path, len(path.name), gts=None)
-        with pytest.raises(StorageError, match=r"0 in all \(none\)"):
+        with pytest.raises(StorageError, match=r"0 in all \(none\); 8 more have no gts in the file of their imgs"):
             released(space)
+
+    def test_patients_whose_labels_are_blank_count_for_nothing(self, space: Workspace) -> None:
+        """Four patients with objects and four without: the four fill every split, whatever the others are called."""
+        blank = np.zeros((20, 24), np.uint8)
+        for number in range(8):
+            (space.settings.data / "CT" / f"2DBox_CT_{number}.npz").unlink(missing_ok=True)
+        for number in range(4):
+            save(space.settings.data / "US" / f"2DBox_US_blank_{number}.npz", 60 + number, gts=blank)
+        notes = released(space).notes
+        assert notes["patients by modality and split"].to_numpy().tolist() == [["US", 2, 1, 1]]
+        assert "US/2DBox_US_blank_0" in str(notes["patients whose gts are blank, and so count for no split"])
+        splits = pd.read_json(space.splits.path, typ="series")
+        assert set(splits[[name for name in splits.index if "blank" in name]]) == {"train"}
+
+    def test_blank_patients_alone_or_with_two_others_are_refused_before_a_split_is_recorded(
+        self, space: Workspace
+    ) -> None:
+        for path in sorted(space.settings.data.rglob("*.npz"))[2:]:
+            save(path, len(path.name), gts=np.zeros((20, 24), np.uint8))
+        with pytest.raises(StorageError, match=r"2 in all \(CT 2\); 6 more have gts that are blank"):
+            released(space)
+        for path in space.settings.data.rglob("*.npz"):
+            save(path, len(str(path)), gts=np.zeros((20, 24), np.uint8))
+        with pytest.raises(StorageError, match=r"found none for train, validation, test: 0 in all \(none\); 8 more"):
+            released(space)
+        assert not space.splits.path.exists()
 
     def test_a_map_that_makes_all_one_patient(self, space: Workspace) -> None:
         rows = [f"{path.relative_to(space.settings.data)},d,p" for path in space.settings.data.rglob("*.npz")]
@@ -233,6 +259,52 @@ class TestMapOfPatients:
             "7, such as CT/2DBox_CT_0"
         )
         assert "map of patients: rows that name no file: 1, such as x.npz" in said
+
+
+class TestTold:
+    """What the log and the page of raw_manifest say of a scan beyond its counts by modality."""
+
+    def test_everything_found_is_taken_skipped_or_rejected(self, space: Workspace) -> None:
+        for name in ("._2DBox_US_0.npz", "notes.txt", ".DS_Store"):
+            (space.settings.data / name).write_bytes(b"x")
+        (space.settings.data / "US_bad.npz").write_bytes(b"")
+        said: list[str] = []
+        notes = scan_source(space, said.append).notes
+        assert notes["files"] == "12 files found: 8 accepted, 3 skipped, 1 rejected"
+        assert notes["files"] in said
+        assert notes["warnings"] == "none"
+
+    def test_spacing_in_the_other_order(self, space: Workspace) -> None:
+        for number, spacing in enumerate(([0.7, 0.7, 5], [5, 0.7, 0.7])):
+            arrays = {name: np.zeros((3, 20, 24), np.uint8) for name in ("imgs", "gts")}
+            save(space.settings.data / "CT" / f"3DBox_CT_{number}.npz", 0, **arrays, spacing=spacing)
+        said: list[str] = []
+        notes = scan_source(space, said.append).notes
+        assert "spacing of 1 of 2 volumes fits the order xyz better than zyx" in str(notes["warnings"])
+        assert "CT/3DBox_CT_0" in str(notes["warnings"])
+        assert "set source.spacing_order: xyz in the profile" in str(notes["warnings"])
+        assert notes["warnings"] in said
+
+    @pytest.mark.parametrize(
+        ("imgs", "gts", "told"),
+        [
+            ("imgs/2DBox_MR_{}", "gts/2DBox_MR_{}", "imgs and gts of 3 cases lie in separate files of one name"),
+            (
+                "MR_{}_img",
+                "MR_{}_gt",
+                "3 files hold imgs and no gts, 3 hold gts and no imgs, such as MR_0_img and MR_0_gt",
+            ),
+        ],
+    )
+    def test_images_and_labels_in_two_files(self, space: Workspace, imgs: str, gts: str, told: str) -> None:
+        for number in range(3):
+            save(space.settings.data / f"{imgs.format(number)}.npz", number, gts=None)
+            save(space.settings.data / f"{gts.format(number)}.npz", number, imgs=None)
+        said: list[str] = []
+        notes = scan_source(space, said.append).notes
+        assert told in str(notes["warnings"])
+        assert "put both" in str(notes["warnings"])
+        assert notes["warnings"] in said
 
 
 class TestTornRecords:

@@ -40,12 +40,13 @@ def _ratio(pairs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(pairs.max(axis=1) / pairs.min(axis=1))
 
 
-def spacing_warning(table: pd.DataFrame, order: str) -> str | None:
+def spacing_warning(table: pd.DataFrame, order: str, remedy: str) -> str | None:
     """Return a warning if the spacing of some volumes is plausible only in the reverse order, else None.
 
     Args:
         table: Rows of a manifest: case_id, is_3d, spacing_z, spacing_y, spacing_x.
         order: The stated order, `zyx` or `xyz`.
+        remedy: What to do if the files are in the other one.
     """
     volumes = table[table["is_3d"] & table["spacing_z"].notna()]
     spacing = volumes[["spacing_z", "spacing_y", "spacing_x"]].to_numpy(np.float64)
@@ -58,5 +59,5 @@ def spacing_warning(table: pd.DataFrame, order: str) -> str | None:
     return (
         f"warning: spacing of {len(suspects)} of {len(volumes)} volumes fits the order {other} better than {order}, as "
         f"which it was read: {first['case_id']} has z, y, x = {read} mm, long pixels in each slice. NSD depends on it; "
-        f"if the files were written by SimpleITK (x, y, z), give --spacing-order {other}"
+        f"if the files are in that order, as SimpleITK's (x, y, z) are, {remedy}"
     )
