@@ -121,21 +121,7 @@ Exit status: 0 with a report, 2 without one, for a reason that is printed."""
 _SPACING_HELP = "order of spacing in the files: zyx as the arrays, xyz as SimpleITK; the profile's by default"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="medsam", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    commands.add_parser("init", help="create the state folder and Dagster's tables").set_defaults(run_command=_init)
-    commands.add_parser("sample", help="make the synthetic data").set_defaults(run_command=_sample)
-
-    summary = commands.add_parser("summary", help="print the newest report and what the last run made")
-    summary.add_argument("--run", help="Dagster run id; the last run by default")
-    summary.set_defaults(run_command=_summary)
-
-    server = commands.add_parser("mlflow", help="serve the MLflow page")
-    server.add_argument("--port", type=int, default=5000)
-    server.set_defaults(run_command=_mlflow)
-
+def _add_folder_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     predict = commands.add_parser(
         "predict", help="segment a folder of npz files in the challenge's contract", epilog=_PREDICT_TOLD
     )
@@ -153,6 +139,24 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--spacing-order", choices=("zyx", "xyz"), help=_SPACING_HELP)
     evaluate.add_argument("--groups", type=Path, help="CSV file,dataset,group: which files share a patient")
     evaluate.set_defaults(run_command=_evaluate)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="medsam", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    commands.add_parser("init", help="create the state folder and Dagster's tables").set_defaults(run_command=_init)
+    commands.add_parser("sample", help="make the synthetic data").set_defaults(run_command=_sample)
+
+    summary = commands.add_parser("summary", help="print the newest report and what the last run made")
+    summary.add_argument("--run", help="Dagster run id; the last run by default")
+    summary.set_defaults(run_command=_summary)
+
+    server = commands.add_parser("mlflow", help="serve the MLflow page")
+    server.add_argument("--port", type=int, default=5000)
+    server.set_defaults(run_command=_mlflow)
+
+    _add_folder_commands(commands)
 
     verify = commands.add_parser("verify", help="compare every byte of stores, caches and results")
     verify.add_argument("--modality", action="append", choices=MODALITIES, help="only this store; by default all state")
