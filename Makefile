@@ -54,7 +54,7 @@ test: setup ## Run the fast tests, the linters and the type checker
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term
 
 test-slow: setup ## Run the tests that take minutes
 	$(BIN)/pytest -m slow

@@ -79,6 +79,21 @@ class ReleaseReader:
             self._arrays = _Arrays(self.columns, self._moved)
         return self._arrays
 
+    def read_batch(self, rows: Sequence[int]) -> list[tuple[npt.NDArray[np.uint8], LabelMap | None]]:
+        """Return what `read` gives for each row, in the order of `rows`, read in the order in which they are stored.
+
+        Raises:
+            IndexError: If there is no such row.
+            IntegrityError: If bytes are missing or fail their checksum.
+        """
+        at = self._views()
+        for row in rows:
+            if not 0 <= row < at.count:
+                raise self._no_row(row)
+        order = np.lexsort((at.img_offset[list(rows)], at.modality[list(rows)])).tolist()
+        slices = {i: self.read(rows[i]) for i in order}
+        return [slices[i] for i in range(len(rows))]
+
     def _no_row(self, row: int) -> IndexError:
         return IndexError(f"row: expected 0 to {len(self) - 1}, found {row}")
 

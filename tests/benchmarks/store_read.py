@@ -28,6 +28,7 @@ from tests.benchmarks._harness import interleaved, report
 from tests.unit.store_helpers import build_in, manifest_of
 
 READS = 480
+BATCH = 32
 
 
 def _order(count: int) -> list[int]:
@@ -97,6 +98,9 @@ def _ct_like(folder: Path) -> None:
         single = _repeat(reader.read, rows)
         _say(f"single_{codec}", single, "np.load of npz", npz)
         _say(f"decode_share_{codec}", single, f"crc32c and {codec} in memory", _decoder(reader, rows, codec))
+        batches = [rows[start : start + BATCH] for start in range(0, READS, BATCH)]
+        kept = _repeat(lambda some: [reader.read(row) for row in some], batches)  # noqa: B023 - used before it changes
+        _say(f"batch_{codec}", _repeat(reader.read_batch, batches), "single reads, kept as a batch", kept)
         if codec == "zstd":
             group = zarr.open_group(place.root / "CT", mode="r")
             _say(
