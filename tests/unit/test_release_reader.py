@@ -65,6 +65,19 @@ def test_modalities_may_be_mixed(tmp_path: Path) -> None:
         np.testing.assert_array_equal(reader.read(row)[0], cases[name]["a"].imgs)
 
 
+def test_a_batch_is_what_single_reads_give_in_the_order_asked_for(tmp_path: Path) -> None:
+    table = table_of(tmp_path, varied_cases())
+    reader = ReleaseReader(LocalBlobs(tmp_path), SliceColumns.of(table))
+    rows = np.random.default_rng(5).permutation(len(table)).tolist()
+    rows += rows[:2]
+    for (image, mask), row in zip(reader.read_batch(rows), rows, strict=True):
+        expected_image, expected_mask = reader.read(row)
+        np.testing.assert_array_equal(image, expected_image, strict=True)
+        np.testing.assert_equal(mask, expected_mask)
+    with pytest.raises(IndexError):
+        reader.read_batch([0, len(table)])
+
+
 def test_a_volume_is_stacked(tmp_path: Path) -> None:
     cases = varied_cases()
     table = table_of(tmp_path, cases)
