@@ -10,6 +10,7 @@ from storage.base.blobs import LocalBlobs
 from storage.base.errors import IntegrityError, StorageError
 from storage.shards.fragments import MANIFEST
 from storage.slices.layout import LAYOUT, load_plan
+from storage.slices.planned import rows_key
 from storage.slices.publishing import publish
 from storage.slices.reader import SliceStore
 from storage.slices.store_plan import plan_parts
@@ -59,6 +60,24 @@ def test_a_whole_store_has_no_damage(tmp_path: Path) -> None:
     sealed = len(files[MANIFEST]) + len(files[LAYOUT])
     assert found.n_bytes == sum(map(len, files.values())) - sealed
     assert seen[-1] == (found.n_bytes, found.n_bytes)
+
+
+def test_every_damaged_part_is_withdrawn_at_once_and_no_other(tmp_path: Path) -> None:
+    build_store(tmp_path, CASES)
+    good = files_below(tmp_path)
+    place = LocalBlobs(tmp_path)
+    plan = [part.part_id for part in load_plan(place, "CT")]
+    assert len(plan) > 2
+    damaged = plan[:-1]
+    for part_id in damaged:
+        path = tmp_path / "CT" / rows_key(part_id)
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    found = verify(place, "CT")
+    assert {damage.part_id for damage in found.damages} == set(damaged)
+    withdraw(place, found)
+    assert [part.part_id for part in missing_parts(place, "CT", load_plan(place, "CT"))] == damaged
+    repair(tmp_path)
+    assert files_below(tmp_path) == good
 
 
 def test_200_flipped_bytes_are_each_found_and_repaired_to_the_byte(tmp_path: Path) -> None:
