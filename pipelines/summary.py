@@ -11,10 +11,14 @@ from pipelines.base.values import from_json
 from pipelines.base.workspace import Workspace
 from pipelines.evaluation.report_files import read_comparison
 from storage.base.atomic import read_json
+from storage.base.errors import IntegrityError
 from storage.base.references import ArtefactRef
 
 if TYPE_CHECKING:
     from medsam_core.scores.metric_table import Metric
+
+
+_LEDGER = ("asset", "fingerprint", "made", "reused")
 
 
 def _last_ledger(workspace: Workspace) -> Path | None:
@@ -27,7 +31,15 @@ def run_ledger(workspace: Workspace, run_id: str | None = None) -> pd.DataFrame:
     path = ledger_file(workspace, run_id) if run_id else _last_ledger(workspace)
     if path is None or not path.is_file():
         raise FileNotFoundError(f"expected the ledger of a run in {workspace.settings.state / 'runs'}, found none")
-    return pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()])
+    try:
+        lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+        table = pd.DataFrame([[line[name] for name in _LEDGER] for line in lines], columns=[*_LEDGER])
+        return table.astype({"made": int, "reused": int})
+    except (ValueError, TypeError, KeyError) as error:
+        raise IntegrityError(
+            f"{path}: expected a JSON object with {', '.join(_LEDGER)} in each line, found damage; remove it: "
+            "only this summary reads the file"
+        ) from error
 
 
 def summary(workspace: Workspace, run_id: str | None = None) -> str:

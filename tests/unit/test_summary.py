@@ -19,6 +19,7 @@ from pipelines.base.values import PartsMade
 from pipelines.base.workspace import Workspace
 from pipelines.evaluation.reports import write_report
 from pipelines.summary import run_ledger, summary
+from storage.base.errors import IntegrityError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*data_version.*:dagster.BetaWarning")
 
@@ -177,3 +178,18 @@ def test_an_output_carries_its_fingerprint_counts_and_notes(workspace: Workspace
     assert found["small"] == "![small](data:image/png;base64,cG5n)"
     assert found["large"] == str(large)
     assert found["folder"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "null\n", "[1]\n", "{}\n", '{"asset": "a", "finge', "\xff\n"])
+def test_a_damaged_ledger_is_named_with_what_helps(workspace: Workspace, text: str) -> None:
+    finish(workspace, "run", "index", made=1, reused=2)
+    file = ledger_file(workspace, "run")
+    file.write_text(file.read_text() + text, "latin-1")
+    with pytest.raises(IntegrityError, match=r"run\.jsonl: expected .* remove it: only this summary"):
+        summary(workspace)
+
+
+def test_an_empty_ledger_is_of_a_run_that_made_nothing(workspace: Workspace) -> None:
+    finish(workspace, "run", "index", made=1, reused=2)
+    ledger_file(workspace, "run").write_text("")
+    assert "Made by this run: nothing" in summary(workspace)
