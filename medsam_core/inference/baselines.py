@@ -1,4 +1,4 @@
-"""Predictors that look at the boxes alone: what a model has to beat.
+"""Predictors that use the boxes alone, as baselines.
 
 What belongs here: masks that are a function of boxes and shape. Not here: anything that reads the image.
 
@@ -16,7 +16,7 @@ Draw = Callable[[tuple[int, ...]], npt.NDArray[np.bool_]]
 
 
 def filled_boxes(shape: tuple[int, ...], boxes: npt.NDArray[np.number]) -> npt.NDArray[np.uint16]:
-    """Answer every box with all of its pixels.
+    """Fill every box with its label.
 
     Args:
         shape: (H, W) or (D, H, W).
@@ -34,7 +34,7 @@ def filled_boxes(shape: tuple[int, ...], boxes: npt.NDArray[np.number]) -> npt.N
 def inscribed_ellipses(shape: tuple[int, ...], boxes: npt.NDArray[np.number]) -> npt.NDArray[np.uint16]:
     """Answer every box with the ellipse, or in a volume the ellipsoid, that touches all of its sides.
 
-    A pixel belongs to it where its centre does, so every box is answered by at least one pixel.
+    A pixel belongs to it if its centre does, so every box gets at least one pixel.
 
     Args:
         shape: (H, W) or (D, H, W).

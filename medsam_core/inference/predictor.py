@@ -2,7 +2,7 @@
 
 What belongs here: the order in which slices are encoded and boxes decoded, and how a volume's box moves from slice to
 slice. Not here: files, the preprocessing itself (`preprocessing`), or the model (`promptable`). Nothing here imports
-torch: whatever keeps the contract of `PromptableModel` in numpy can be predicted with.
+torch: any model with the contract of `PromptableModel` will do.
 
 Legend: H W native pixels, D slices, N boxes of the case, K boxes of one call, S side of the model frame.
 """
@@ -64,8 +64,8 @@ class Predictor:
     Args:
         model: What answers the boxes, or a `Segmenter` in eval mode, which answers where its weights lie.
         batch_boxes: Boxes decoded at a time; bounds memory.
-        constant_image: Grey value that replaces every pixel, to see what a model makes of boxes alone; None for the
-            real image.
+        constant_image: Grey value that replaces every pixel, to measure what a model predicts from boxes alone; None:
+            the real image.
         cached_slices: Embeddings of a volume's slices kept at a time; bounds memory (4 MiB each at S = 1024).
         resampler: Resizes images and logits; None for the one that the model brings, or else numpy's.
 
@@ -140,7 +140,7 @@ class Predictor:
         embedding_of: Callable[[int], object],
         segs: npt.NDArray[np.uint16],
     ) -> None:
-        """Answer, slice after slice, the tracks that visit it, and move their prompts on."""
+        """Predict the tracks of each slice in turn, and update their prompts."""
         for z in slices:
             here = [track for track in tracks if visits(track, z)]
             if not here:

@@ -1,4 +1,4 @@
-"""What a model is made of. What belongs here: the frozen settings of students and teachers, and their limits.
+"""The settings of models. What belongs here: the frozen settings of students and teachers, and their limits.
 
 Not here: which encoders there are (`encoders.registry`), stages (`medsam_core.base.config`). [P]: stated by the paper.
 """
@@ -21,14 +21,14 @@ EncoderName = Annotated[str, AfterValidator(_known_encoder)]
 
 
 class Architecture(Config):
-    """What student and teacher have in common: an encoder by name, the side of its square input, its settings."""
+    """Settings of student and teacher alike: an encoder by name, the side of its square input, its settings."""
 
     image_size: Annotated[int, Field(ge=64, multiple_of=64)] = 1024
     """Side S of the square model frame in pixels; 1024 [P]."""
     frame: str | None = None
     """How slices are brought into the square, a key of `medsam_core.base.geometry.FRAMES`; None: the encoder's own."""
     settings: dict[str, Setting] = Field(default={})
-    """Settings of the encoder, of those that its spec names; what is not named here has the spec's default."""
+    """Settings of the encoder, by names of its spec; those not given have the spec's defaults."""
 
     @property
     @abstractmethod
@@ -80,7 +80,7 @@ class TeacherConfig(Architecture):
     """The teacher's architecture; image side, embedding side and frame are the student's."""
 
     kind: EncoderName = "medsam_vit_b"
-    """`medsam_vit_b` in earnest; `stand_in` is a small ViT with the same prompt encoder and mask decoder."""
+    """`medsam_vit_b` is MedSAM; `stand_in` is a small ViT with the same prompt encoder and mask decoder."""
     embed_dim: Positive = 192
     """Width of the stand-in's encoder; ignored by others."""
     depth: Positive = 6

@@ -1,7 +1,7 @@
-"""What kind of file a user gave in place of a model, told by its first bytes.
+"""The kind of a file that a user gave as a model, recognised by its first bytes.
 
 What belongs here: recognising kinds, and what to do about each. Not here: reading a model (`checkpoints`).
-Nothing that is looked at can run code: archives are listed, pickles are not opened.
+No file can run code here: archives are listed, pickles are not opened.
 """
 
 import zipfile
@@ -12,7 +12,7 @@ from typing import Final
 
 _HEAD_BYTES: Final = 512
 _LONGEST_HEADER: Final = 100 * 2**20
-"""Bytes that the header of a safetensors file can have by that format."""
+"""The most bytes that the format allows for the header of a safetensors file."""
 
 UNPACK: Final = "unpack it, and give the model file in it"
 FETCH_AGAIN: Final = "fetch the file again and compare its size with what the publisher states"

@@ -34,7 +34,7 @@ def kind_of(path: Path, wanted: str) -> FileKind:
 
 
 def _torch_content(path: Path) -> object:
-    """Return what `torch.save` wrote; opened here, for torch takes a path's ending at its word."""
+    """Return what `torch.save` wrote; opened here, as torch chooses the format by the ending of a path."""
     with path.open("rb") as file:
         content: object = torch.load(file, map_location="cpu", weights_only=True)
     return content

@@ -1,6 +1,6 @@
 """SAM's prompt encoder and mask decoder. What belongs here: both modules, under the keys of published checkpoints.
 
-Not here: image encoders, or what frame a box was in before it reached the model frame. Facts: "Segment Anything"
+Not here: image encoders, or bringing boxes into the model frame. Facts: "Segment Anything"
 (arXiv 2304.02643), appendix A, and the keys, shapes and outputs of the public implementation.
 
 Legend: B images, K boxes an image, N = B * K prompts, T tokens, h w the embedding grid, C = 256 channels.
@@ -48,8 +48,8 @@ class PositionEncoding(nn.Module):
 class PromptEncoder(nn.Module):
     """Turns boxes into tokens.
 
-    The weights for points and mask prompts are part of published checkpoints and are carried along, so that those
-    load and save whole; no forward pass of this project uses them.
+    The weights for points and mask prompts are kept, so that published checkpoints load and save
+    completely; no forward pass of this project uses them.
 
     Args:
         image_size: Side S of the square model frame in pixels.

@@ -22,7 +22,7 @@ PixelStatistics = tuple[Sequence[float], Sequence[float]]
 
 
 class Segmenter(nn.Module):
-    """A model that answers boxes on an image with masks.
+    """A model that predicts a mask for each box on an image.
 
     State-dict keys begin with `image_encoder.`, `prompt_encoder.`, `mask_decoder.`; on standardised input they also
     hold `pixel_mean` and `pixel_std`, (3,) in units of the full grey range (0 to 1).
@@ -32,7 +32,7 @@ class Segmenter(nn.Module):
         statistics: Mean and standard deviation per channel in [0, 1] units; for encoders on standardised input only.
 
     Raises:
-        ValueError: If such an encoder comes without usable statistics, or another with some.
+        ValueError: If such an encoder has no usable statistics, or another encoder is given some.
     """
 
     def __init__(self, architecture: Architecture, statistics: PixelStatistics | None = None) -> None:
@@ -65,7 +65,7 @@ class Segmenter(nn.Module):
         self.register_buffer("pixel_std", std)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Bring raw images to what the encoder was trained on (`docs/adr/0003`).
+        """Normalise raw images as the encoder was trained (`docs/adr/0003`).
 
         Args:
             images: (B, 3, S, S) float32, raw grey values 0 to 255, not rounded.
@@ -103,7 +103,7 @@ class Segmenter(nn.Module):
             Logits (B, K, 4h, 4w) and expected IoUs (B, K).
 
         Raises:
-            ValueError: If the shapes do not go together.
+            ValueError: If the shapes do not match.
         """
         shape = self.geometry.embedding_shape
         if embeddings.ndim != 4 or embeddings.shape[1:] != shape:

@@ -1,1 +1,1 @@
-"""DSC, NSD and what is made of them: case scores, intervals, comparisons."""
+"""DSC and NSD; case scores, intervals and comparisons of them."""

@@ -1,4 +1,4 @@
-"""Means and their intervals by drawing patients again. What belongs here: the bootstrap of one column of cases.
+"""Means and their bootstrap intervals over patients. What belongs here: the bootstrap of one column of cases.
 
 Not here: which columns and rows are averaged (`reporting`, `comparisons`).
 

@@ -1,4 +1,4 @@
-"""What every image encoder gives. What belongs here: the interface, and finding one by its spec.
+"""The interface of image encoders. What belongs here: the interface, and finding one by its spec.
 
 Not here: any network, or what is known of an encoder without its code (`registry`).
 """

@@ -27,10 +27,10 @@ class EncoderSpec:
     """One image encoder.
 
     Attributes:
-        name: By which profiles and model files know it.
+        name: Its name in profiles and model files.
         builder: `module:attribute` of its `base.Encoder`.
-        stride: Model pixels a side of an embedding cell.
-        input_kind: How raw grey values are brought to what it was trained on.
+        stride: Model pixels along each side of an embedding cell.
+        input_kind: How raw grey values are normalised for it.
         frame: How slices are brought into its square by default, a key of `medsam_core.base.geometry.FRAMES`.
         settings: Its own settings, with their defaults.
         published_side: Side of the input of its published checkpoints, pixels; None where there are none.
