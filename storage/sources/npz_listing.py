@@ -54,11 +54,12 @@ class _Found:
 
 _TWIN: Final = "its name differs from a file that is taken in the ending's case alone"
 _HIDDEN: Final = "hidden file, as systems and editors leave them"
+_HIDDEN_FOLDER: Final = "hidden folder, as systems keep deleted or earlier files in"
 _SPECIAL: Final = "no ordinary file"
 
 
 def list_files(root: Path) -> Listing:
-    """List every npz file below a folder; its ending may be in upper case, hidden files are skipped.
+    """List every npz file below a folder; its ending may be in upper case, hidden files and folders are skipped.
 
     A folder below it that cannot be listed is skipped and reported; so is a file whose status cannot be read.
 
@@ -103,7 +104,9 @@ def _list_folder(prefix: str, folder: str, visited: set[tuple[int, int]], found:
     with os.scandir(folder) as entries:
         for entry in entries:
             try:
-                if entry.is_dir():
+                if entry.is_dir() and entry.name.startswith("."):
+                    found.skip(f"{_escaped(prefix + entry.name)}/", _HIDDEN_FOLDER)
+                elif entry.is_dir():
                     folders.append((f"{_escaped(prefix + entry.name)}/", entry.path))
                 else:
                     _take_file(prefix, entry, found)

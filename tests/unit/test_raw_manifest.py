@@ -1,6 +1,7 @@
 """The raw manifest: what is found, what is taken over, where data set and patient come from, what the counts say."""
 
 import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,18 @@ class TestSkipped:
             "cannot be looked at: Too many levels of symbolic links": (1, "US/US_round.npz"),
         }
         assert len(scan(root, CONFIG)) == 6
+
+    def test_hidden_folders_are_skipped_and_named_but_the_root_may_be_hidden(self, root: Path) -> None:
+        for folder in (".Trash", "US/.snapshot", "US/..data", "@eaDir"):
+            (root / folder / "below").mkdir(parents=True)
+            shutil.copy(root / "MR_4.npz", root / folder / "MR_5.npz")
+            shutil.copy(root / "MR_4.npz", root / folder / "below" / "MR_6.npz")
+        hidden = root.rename(root.parent / ".hidden")
+        reason = "hidden folder, as systems keep deleted or earlier files in"
+        assert self.skipped(hidden)[reason] == (3, ".Trash/, US/..data/, US/.snapshot/")
+        found = set(NpzFolder(hidden, CONFIG).list().files["case_id"])
+        assert {name for name in found if "MR_5" in name or "MR_6" in name} == {"@eaDir/MR_5", "@eaDir/below/MR_6"}
+        assert len(found) == 8
 
     @pytest.mark.parametrize("ending", [".NPZ", ".Npz", ".npZ"])
     def test_an_ending_in_upper_case_is_taken_and_read(self, root: Path, ending: str) -> None:
