@@ -70,11 +70,10 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult[ArtefactRef]:
     told = findings(found, order)
     for line in told:
         log(line)
-    if not workspace.settings.accept_loss:
-        if before is not None:
-            before = before[~before["case_id"].isin(workspace.withdrawn.read() or ())]
-            require_kept(before, found.table, str(data), "if the loss is meant, set MEDSAM_ACCEPT_LOSS=1 for one run")
-        _require_cases(found.table, told, data)
+    if not workspace.settings.accept_loss and before is not None:
+        before = before[~before["case_id"].isin(workspace.withdrawn.read() or ())]
+        require_kept(before, found.table, str(data), "if the loss is meant, set MEDSAM_ACCEPT_LOSS=1 for one run")
+    _require_cases(found.table, told, data)
     write_parquet(workspace.scan_file, found.table)
     workspace.unfinished_scan_file.unlink(missing_ok=True)
     made = _manifest_artefact(workspace, found.table)

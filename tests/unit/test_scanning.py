@@ -88,6 +88,7 @@ class TestLoss:
             assert counts in str(caught.value)
             assert "MEDSAM_ACCEPT_LOSS=1" in str(caught.value)
             assert space.scan_file.read_bytes() == kept, "what the next scan is measured by"
+        save(space.settings.data / "MR" / "2DBox_MR_9.npz", 9)  # without any case the loss cannot be accepted
         accepting = Workspace(replace(space.settings, accept_loss=True))
         result = scan_source(accepting, quiet)
         assert result.notes["found"] == len(list(space.settings.data.rglob("*.npz")))
@@ -162,6 +163,18 @@ class TestNothingUsable:
         space.settings.data.mkdir()
         with pytest.raises(InputError, match="expected cases, found none that can be used: nothing"):
             scan_source(space, quiet)
+
+    @pytest.mark.parametrize("bad", [0, 2])
+    def test_an_accepted_loss_does_not_empty_the_stores(self, space: Workspace, bad: int) -> None:
+        scan_source(space, quiet)
+        kept = space.scan_file.read_bytes()
+        remove(space, "*.npz")
+        for number in range(bad):
+            (space.settings.data / f"US_bad_{number}.npz").write_bytes(b"")
+        accepting = Workspace(replace(space.settings, accept_loss=True))
+        with pytest.raises(InputError, match="expected cases, found none that can be used"):
+            scan_source(accepting, quiet)
+        assert space.scan_file.read_bytes() == kept
 
     def test_only_rejected_files_are_told_by_reason(self, space: Workspace) -> None:
         shutil.rmtree(space.settings.data)
