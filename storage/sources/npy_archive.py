@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -61,6 +61,8 @@ class Header:
     """Bytes of the member before its payload."""
     member: "_Member"
     """The open member, read up to the first byte of its payload."""
+    holds_nothing: bool = False
+    """Whether it is an array of Python objects without any: its payload is the pickle of an empty list, never read."""
 
     @property
     def n_bytes(self) -> int:
@@ -181,12 +183,13 @@ def _opened(file: BinaryIO) -> zipfile.ZipFile:
         raise
 
 
-def read_header(archive: Archive, name: str) -> Header | None:
+def read_header(archive: Archive, name: str, *, may_hold_nothing: bool = False) -> Header | None:
     """Return the checked header of an array; None if the archive does not hold it.
 
     Args:
         archive: The open archive.
         name: The array's name, without `.npy`.
+        may_hold_nothing: Return an array of objects whose shape leaves no room for one as an empty array of numbers.
 
     Raises:
         BadSampleError: `not_npz`, `unreadable` or `pickled`.
@@ -194,7 +197,15 @@ def read_header(archive: Archive, name: str) -> Header | None:
     if not any(member.endswith(".npy") for member in archive.members):
         found = sorted(archive.members)[:9]
         reject("not_npz", f"expected npy members, found {found}; convert or remove the file")
-    return _read_header(archive, name) if f"{name}.npy" in archive.members else None
+    if f"{name}.npy" not in archive.members:
+        return None
+    header = _read_header(archive, name)
+    if header.dtype.hasobject:
+        if not may_hold_nothing or header.dtype.kind != "O" or 0 not in header.shape:
+            reject("pickled", f"{name}: expected numbers, found dtype {header.dtype}; write it as a numeric array")
+        # The shape alone decides: the pickle behind the header is not looked at.
+        return replace(header, dtype=np.dtype(np.float64), holds_nothing=True)
+    return header
 
 
 def require_sizes(headers: Sequence[Header], max_bytes: int) -> None:
@@ -217,7 +228,7 @@ def require_sizes(headers: Sequence[Header], max_bytes: int) -> None:
     for header in headers:
         info = header.member.info
         held = info.file_size - header.offset
-        if held != header.n_bytes:
+        if held != header.n_bytes and not header.holds_nothing:
             name = info.filename.removesuffix(".npy")
             reject(
                 "truncated",
@@ -249,8 +260,6 @@ def _read_header(archive: Archive, name: str) -> Header:
         RecursionError,
     ) as error:
         reject("not_npz", f"{name}: expected an npy header, found: {error}; write the file with numpy.savez")
-    if dtype.hasobject:
-        reject("pickled", f"{name}: expected numbers, found dtype {dtype}; write it as a numeric array")
     if min(shape, default=0) < 0:
         reject("not_npz", f"{name}: expected sizes from 0, found {shape}; write the file with numpy.savez")
     return Header(shape, fortran_order, dtype, _MAGIC_BYTES + len(data), member)
@@ -276,6 +285,8 @@ def read_array(name: str, header: Header) -> npt.NDArray[np.generic]:
     Raises:
         EOFError, zipfile.BadZipFile, zlib.error: If its bytes are damaged; `open_archive` gives them their code.
     """
+    if header.holds_nothing:
+        return np.empty(header.shape, header.dtype)
     member, n_bytes = header.member, header.n_bytes
     buffer = np.empty(n_bytes, dtype=np.uint8)
     filled = 0

@@ -120,7 +120,9 @@ def _checked_headers(
         )
     is_3d = _check_imgs(imgs, stem, modality)
     needed = ("boxes",) if use is Use.BOXES else ("gts", "spacing") if is_3d else ("gts",)
-    headers = {"imgs": imgs} | {name: header for name in needed if (header := read_header(archive, name))}
+    # numpy saves an empty list as Python objects where it was given no type; as boxes it is a usual answer.
+    found = {name: read_header(archive, name, may_hold_nothing=name == "boxes") for name in needed}
+    headers = {"imgs": imgs} | {name: header for name, header in found.items() if header}
     require_sizes(list(headers.values()), config.max_case_bytes)
     if "gts" in headers:
         _check_gts(headers["gts"], imgs.shape if is_3d else imgs.shape[:2])

@@ -108,7 +108,7 @@ def test_predict_never_looks_at_labels_or_spacing(tmp_path: Path, model: Path, c
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 4), (0, 6)])
-@pytest.mark.parametrize("dtype", [np.float64, np.int32])
+@pytest.mark.parametrize("dtype", [np.float64, np.int32, np.object_])
 def test_an_empty_list_of_boxes_is_answered_with_background(
     shape: tuple[int, ...], dtype: type[np.generic], tmp_path: Path, model: Path
 ) -> None:
@@ -178,6 +178,10 @@ def droppings(folder: Path) -> None:
         (folder / name).write_bytes(b"x")
 
 
+def trash(folder: Path) -> None:
+    good(folder / ".Trash")
+
+
 ODD: list[tuple[Callable[[Path], None], tuple[int, int, int]]] = [
     (other_encoding, (2, 0, 1)),
     (line_break, (2, 0, 1)),
@@ -187,6 +191,7 @@ ODD: list[tuple[Callable[[Path], None], tuple[int, int, int]]] = [
     (longest_name, (3, 0, 0)),
     (upper_case, (3, 0, 0)),
     (droppings, (2, 3, 0)),
+    (trash, (2, 1, 0)),
 ]
 
 

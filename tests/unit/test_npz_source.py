@@ -220,6 +220,33 @@ class TestRejectedArrays:
         path = write("CT_1", **{"imgs": VOLUME, name: np.array([[None]], dtype=object)})
         assert code_of(path, "CT", use) == "pickled"
 
+    @pytest.mark.parametrize("name", ["imgs", "gts", "spacing", "boxes"])
+    def test_objects_of_any_number_or_in_records_are_pickled(self, write: Write, name: str) -> None:
+        records = np.array([], dtype=[("box", object)])
+        for array in (np.array([None]), np.array(None), records, np.zeros((2, 2), object)):
+            use = Use.BOXES if name == "boxes" else Use.LABELS
+            assert code_of(write("CT_1", **{"imgs": VOLUME, name: array}), "CT", use) == "pickled"
+
+    @pytest.mark.parametrize("name", ["imgs", "gts", "spacing"])
+    def test_no_objects_in_the_place_of_an_array_that_cannot_be_empty(self, write: Write, name: str) -> None:
+        assert code_of(write("CT_1", **{"imgs": VOLUME, name: np.array([], dtype=object)}), "CT") == "pickled"
+
+    @pytest.mark.parametrize("shape", [(0,), (0, 4), (0, 6)])
+    def test_no_boxes_as_objects_are_an_empty_list_whatever_is_pickled(
+        self, tmp_path: Path, shape: tuple[int, ...]
+    ) -> None:
+        bomb = b"cos\nsystem\n(S'touch %s'\ntR." % str(tmp_path / "ran").encode()
+        imgs = npy_header(VOLUME.shape, VOLUME.dtype.str) + VOLUME.tobytes()
+        members = {"imgs.npy": imgs, "boxes.npy": npy_header(shape, "|O") + bomb}
+        boxes = read(write_members(tmp_path / "CT_1.npz", members), "CT", Use.BOXES).boxes
+        assert boxes is not None
+        assert boxes.shape == (0, 6)
+        assert not (tmp_path / "ran").exists()
+
+    def test_no_boxes_as_objects_leave_the_hash_of_a_labelled_case_as_it_was(self, write: Write) -> None:
+        hashed = read(write(imgs=IMAGE, gts=IMAGE)).content_hash
+        assert read(write(imgs=IMAGE, gts=IMAGE, boxes=np.array([], dtype=object))).content_hash == hashed
+
     def test_pickle_is_never_run(self, tmp_path: Path) -> None:
         bomb = b"cos\nsystem\n(S'touch %s'\ntR." % str(tmp_path / "ran").encode()
         path = write_members(tmp_path / "US_1.npz", {"imgs.npy": npy_header((1,), "|O") + bomb})
