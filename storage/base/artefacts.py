@@ -16,6 +16,7 @@ from pathlib import Path
 
 from storage.base.atomic import write_json
 from storage.base.blobs import JsonObject
+from storage.base.checked_files import CheckedFiles
 from storage.base.clearing import clear_damaged, make_room
 from storage.base.errors import IntegrityError
 from storage.base.fingerprints import fingerprint, require_same
@@ -30,7 +31,6 @@ from storage.base.finished import (
 )
 from storage.base.locks import exclusive_lock
 from storage.base.references import ArtefactRef
-from storage.base.seen_files import SeenFiles
 
 logger = logging.getLogger(__name__)
 
@@ -119,13 +119,13 @@ class Artefacts:
             finished = read_finished(folder)
         except IntegrityError as error:
             raise IntegrityError(f"{what}: {error}") from error
-        seen = SeenFiles(folder)
-        problems = finished.damages(folder, lambda name, record: seen.unknown(name) or is_small(name, record))
+        checked = CheckedFiles(folder)
+        problems = finished.damages(folder, lambda name, record: checked.unknown(name) or is_small(name, record))
         if problems:
             name, problem = next(iter(problems.items()))
             more = f", and {len(problems) - 1} files more" if len(problems) > 1 else ""
             raise IntegrityError(f"{what}: {name}: {problem}{more}")
-        seen.remember(finished.files or ())
+        checked.remember(finished.files or ())
         return Artefact(kind, digest, folder, finished.info, reused=reused)
 
     def get(self, reference: ArtefactRef) -> Artefact:

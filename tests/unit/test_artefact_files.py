@@ -198,7 +198,7 @@ def test_without_its_memory_of_whole_files_a_result_is_reused_and_damage_found(
     tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
     made = make(tmp_path, Maker())
-    memory = made.path.with_name(f"{made.path.name}.seen.json")
+    memory = made.path.with_name(f"{made.path.name}.checked.json")
     assert make(tmp_path, Maker()).reused
     harm(memory)
     assert make(tmp_path, Maker()).reused

@@ -15,12 +15,12 @@ from storage.base.atomic import read_json, write_json
 from storage.base.errors import IntegrityError
 
 
-class SeenFiles:
+class CheckedFiles:
     """Remembers the files of one folder that were found whole."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._file = folder.with_name(f"{folder.name}.seen.json")
+        self._file = folder.with_name(f"{folder.name}.checked.json")
         self._known: dict[str, list[int]] = {}
         self._met: dict[str, list[int]] = {}
         with suppress(OSError, IntegrityError):
