@@ -16,6 +16,9 @@ from pipelines.base.terminal import log as _log
 from pipelines.runs.dagster_home import prepare_dagster
 from storage.base.modalities import MODALITIES
 
+_READ_THE_SOURCE = ("sample", "verify", "erase")
+"""Commands that read the profile's source; the others are given a folder, or read only what runs have made."""
+
 
 def _init(settings: Settings, _args: argparse.Namespace) -> int:
     folder = Path(os.environ.get("DAGSTER_HOME") or settings.home / "dagster").absolute()
@@ -186,7 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
 
     def act() -> int:
-        status: int = args.run_command(read_settings(), args)
+        settings = read_settings(needs_data=args.command in _READ_THE_SOURCE)
+        status: int = args.run_command(settings, args)
         return status
 
     return run_command(args.command, act)

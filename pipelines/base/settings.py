@@ -6,7 +6,7 @@ Not here: any number that changes a result; those are in `pipelines.base.profile
 |---|---|---|
 | MEDSAM_HOME | folder of all state | `.medsam` |
 | MEDSAM_PROFILE | `sample`, `real`, `paper`, or the path of a YAML profile | `sample` |
-| MEDSAM_DATA | folder of npz files, for profiles whose source is a folder | none |
+| MEDSAM_DATA | folder of npz files, for runs of profiles whose source is a folder | none |
 | MEDSAM_GROUPS | CSV file,dataset,group: the patient of each file | `groups.csv` beside or in the data |
 | MEDSAM_STORES | path or `s3://bucket/prefix` of the slice stores | `stores` of the profile's state |
 | MEDSAM_TEACHER | path or http(s) URL of the teacher's weights | the shipped stand-in |
@@ -41,7 +41,7 @@ class Settings:
     profile_name: str
     profile: Profile
     seed: str | None
-    data: Path
+    given_data: Path | None
     given_groups: Path | None
     given_stores: str | None
     teacher: str | None
@@ -56,6 +56,17 @@ class Settings:
     def state(self) -> Path:
         """Folder of this profile's stores, caches, checkpoints and reports."""
         return self.home / self.profile.name
+
+    @property
+    def data(self) -> Path:
+        """Folder of the npz files.
+
+        Raises:
+            ProfileError: If it was not set; only commands that are given a folder themselves start without it.
+        """
+        if self.given_data is None:
+            raise ProfileError(_no_data(self.profile))
+        return self.given_data
 
     @property
     def groups_csv(self) -> Path | None:
@@ -85,7 +96,6 @@ class Settings:
         variables = {
             "MEDSAM_HOME": str(self.home),
             "MEDSAM_PROFILE": self.profile_name,
-            "MEDSAM_DATA": str(self.data),
             "MEDSAM_EXECUTOR": self.executor,
             "MEDSAM_WORKERS": str(self.workers),
             "MEDSAM_MEMORY": str(self.memory_bytes),
@@ -93,6 +103,7 @@ class Settings:
             "MLFLOW_TRACKING_URI": self.tracking_uri,
         }
         optional = {
+            "MEDSAM_DATA": self.given_data,
             "MEDSAM_GROUPS": self.given_groups,
             "MEDSAM_STORES": self.given_stores,
             "MEDSAM_TEACHER": self.teacher,
@@ -107,6 +118,10 @@ def _sqlite_url(file: Path) -> str:
     return f"sqlite:///{str(file).replace('%', '%25').replace('?', '%3F')}"
 
 
+def _no_data(profile: Profile) -> str:
+    return f"MEDSAM_DATA: profile {profile.name!r} reads a folder of npz files; expected its path, found nothing set"
+
+
 def _profile_changes(seed: str | None) -> dict[str, dict[str, int]]:
     return {} if seed is None else {"seeds": {"plan": int(seed), "init": int(seed)}}
 
@@ -119,11 +134,12 @@ def _profile(variables: Variables, problems: list[str]) -> Profile | None:
         return None
 
 
-def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
+def read_settings(environment: Mapping[str, str] | None = None, *, needs_data: bool = True) -> Settings:
     """Read the settings from the environment.
 
     Args:
         environment: Variables; None: those of the process.
+        needs_data: Whether a profile that reads a folder must be given one now.
 
     Raises:
         ProfileError: If the profile or variables are wrong; it lists every problem at once.
@@ -133,18 +149,17 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     home, data = variables.home, variables.data
     if profile is not None and profile.source.kind == "synthetic":
         data = home / profile.name / "raw"
-    if profile is not None and data is None and not any(line.startswith("MEDSAM_DATA:") for line in problems):
-        problems.append(
-            f"MEDSAM_DATA: profile {profile.name!r} reads a folder of npz files; expected its path, found nothing set"
-        )
-    if problems or profile is None or data is None:
+    unset = data is None and not any(line.startswith("MEDSAM_DATA:") for line in problems)
+    if needs_data and unset and profile is not None:
+        problems.append(_no_data(profile))
+    if problems or profile is None:
         raise ProfileError("\n".join(problems))
     return Settings(
         home=home,
         profile_name=variables.profile,
         profile=profile,
         seed=variables.seed,
-        data=data,
+        given_data=data,
         given_groups=variables.groups,
         given_stores=variables.stores,
         teacher=variables.teacher,

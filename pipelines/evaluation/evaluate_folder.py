@@ -75,14 +75,22 @@ def evaluate_folder(
     write_not_scored(output, tally.table())
     if rows.empty:
         raise FileNotFoundError(f"--data: expected npz files with gts below {data}, found none. {tally.line('scored')}")
-    marked = rows.loc[~rows["split"].isin(HEADLINE), "case_id"].nunique()
-    if marked:
-        log(f"{marked} cases were seen in training or validation: marked, and left out of the headline means")
+    _tell_of_headline(rows, log)
     comparison = write_report(rows, output, HEADLINE)
     log(markdown_table(comparison))
     log(f"Report: {output}")
     log(tally.line("scored"))
     return comparison
+
+
+def _tell_of_headline(rows: pd.DataFrame, log: Log) -> None:
+    """Say which cases are not in the headline means, and where none of those that are has anything to score."""
+    of_headline = rows["split"].isin(HEADLINE)
+    marked = rows.loc[~of_headline, "case_id"].nunique()
+    if marked:
+        log(f"{marked} cases were seen in training or validation: marked, and left out of the headline means")
+    if of_headline.any() and not rows.loc[of_headline, "n_labels"].any():
+        log("no case in the headline means has a label to score: gts are blank, so there is no mean")
 
 
 def _labelled(

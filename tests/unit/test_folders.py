@@ -349,6 +349,48 @@ def test_what_every_file_would_fail_of_ends_the_command(
     assert os.strerror(number) in capsys.readouterr().err
 
 
+def serving(*_: object) -> None:
+    """Stand for the server that replaces the process."""
+    raise SystemExit("serving")
+
+
+def test_commands_given_a_folder_need_no_folder_of_the_profile(
+    tmp_path: Path, model: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDSAM_PROFILE", "real")
+    monkeypatch.delenv("MEDSAM_DATA", raising=False)
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
+    data = good(tmp_path / "in")
+    assert predict(data, tmp_path / "answers", model) == 0
+    assert evaluate(data, tmp_path / "report", model) == 0
+    assert main(["init"]) == 0
+    assert main(["caches"]) == 0
+    capsys.readouterr()
+    assert main(["summary"]) == 2
+    assert "expected the ledger of a run" in capsys.readouterr().err
+    monkeypatch.setattr(os, "execv", serving)
+    with pytest.raises(SystemExit, match="serving"):
+        main(["mlflow"])
+    for command in (["sample"], ["verify"], ["erase", "US/a"]):
+        assert main(command) == 2
+        assert "MEDSAM_DATA: profile 'real' reads a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("labelled", [0, 1])
+def test_blank_labels_alone_are_told_and_still_reported(
+    labelled: int, tmp_path: Path, model: Path, capsys: Said
+) -> None:
+    data = good(tmp_path / "in", labelled)
+    for name in "ab":
+        save(data / f"2DBox_US_{name}.npz", **case(gts=np.zeros((24, 28), np.uint8)))
+    assert evaluate(data, tmp_path / "out", model) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("no case in the headline means has a label to score") for line in lines) == 1 - labelled
+    assert lines[-1] == f"{2 + labelled} files found: {2 + labelled} scored, 0 skipped, 0 refused"
+    assert len(set(pd.read_csv(tmp_path / "out" / "cases.csv")["case_id"])) == 2 + labelled
+    assert (tmp_path / "out" / "comparison.csv").is_file()
+
+
 def test_files_without_labels_are_counted_and_named(tmp_path: Path, model: Path, capsys: Said) -> None:
     data = good(tmp_path / "in")
     for name in "ab":

@@ -62,6 +62,22 @@ def test_a_profile_that_reads_a_folder_needs_one(profile: str) -> None:
         read_settings({"MEDSAM_PROFILE": profile})
 
 
+@pytest.mark.parametrize("profile", ["real", "paper"])
+def test_without_a_need_for_the_folder_it_is_missed_only_where_it_is_used(profile: str) -> None:
+    settings = read_settings({"MEDSAM_PROFILE": profile}, needs_data=False)
+    assert settings.given_data is None
+    assert read_settings(settings.as_environment(), needs_data=False) == settings
+    for use in ("data", "groups_csv"):
+        with pytest.raises(ProfileError, match=r"MEDSAM_DATA.*expected its path, found nothing"):
+            getattr(settings, use)
+
+
+def test_other_problems_are_told_without_a_need_for_the_folder() -> None:
+    with pytest.raises(ProfileError, match="MEDSAM_SEED") as caught:
+        read_settings({"MEDSAM_PROFILE": "real", "MEDSAM_SEED": "x"}, needs_data=False)
+    assert "MEDSAM_DATA" not in str(caught.value)
+
+
 def test_synthetic_data_never_goes_to_the_users_folder(tmp_path: Path) -> None:
     settings = read_settings({"MEDSAM_HOME": str(tmp_path / "home"), "MEDSAM_DATA": str(tmp_path / "precious")})
     assert settings.data == tmp_path / "home" / "sample" / "raw"
