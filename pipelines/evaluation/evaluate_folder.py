@@ -89,7 +89,9 @@ def _tell_of_headline(rows: pd.DataFrame, log: Log) -> None:
     marked = rows.loc[~of_headline, "case_id"].nunique()
     if marked:
         log(f"{marked} cases were seen in training or validation: marked, and left out of the headline means")
-    if of_headline.any() and not rows.loc[of_headline, "n_labels"].any():
+    if not of_headline.any():
+        log("no case is left for the headline means; summary.csv has the means of each split")
+    elif not rows.loc[of_headline, "n_labels"].any():
         log("no case in the headline means has a label to score: gts are blank, so there is no mean")
 
 

@@ -54,10 +54,15 @@ def write_report(rows: pd.DataFrame, folder: Path, headline: tuple[str, ...] = (
 
 
 def compare(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the standard metrics with a column for each predictor: one row per modality, then their mean."""
+    """Return the standard metrics with a column for each predictor: one row per modality, then their mean.
+
+    Without any case it has no row.
+    """
     from medsam_core.scores import metric_table
     from medsam_core.scores.reporting import modality_table, side_by_side
 
+    if rows.empty:
+        return pd.DataFrame(columns=["modality", "cases"])
     summary = modality_table(rows)
     columns = {"cases": side_by_side(summary, "n_cases").iloc[:, 0].astype(int)}
     for metric in metric_table.standard():

@@ -1,5 +1,6 @@
 """`medsam predict` and `medsam evaluate` on folders: the challenge's contract, and what a bad file or model costs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,22 @@ def test_cases_that_the_model_was_trained_on_stay_out_of_the_headline(
     rows = pd.read_csv(tmp_path / "report" / "cases.csv")
     student_rows = rows[rows["predictor"] == "student"].set_index("case_id")["split"]
     assert student_rows.to_dict() == {"US/US_0": "unseen", "US/US_1": "train", "US/US_2": "unseen"}
+
+
+def test_a_folder_of_training_cases_alone_has_a_report_without_headline_means(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = labelled(tmp_path / "data")
+    own = tmp_path / "own" / "model.safetensors"
+    own.parent.mkdir()
+    own.write_bytes(model.read_bytes())
+    paths = [(path, path.stem) for path in data.rglob("*.npz")]
+    seen = {read_case(path, name, "US", SourceConfig()).content_hash: "train" for path, name in paths}
+    (own.parent / "seen_cases.json").write_text(json.dumps(seen))
+    assert evaluate(data, tmp_path / "report", own) == 0
+    said = capsys.readouterr().out
+    assert f"{len(paths)} cases were seen in training or validation" in said
+    assert "no case is left for the headline means" in said
+    assert pd.read_csv(tmp_path / "report" / "comparison.csv").empty
+    assert set(pd.read_csv(tmp_path / "report" / "summary.csv")["split"]) == {"train"}
+    assert "has a label to score" not in said
