@@ -14,7 +14,7 @@ from typing import Final
 import pandas as pd
 
 from storage.base.errors import StorageError
-from storage.sources.source import Listing
+from storage.sources.source import SKIPPED_COLUMNS, Listing
 
 ENDING: Final = ".npz"
 ENDINGS: Final = tuple("." + "".join(letters) for letters in product("nN", "pP", "zZ"))
@@ -90,7 +90,7 @@ def _listing(found: _Found) -> Listing:
     columns = {name: found.numbers[start::3] for start, name in enumerate(("n_bytes", "mtime_ns", "ctime_ns"))}
     files = pd.DataFrame({"case_id": pd.Series(found.case_ids, dtype="str"), **columns})
     rows = [(reason, count, ", ".join(sorted(found.examples[reason]))) for reason, count in found.counts.items()]
-    skipped = pd.DataFrame(rows, columns=["reason", "count", "examples"]).sort_values("reason", ignore_index=True)
+    skipped = pd.DataFrame(rows, columns=list(SKIPPED_COLUMNS)).sort_values("reason", ignore_index=True)
     return Listing(files.sort_values("case_id", ignore_index=True), skipped)
 
 

@@ -20,7 +20,7 @@ from storage.base.memory_budget import MemoryBudget
 from storage.base.modalities import MODALITIES, modality_of_word
 from storage.sources.manifest_table import COLUMNS, Facts, accepted_facts, rejected_facts, typed
 from storage.sources.patient_map import PatientMap, read_patient_map
-from storage.sources.source import Reading, Source, reject
+from storage.sources.source import SKIPPED_COLUMNS, Reading, Source, reject
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,8 @@ def scan(
         tables.append(batch)
         if checkpoint and number % _CHECKPOINT_BATCHES == 0:
             checkpoint(_joined(tables, patients))
-    return Scan(_joined(tables, patients), listing.skipped, patients)
+    # A source that skips nothing may give a table without columns.
+    return Scan(_joined(tables, patients), listing.skipped.reindex(columns=list(SKIPPED_COLUMNS)), patients)
 
 
 def _without_withdrawn(files: pd.DataFrame, withdrawn: Collection[str]) -> tuple[pd.DataFrame, pd.DataFrame]:

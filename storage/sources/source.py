@@ -60,6 +60,10 @@ class Reading:
     """Earlier versions: a file that they accepted gives the same case now; one that they rejected is read again."""
 
 
+SKIPPED_COLUMNS: Final = ("reason", "count", "examples")
+"""Columns of the table of skipped files."""
+
+
 @dataclass(frozen=True, eq=False)
 class Listing:
     """The files of a source, found without opening any of them."""

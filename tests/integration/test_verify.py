@@ -21,7 +21,8 @@ def kept(deployment: Deployment) -> dict[str, bytes]:
     found = {}
     for name in ("stores", "artefacts", "caches"):
         for key, data in files_below(deployment.state / name).items():
-            passing = key.endswith((".lock", "job.json", "files.json", "done.json", "checkpoint.pt")) or "pins/" in key
+            own = (".lock", "job.json", "files.json", "done.json", ".checked.json", "checkpoint.pt")
+            passing = key.endswith(own) or "pins/" in key
             if not passing and ".locks/" not in key and "cache_probe" not in key:
                 found[f"{name}/{key}"] = data
     return found
