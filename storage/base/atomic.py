@@ -9,7 +9,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -48,8 +48,8 @@ def _aside(path: Path) -> Path:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that appears at `path` only when the block ends without an error.
+def _written_aside(path: Path, publish: Callable[[Path], object]) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path`; once the block ends without an error, flush it and let `publish` name it.
 
     The temporary name is `path` + process id + a random word + `.partial`, so that two threads never share one; a
     killed writer leaves at most that file behind, and `remove_partials` clears it.
@@ -61,35 +61,37 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        publish(temporary)
     except OSError as error:
         _name_place(error, path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears at `path` only when the block ends without an error."""
+    with _written_aside(path, lambda temporary: temporary.replace(path)) as file:
+        yield file
 
 
 def create_bytes(path: Path, data: bytes) -> bool:
     """Publish bytes under `path` atomically unless the file exists; return whether they were published."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _aside(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # Unlike a rename, a link fails if the name exists.
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        _name_place(error, path)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-    return True
+    created = True
+
+    def link(temporary: Path) -> None:
+        nonlocal created
+        try:
+            # Unlike a rename, a link fails if the name exists.
+            os.link(temporary, path)
+        except FileExistsError:
+            created = False
+
+    with _written_aside(path, link) as file:
+        file.write(data)
+    return created
 
 
 def write_bytes(path: Path, data: bytes) -> None:
