@@ -4,6 +4,7 @@ Not here: paths, executors, settings of one machine. Sources: [P] stated by the 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import (
@@ -96,6 +97,25 @@ def with_present_names(settings: Mapping[str, T]) -> dict[str, T]:
     return {present.get(name, name): value for name, value in settings.items()}
 
 
+LATER_SETTINGS = ("box_jitter_share", "box_jitter_inward")
+"""Settings of a stage that earlier versions did not have: left out of dumps, and so of fingerprints, at the default."""
+
+
+@dataclass(frozen=True)
+class BoxJitter:
+    """How far each side of a tight box may move.
+
+    Attributes:
+        px: Native pixels outward.
+        permille: Thousandths of the box's own side, on top of `px`, outward.
+        inward: Whether the share moves a side inward as often as outward.
+    """
+
+    px: int = 0
+    permille: int = 0
+    inward: bool = False
+
+
 class StageConfig(Config):
     """Settings of one training stage: what is drawn, how it is augmented and how the model is trained."""
 
@@ -114,6 +134,10 @@ class StageConfig(Config):
     """K: labels drawn for a slot, all decoded against one encoding [P: one]. Distillation draws none."""
     box_jitter_px: Annotated[int, Field(ge=0)] = 5
     """Each side of the tight box moves outward by 0 to this many native pixels [C]."""
+    box_jitter_share: Annotated[float, Field(ge=0.0, le=0.4)] = 0.0
+    """Each side moves outward, on top, by 0 to this share of the box's own side, in thousandths and whole pixels."""
+    box_jitter_inward: bool = False
+    """Whether `box_jitter_share` also moves sides inward."""
     augmentation: AugmentationConfig = AugmentationConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     mask_distillation: bool = True
@@ -121,7 +145,18 @@ class StageConfig(Config):
 
     @model_serializer(mode="wrap")
     def _writes_stored_names(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return {STORED_NAMES.get(name, name): value for name, value in dump(self).items()}
+        fields = type(self).model_fields
+        kept = {
+            name: value
+            for name, value in dump(self).items()
+            if name not in LATER_SETTINGS or value != fields[name].default
+        }
+        return {STORED_NAMES.get(name, name): value for name, value in kept.items()}
+
+    @property
+    def box_jitter(self) -> BoxJitter:
+        """How far each side of a box may move."""
+        return BoxJitter(self.box_jitter_px, round(self.box_jitter_share * 1000), self.box_jitter_inward)
 
     @property
     def plan_epochs(self) -> int:

@@ -18,11 +18,12 @@ def jitter_boxes(
     height: npt.ArrayLike,
     width: npt.ArrayLike,
 ) -> npt.NDArray[np.int32]:
-    """Move every side of the boxes outward, and no further than the slice's edge.
+    """Move every side of the boxes, and no further than the slice's edge.
 
     Args:
         boxes: (..., 4) integers, `xyxy_px` of the native slice, half-open.
-        outward: (..., 4) integers >= 0, native pixels by which each side moves out, in the order of the box.
+        outward: (..., 4) integers, native pixels by which each side moves out, or in if negative, in the order of the
+            box. Opposite sides must not meet.
         height: Slice height in pixels, broadcast against the leading shape of `boxes`.
         width: Slice width in pixels, likewise.
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from medsam_core.base.config import StageConfig
+from medsam_core.base.config import BoxJitter, StageConfig
 from medsam_core.learning.questions import EMBEDDINGS, TEACHER_PROBABILITIES, AnswerKind, Question
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ class Stage(ABC):
         """Return K, the labels drawn for a slot."""
 
     @abstractmethod
-    def box_jitter_px(self, config: StageConfig) -> int:
-        """Return by how many native pixels each side of a box may move outward."""
+    def box_jitter(self, config: StageConfig) -> BoxJitter:
+        """Return how far each side of a box may move."""
 
     @abstractmethod
     def asks(self, config: StageConfig) -> bool:
@@ -132,10 +132,10 @@ class Distillation(Stage):
         del config
         return 0
 
-    def box_jitter_px(self, config: StageConfig) -> int:
-        """Return 0: there are no boxes."""
+    def box_jitter(self, config: StageConfig) -> BoxJitter:
+        """Return none: there are no boxes."""
         del config
-        return 0
+        return BoxJitter()
 
     def asks(self, config: StageConfig) -> bool:
         """Return True: the teacher's embeddings are all it learns from."""
@@ -173,9 +173,9 @@ class FineTuning(Stage):
         """Return the configured labels of a slot."""
         return config.prompts_per_slot
 
-    def box_jitter_px(self, config: StageConfig) -> int:
+    def box_jitter(self, config: StageConfig) -> BoxJitter:
         """Return the configured jitter."""
-        return config.box_jitter_px
+        return config.box_jitter
 
     def asks(self, config: StageConfig) -> bool:
         """Return whether the teacher's masks are learnt beside the ground truth's."""

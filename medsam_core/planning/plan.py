@@ -32,6 +32,8 @@ def plan_inputs(config: StageConfig, stage: Stage, image_size: int, seed: int) -
     differ in nothing else share one plan and one teacher cache. The keys are hashed and keep their earlier names, in
     which a microbatch is a group.
     """
+    jitter = stage.box_jitter(config)
+    of_share = {"box_jitter_permille": jitter.permille, "box_jitter_inward": jitter.inward}
     return {
         "plan_version": PLAN_VERSION,
         "stage": stage.name,
@@ -42,7 +44,8 @@ def plan_inputs(config: StageConfig, stage: Stage, image_size: int, seed: int) -
         "groups_per_step": config.microbatches_per_step,
         "epoch_slots": config.epoch_slots,
         "prompts_per_slot": stage.n_prompts(config),
-        "box_jitter_px": stage.box_jitter_px(config),
+        "box_jitter_px": jitter.px,
+        **(of_share if jitter.permille else {}),
         "augmentation": config.augmentation.model_dump(mode="json"),
     }
 

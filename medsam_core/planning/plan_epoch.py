@@ -95,7 +95,7 @@ def build_epoch(
     if n_prompts:
         labels = draw_labels(table, rows, n_prompts, rng, first)
         slots["labels"] = table.label_id[labels]
-        slots["boxes"] = draw_boxes(table, rows, labels, stage.box_jitter_px(config), rng, first)
+        slots["boxes"] = draw_boxes(table, rows, labels, stage.box_jitter(config), rng, first)
         slots["crop"] = _cover(views.crop, slots["boxes"])
     return EpochPlan(slots, _build_microbatches(config, image_size, rng, first, count))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from medsam_core.base.config import MIX_KINDS, AugmentationConfig
+from medsam_core.base.config import MIX_KINDS, AugmentationConfig, BoxJitter
 from medsam_core.base.counter_rng import CounterRng, below
 from medsam_core.base.data import SliceTable
 from medsam_core.imaging.prompts import jitter_boxes
@@ -139,17 +139,17 @@ def draw_boxes(
     table: SliceTable,
     rows: npt.NDArray[np.int32],
     labels: npt.NDArray[np.int64],
-    jitter_px: int,
+    jitter: BoxJitter,
     rng: CounterRng,
     first: int,
 ) -> npt.NDArray[np.int32]:
-    """Draw the box prompts of n slots: the label's tight box, each side moved outward by 0 to `jitter_px` pixels.
+    """Draw the box prompts of n slots: the label's tight box with each side moved.
 
     Args:
         table: The slices.
         rows: (n,) the slots' slices.
         labels: (n, K) positions in the table's label arrays.
-        jitter_px: Largest move of a side in native pixels, inclusive.
+        jitter: How far sides may move, inclusive; a share is rounded down to whole pixels.
         rng: Random numbers of the plan.
         first: Number of the first slot.
 
@@ -157,9 +157,16 @@ def draw_boxes(
         (n, K, 4) int32, `xyxy_px` of the native slice, half-open, inside the slice.
     """
     uniform = rng.uniform("jitter", first, len(rows), labels.shape[1] * 4)
-    outward = below(uniform, jitter_px + 1).reshape(*labels.shape, 4)
+    outward = below(uniform, jitter.px + 1).reshape(*labels.shape, 4)
+    boxes = table.label_box[labels]
+    if jitter.permille:
+        # A stream of its own: a plan without a share draws what it always drew.
+        uniform = rng.uniform("jitter share", first, len(rows), labels.shape[1] * 4).reshape(outward.shape)
+        sides = np.tile(boxes[..., 2:].astype(np.int64) - boxes[..., :2], 2)
+        most = sides * jitter.permille // 1000
+        outward += below(uniform, 2 * most + 1) - most if jitter.inward else below(uniform, most + 1)
     height, width = table.height[rows][:, None], table.width[rows][:, None]
-    return jitter_boxes(table.label_box[labels], outward, height, width)
+    return jitter_boxes(boxes, outward, height, width)
 
 
 def draw_mixing(

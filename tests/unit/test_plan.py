@@ -86,6 +86,8 @@ def test_epochs_differ_and_are_built_independently() -> None:
         ({"epoch_slots": 99}, False),
         ({"prompts_per_slot": 2}, False),
         ({"box_jitter_px": 0}, False),
+        ({"box_jitter_share": 0.3}, False),
+        ({"box_jitter_inward": True}, True),
         ({"augmentation": AugmentationConfig(horizontal_flip=0)}, False),
     ],
 )
@@ -224,6 +226,35 @@ def test_jitter_reaches_both_of_its_ends_on_every_side() -> None:
     moved = (build(table, epoch_slots=600).slots["boxes"] - [40, 40, 60, 60]).reshape(-1, 4) * [-1, -1, 1, 1]
     for side in moved.T:
         np.testing.assert_array_equal(np.unique(side), range(6))
+
+
+@pytest.mark.parametrize("inward", [False, True])
+def test_a_share_of_the_boxs_side_is_reached_on_every_side_and_never_exceeded(inward: bool) -> None:
+    table = table_of_counts([[1]])
+    table.height[:], table.width[:], table.label_box[:] = 100, 100, [40, 30, 55, 70]
+    changes = {"box_jitter_px": 0, "box_jitter_share": 0.1, "box_jitter_inward": inward}
+    moved = (build(table, epoch_slots=600, **changes).slots["boxes"] - [40, 30, 55, 70]).reshape(-1, 4)
+    for side, most in zip((moved * [-1, -1, 1, 1]).T, (1, 4, 1, 4), strict=True):
+        np.testing.assert_array_equal(np.unique(side), range(-most if inward else 0, most + 1))
+
+
+def test_a_share_comes_on_top_of_pixels_whose_draws_stay_what_they_were() -> None:
+    plain, more = (build(box_jitter_share=share).slots["boxes"] for share in (0.0, 0.4))
+    outward = (more - plain) * [-1, -1, 1, 1]
+    assert outward.min() == 0
+    assert outward.max() > 5
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 2**32))
+def test_sides_that_move_inward_never_meet(width: int, height: int, seed: int) -> None:
+    table = table_of_counts([[1]])
+    table.height[:], table.width[:], table.label_box[:] = 40, 40, [5, 5, 5 + width, 5 + height]
+    plan = build(table, seed=seed, epoch_slots=60, box_jitter_px=0, box_jitter_share=0.4, box_jitter_inward=True)
+    boxes = plan.slots["boxes"]
+    assert (boxes[..., 2:] > boxes[..., :2]).all()
+    assert boxes.min() >= 0
+    assert boxes.max() <= 40
 
 
 def test_distinct_labels_are_drawn_uniformly() -> None:

@@ -46,6 +46,17 @@ def test_a_profile_survives_its_own_json() -> None:
         assert Profile.model_validate_json(profile.model_dump_json()) == profile
 
 
+LATER = {"box_jitter_share": 0.1, "box_jitter_inward": True}
+"""Settings of a stage that earlier versions did not have, at other values than those versions acted by."""
+
+
+@pytest.mark.parametrize("name", ["sample", "real", "paper"])
+def test_settings_of_later_versions_are_dumped_where_they_are_set_and_nowhere_else(name: str) -> None:
+    before = load_profile(name).finetuning.model_dump(mode="json")
+    assert not set(LATER) & set(before)
+    assert load_profile(name, {"finetuning": LATER}).finetuning.model_dump(mode="json") == {**before, **LATER}
+
+
 def test_paper_distillation_is_table_3() -> None:
     stage = load_profile("paper").distillation
     assert (stage.epochs, stage.microbatch_size, stage.microbatches_per_step) == (9, 10, 3)
