@@ -56,14 +56,14 @@ def _mlflow(settings: Settings, args: argparse.Namespace) -> int:
 
 
 def _predict(settings: Settings, args: argparse.Namespace) -> int:
-    from pipelines.evaluation.predict_folder import predict_folder
+    from pipelines.folder_inference.predict_folder import predict_folder
 
     failures = predict_folder(settings, args.model, args.input, args.output, _log)
     return 1 if failures else 0
 
 
 def _evaluate(settings: Settings, args: argparse.Namespace) -> int:
-    from pipelines.evaluation.evaluate_folder import evaluate_folder
+    from pipelines.folder_inference.evaluate_folder import evaluate_folder
 
     evaluate_folder(
         settings.reading_spacing_as(args.spacing_order),

@@ -1,1 +1,1 @@
-"""Predictions, scores, reports, and a model on any folder."""
+"""Predictions, scores and reports as assets."""

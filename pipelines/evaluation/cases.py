@@ -1,6 +1,6 @@
 """Cases with ground truth, and their predictions on disk. What belongs here: reading both, one case at a time.
 
-Not here: predicting or scoring them (`scoring`), or where a folder's cases come from (`evaluate_folder`).
+Not here: predicting or scoring them (`scoring`), or where a folder's cases come from (`folder_inference`).
 """
 
 from collections.abc import Callable, Iterator

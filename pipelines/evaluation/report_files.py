@@ -37,7 +37,7 @@ def write_tables(folder: Path, tables: ReportTables) -> None:
 
 
 def write_not_scored(folder: Path, files: pd.DataFrame) -> None:
-    """Write `not_scored.csv`: the files of a folder that are not in its report, with reasons (`tally.Tally.table`)."""
+    """Write `not_scored.csv`: the files that a folder's report leaves out, with reasons."""
     files.to_csv(folder / "not_scored.csv", index=False)
 
 

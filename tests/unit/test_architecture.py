@@ -178,10 +178,10 @@ TABLE_FILES = {"read_csv", "to_csv", "read_parquet", "to_parquet", "write_parque
 
 def test_tables_of_evaluation_are_written_and_read_by_one_module_each() -> None:
     """`score_files` for rows, `report_files` for reports: a column or a name changes in one place."""
-    folder = ROOT / "pipelines" / "evaluation"
+    rooms = [ROOT / "pipelines" / room for room in ("evaluation", "folder_inference")]
     users = {
         name_of(path)
-        for path in [*folder.glob("*.py"), ROOT / "pipelines" / "summary.py"]
+        for path in [*(path for room in rooms for path in room.glob("*.py")), ROOT / "pipelines" / "summary.py"]
         for node in ast.walk(ast.parse(path.read_text()))
         if (isinstance(node, ast.Attribute) and node.attr in TABLE_FILES)
         or (isinstance(node, ast.Name) and node.id in TABLE_FILES)

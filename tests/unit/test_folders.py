@@ -14,7 +14,7 @@ from medsam_core.models.checkpoints import save_model
 from medsam_core.models.config import StudentConfig
 from medsam_core.models.segmenter import build_student
 from pipelines.cli import main
-from pipelines.evaluation.tally import Tally
+from pipelines.folder_inference.tally import Tally
 from pipelines.ingest.spacing_evidence import speaks_backwards
 from storage.base.errors import BadSampleError
 from storage.base.fingerprints import file_hash, fingerprint

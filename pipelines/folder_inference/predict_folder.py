@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from pipelines.base.settings import InputError, Settings
 from pipelines.base.terminal import printable
-from pipelines.evaluation.given_model import load_given, model_file
-from pipelines.evaluation.tally import Tally
+from pipelines.folder_inference.given_model import load_given, model_file
+from pipelines.folder_inference.tally import Tally
 from pipelines.ingest.scanning import source_at
 from storage.base.errors import BadSampleError
 from storage.sources.case import Case

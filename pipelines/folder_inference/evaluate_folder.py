@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from pipelines.base.settings import Settings
-from pipelines.evaluation.claim import claim
-from pipelines.evaluation.given_model import load_given, model_file
 from pipelines.evaluation.report_files import write_not_scored
-from pipelines.evaluation.tally import Tally
+from pipelines.folder_inference.claim import claim
+from pipelines.folder_inference.given_model import load_given, model_file
+from pipelines.folder_inference.tally import Tally
 from pipelines.ingest.findings import two_files_warning
 from pipelines.ingest.scanning import source_at
 from pipelines.ingest.spacing_evidence import spacing_warning

@@ -1,0 +1,1 @@
+"""A model on any folder of files: predicting it and scoring it, without the asset graph."""
