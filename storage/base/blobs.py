@@ -187,8 +187,10 @@ class LocalBlobs:
         return found
 
     def delete(self, key: str) -> None:
-        """See `Blobs`."""
-        self._room(key).unlink(missing_ok=True)
+        """See `Blobs`; what lies at the key or above it, and is no blob, stays."""
+        path = self.root / key
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
     def _file(self, key: str) -> Path:
         """Return a blob's file; a folder, or a link that leads to no file, is no blob."""

@@ -151,10 +151,25 @@ def test_what_lies_in_the_place_of_a_folder_of_blobs_gives_way(tmp_path: Path, h
     harm(tmp_path / "imgs")
     assert place.size("imgs/c/0") is None
     assert place.sizes("imgs") == {}
-    place.delete("imgs/c/0")
     harm(tmp_path / "gts")
     place.put("gts/c/0", b"shard")
     assert place.read("gts/c/0") == b"shard"
+
+
+def test_deleting_a_blob_leaves_the_plain_file_above_its_key(place: Blobs) -> None:
+    place.put("imgs", b"a blob of its own")
+    place.delete("imgs/c/0")
+    assert place.sizes() == {"imgs": 17}
+
+
+@pytest.mark.parametrize("harm", [a_folder, a_link_to_nowhere, a_link_to_itself, a_link_to_a_folder])
+def test_deleting_a_blob_leaves_what_lies_in_its_place_and_is_none(
+    tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    harm(tmp_path / "0")
+    before = (tmp_path / "0").lstat()
+    LocalBlobs(tmp_path).delete("0")
+    assert (tmp_path / "0").lstat() == before
 
 
 def test_an_open_file_outlives_its_name(tmp_path: Path) -> None:
