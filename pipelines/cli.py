@@ -16,8 +16,13 @@ from pipelines.base.terminal import log as _log
 from pipelines.runs.dagster_home import prepare_dagster
 from storage.base.modalities import MODALITIES
 
-_READ_THE_SOURCE = ("sample", "verify", "erase")
-"""Commands that read the profile's source; the others are given a folder, or read only what runs have made."""
+
+def _reads_the_source(args: argparse.Namespace) -> bool:
+    """Return whether a command reads the profile's source.
+
+    The others are given a folder, or read only what runs have made; of `verify`, only a repair reads cases again.
+    """
+    return args.command in ("sample", "erase") or (args.command == "verify" and args.repair)
 
 
 def _init(settings: Settings, _args: argparse.Namespace) -> int:
@@ -164,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="compare every byte of stores, caches and results")
     verify.add_argument("--modality", action="append", choices=MODALITIES, help="only this store; by default all state")
     verify.add_argument(
-        "--repair", action="store_true", help="write stores again; let the next run make the rest again"
+        "--repair", action="store_true", help="write stores again from the source; let the next run make the rest again"
     )
     verify.set_defaults(run_command=_verify)
 
@@ -189,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
 
     def act() -> int:
-        settings = read_settings(needs_data=args.command in _READ_THE_SOURCE)
+        settings = read_settings(needs_data=_reads_the_source(args))
         status: int = args.run_command(settings, args)
         return status
 

@@ -69,6 +69,19 @@ def test_damage_is_told_by_the_command_and_mended_by_its_repair(
     assert verify_stores(workspace, ["CT", "US"], quiet).empty
 
 
+def test_only_a_repair_needs_the_source(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MEDSAM_DATA")
+    assert main(["verify"]) == 0
+    assert main(["verify", "--modality", "CT"]) == 0
+    (Path(workspace.settings.stores) / "CT" / "imgs" / "c" / "0").write_bytes(b"torn")
+    assert main(["verify"]) == 1
+    assert "imgs/c/0: expected" in capsys.readouterr().out
+    assert main(["verify", "--repair"]) == 2
+    assert "MEDSAM_DATA" in capsys.readouterr().err
+
+
 def test_repair_ends_an_ingest_that_was_stopped_after_its_plan(workspace: Workspace) -> None:
     path = workspace.settings.data / "US" / "2DBox_US_9.npz"
     np.savez_compressed(path, imgs=np.ones((40, 30), np.uint8), gts=np.ones((40, 30), np.uint8))
