@@ -15,7 +15,7 @@ Not here: any number that changes a result; those are in `pipelines.base.profile
 | MEDSAM_EXECUTOR | `multiprocess` or `in_process` | `multiprocess` |
 | MEDSAM_WORKERS | processes and threads that read and write files in one step | the machine's cores |
 | MEDSAM_MEMORY | bytes of cases that one step holds at once, in all its processes | 4294967296 |
-| MEDSAM_ACCEPT_LOSS | `1`, for one run: go on although half or more of the cases of the last scan are gone | `0` |
+| MEDSAM_ACCEPT_LOSS | `1`, for one run: go on although half or more of the cases, or all of a folder, are gone | `0` |
 | MLFLOW_TRACKING_URI | MLflow server or store | sqlite file under MEDSAM_HOME |
 """
 

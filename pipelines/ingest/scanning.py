@@ -26,6 +26,8 @@ from storage.sources.source import Source, SourceConfig
 
 Log = Callable[[str], None]
 
+_ACCEPT = "Mount or restore what is missing and run again; if the loss is meant, set MEDSAM_ACCEPT_LOSS=1 for one run"
+
 
 def source_at(root: Path, profile: Profile) -> Source:
     """Return a place as a source that is read as a profile says."""
@@ -55,7 +57,8 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult[ArtefactRef]:
     Raises:
         FileNotFoundError: If the source folder is not there.
         InputError: If no case is any good.
-        LossError: If half or more of what the last scan found is lost, unless the settings accept that.
+        LossError: If half or more of what the last scan found is lost, or a whole folder, unless the settings accept
+            that.
     """
     data = workspace.settings.data
     if workspace.profile.source.kind == "synthetic":
@@ -72,7 +75,7 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult[ArtefactRef]:
         log(line)
     if not workspace.settings.accept_loss and before is not None:
         before = before[~before["case_id"].isin(workspace.withdrawn.read() or ())]
-        require_kept(before, found.table, str(data), "if the loss is meant, set MEDSAM_ACCEPT_LOSS=1 for one run")
+        require_kept(before, found.table, str(data), _ACCEPT)
     _require_cases(found.table, told, data)
     write_parquet(workspace.scan_file, found.table)
     workspace.unfinished_scan_file.unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from storage.slices import index as slice_index
 from storage.slices import layout, publishing, store_plan
 from storage.slices import writer as slice_writer
 from storage.slices.config import StoreConfig
+from storage.sources.losses import emptied_folders, folders_told
 
 Log = Callable[[str], None]
 
@@ -99,7 +100,8 @@ def leave_out_lost(
         What all steps and this one made, and every case that is left out.
 
     Raises:
-        StorageError: If half or more of the modality's cases would be left out, unless the settings accept that.
+        StorageError: If half or more of the modality's cases, or all of a folder, would be left out, unless the
+            settings accept that.
     """
     rows = _accepted(workspace, modality, manifest)
     made = [part for step in written for part in step.made]
@@ -107,17 +109,28 @@ def leave_out_lost(
     lost: dict[str, str] = {}
     while fresh:
         lost |= fresh
-        if 2 * len(lost) >= len(rows) and not workspace.settings.accept_loss:
-            named = "\n  ".join(f"{case_id}: {reason}" for case_id, reason in list(lost.items())[:20])
-            raise StorageError(
-                f"slice store {modality}: expected the {len(rows)} cases of the last scan, found half or more of them "
-                f"lost since, {len(lost)} so far. Mount or restore what is missing, materialise raw_manifest and run "
-                f"again; if the loss is meant, set MEDSAM_ACCEPT_LOSS=1 for one run:\n  {named}"
-            )
+        if not workspace.settings.accept_loss:
+            _require_few_lost(modality, rows, lost)
         again = write_store_parts(workspace, modality, _planned(workspace, modality, _without(rows, lost)), log)
         made += again.made
         fresh = again.lost
     return StorePartsMade(tuple(made), lost)
+
+
+def _require_few_lost(modality: str, rows: pd.DataFrame, lost: dict[str, str]) -> None:
+    """Refuse to leave out half or more of a modality's cases, or all that a folder held of them."""
+    folders = emptied_folders(rows["case_id"], _without(rows, lost)["case_id"])
+    if 2 * len(lost) < len(rows) and not folders:
+        return
+    found = f"half or more of them lost since, {len(lost)} so far"
+    if 2 * len(lost) < len(rows):
+        found = f"folders that held cases and hold none now: {folders_told(folders)}"
+    named = "\n  ".join(f"{case_id}: {reason}" for case_id, reason in list(lost.items())[:20])
+    raise StorageError(
+        f"slice store {modality}: expected the {len(rows)} cases of the last scan, found {found}. Mount or restore "
+        "what is missing, materialise raw_manifest and run again; if the loss is meant, set MEDSAM_ACCEPT_LOSS=1 for "
+        f"one run:\n  {named}"
+    )
 
 
 def _without(rows: pd.DataFrame, lost: Iterable[str]) -> pd.DataFrame:

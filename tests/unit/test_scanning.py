@@ -20,7 +20,7 @@ from pipelines.ingest.scanning import scan_source
 from storage.base.errors import StorageError
 from storage.base.modalities import MODALITIES
 from storage.base.references import ArtefactRef
-from storage.sources.losses import LossError, losses
+from storage.sources.losses import LossError, emptied_folders, folders_told, losses
 
 pytestmark = pytest.mark.timeout(120, method="thread")
 """A thread that waits for memory for ever is not woken by a signal."""
@@ -60,6 +60,13 @@ def released(space: Workspace) -> TaskResult[ArtefactRef]:
         ]
         stores.append(ingest.publish_store(space, modality, manifest, made, quiet).value)
     return freeze_release(space, ingest.make_index(space, manifest, stores).value, quiet)
+
+
+def stored_us(space: Workspace, manifest: ArtefactRef) -> TaskResult[StoreRef]:
+    """Store the US cases of a manifest."""
+    batches = ingest.plan_store(space, "US", manifest)
+    made = [ingest.write_store_parts(space, "US", batch, quiet) for batch in batches]
+    return ingest.publish_store(space, "US", manifest, made, quiet)
 
 
 def remove(space: Workspace, pattern: str) -> None:
@@ -155,6 +162,90 @@ class TestLoss:
         before.loc[3, "status"] = "rejected"
         now = pd.DataFrame({"case_id": ["a", "c"], "status": ["rejected", "accepted"]})
         assert losses(before, now).to_numpy().tolist() == [["CT", 2, 1, 1], ["US", 1, 0, 0]]
+
+
+class TestEmptiedFolder:
+    """All files of one folder are gone, which are few of their modality and of all."""
+
+    @pytest.fixture
+    def sites(self, space: Workspace) -> Workspace:
+        """Three US cases more, each in a folder of its patient below one site's; not yet scanned."""
+        for number in range(10, 13):
+            save(space.settings.data / "US" / "site" / f"patient_{number}" / f"2DBox_US_{number}.npz", number)
+        return space
+
+    def test_stops_and_names_it_until_it_is_accepted(self, sites: Workspace) -> None:
+        scan_source(sites, quiet)
+        kept = sites.scan_file.read_bytes()
+        shutil.rmtree(sites.settings.data / "US" / "site")
+        with pytest.raises(LossError) as caught:
+            scan_source(sites, quiet)
+        assert "found folders that held cases and hold none now: US/site/ (3 cases). Nothing" in str(caught.value)
+        assert "MEDSAM_ACCEPT_LOSS=1" in str(caught.value)
+        assert sites.scan_file.read_bytes() == kept
+        accepting = Workspace(replace(sites.settings, accept_loss=True))
+        assert scan_source(accepting, quiet).notes["accepted"] == 8
+        assert scan_source(sites, quiet).made == 0
+
+    @pytest.mark.parametrize("content", [None, b"<html>Sign in</html>"])
+    def test_one_good_case_is_enough(self, sites: Workspace, content: bytes | None) -> None:
+        scan_source(sites, quiet)
+        for path in sorted((sites.settings.data / "US" / "site").rglob("*.npz"))[1:]:
+            path.write_bytes(content) if content else path.unlink()
+        assert scan_source(sites, quiet).notes["accepted"] == 9
+
+    def test_files_that_all_went_bad_empty_it_too(self, sites: Workspace) -> None:
+        scan_source(sites, quiet)
+        for path in (sites.settings.data / "US" / "site").rglob("*.npz"):
+            path.write_bytes(b"<html>Sign in</html>")
+        with pytest.raises(LossError, match="US/site/"):
+            scan_source(sites, quiet)
+
+    def test_withdrawn_and_rejected_cases_do_not_count(self, sites: Workspace) -> None:
+        folder = sites.settings.data / "US" / "site"
+        for number in range(5):
+            save(folder / f"2DBox_US_bad_{number}.npz", number, imgs=None)
+        scan_source(sites, quiet)
+        sites.withdrawn.write(["US/site/patient_10/2DBox_US_10"])
+        shutil.rmtree(folder)
+        assert scan_source(sites, quiet).notes["accepted"] == 8
+
+    def test_withdrawn_files_that_are_left_do_not_fill_it(self, sites: Workspace) -> None:
+        save(sites.settings.data / "US" / "site" / "2DBox_US_13.npz", 13)
+        scan_source(sites, quiet)
+        sites.withdrawn.write(["US/site/2DBox_US_13"])
+        for number in range(10, 13):
+            shutil.rmtree(sites.settings.data / "US" / "site" / f"patient_{number}")
+        with pytest.raises(LossError, match=r"US/site/ \(3 cases\)"):
+            scan_source(sites, quiet)
+
+    def test_a_folder_that_was_renamed_is_no_loss(self, sites: Workspace) -> None:
+        scan_source(sites, quiet)
+        (sites.settings.data / "US" / "site").rename(sites.settings.data / "US" / "renamed")
+        assert scan_source(sites, quiet).notes["accepted"] == 11
+
+    def test_copies_that_were_there_before_are_no_move(self, sites: Workspace) -> None:
+        for number in range(10, 13):
+            save(sites.settings.data / "US" / f"2DBox_US_copy_{number}.npz", number)
+        scan_source(sites, quiet)
+        shutil.rmtree(sites.settings.data / "US" / "site")
+        with pytest.raises(LossError, match="US/site/"):
+            scan_source(sites, quiet)
+
+    def test_the_outermost_folders_are_named_and_the_place_itself_is_none(self) -> None:
+        before = ["a/b/1", "a/b/2", "a/c/3", "d/4", "d/5", "d/6", "e/f/7", "e/f/8", "e/f/9", "e/10", "g/1", "g/2"]
+        assert emptied_folders(before, ["d/6", "e/10"]) == {"a": 3, "e/f": 3}
+        assert emptied_folders(["1", "2", "3"], []) == {}
+        many = emptied_folders([f"{folder:03}/{case}" for folder in range(30) for case in range(3)], [])
+        assert folders_told(many).endswith("019/ (3 cases), and 10 folders more")
+
+    def test_between_scan_and_store_stops_too(self, sites: Workspace) -> None:
+        manifest = scan_source(sites, quiet).value
+        shutil.rmtree(sites.settings.data / "US" / "site")
+        with pytest.raises(StorageError, match=r"hold none now: US/site/ \(3 cases\)\. Mount or restore"):
+            stored_us(sites, manifest)
+        accepting = Workspace(replace(sites.settings, accept_loss=True))
+        assert stored_us(accepting, manifest).notes["cases"] == 4
 
 
 class TestNothingUsable:
@@ -365,16 +456,11 @@ def cut(path: Path) -> None:
 class TestLostBetweenScanAndStore:
     """A case whose file vanished or changed costs itself alone: the others of its part and modality are stored."""
 
-    def stored(self, space: Workspace, manifest: ArtefactRef) -> TaskResult[StoreRef]:
-        batches = ingest.plan_store(space, "US", manifest)
-        made = [ingest.write_store_parts(space, "US", batch, quiet) for batch in batches]
-        return ingest.publish_store(space, "US", manifest, made, quiet)
-
     @pytest.mark.parametrize("spoil", [vanish, change, cut])
     def test_is_left_out_and_named(self, space: Workspace, spoil: Callable[[Path], None]) -> None:
         manifest = scan_source(space, quiet).value
         spoil(space.settings.data / "US" / "2DBox_US_5.npz")
-        result = self.stored(space, manifest)
+        result = stored_us(space, manifest)
         table = result.notes["left out, for their files are no longer those of the scan"]
         assert isinstance(table, pd.DataFrame)
         assert table["case_id"].tolist() == ["US/2DBox_US_5"]
@@ -399,25 +485,25 @@ class TestLostBetweenScanAndStore:
     def test_the_next_scan_sees_it_and_keeps_the_store(self, space: Workspace) -> None:
         manifest = scan_source(space, quiet).value
         vanish(space.settings.data / "US" / "2DBox_US_5.npz")
-        first = self.stored(space, manifest)
-        again = self.stored(space, scan_source(space, quiet).value)
+        first = stored_us(space, manifest)
+        again = stored_us(space, scan_source(space, quiet).value)
         assert (again.fingerprint, again.made, again.value.lost) == (first.fingerprint, 0, {})
 
     def test_a_changed_file_is_stored_after_the_next_scan(self, space: Workspace) -> None:
         manifest = scan_source(space, quiet).value
         change(space.settings.data / "US" / "2DBox_US_5.npz")
-        self.stored(space, manifest)
-        assert self.stored(space, scan_source(space, quiet).value).notes["cases"] == 4
+        stored_us(space, manifest)
+        assert stored_us(space, scan_source(space, quiet).value).notes["cases"] == 4
 
     def test_half_of_a_modality_is_no_single_case(self, space: Workspace) -> None:
         manifest = scan_source(space, quiet).value
         remove(space, "*_US_[45].npz")
         with pytest.raises(StorageError, match="half or more of them lost since, 2 so far") as caught:
-            self.stored(space, manifest)
+            stored_us(space, manifest)
         assert "US/2DBox_US_4: unreadable" in str(caught.value)
         accepting = Workspace(replace(space.settings, accept_loss=True))
-        assert self.stored(accepting, manifest).notes["cases"] == 2
+        assert stored_us(accepting, manifest).notes["cases"] == 2
 
     def test_nothing_lost_says_none(self, space: Workspace) -> None:
-        notes = self.stored(space, scan_source(space, quiet).value).notes
+        notes = stored_us(space, scan_source(space, quiet).value).notes
         assert notes["left out, for their files are no longer those of the scan"] == "none"
