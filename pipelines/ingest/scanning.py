@@ -27,6 +27,8 @@ from storage.sources.source import Source, SourceConfig
 Log = Callable[[str], None]
 
 _ACCEPT = "Mount or restore what is missing and run again; if the loss is meant, set MEDSAM_ACCEPT_LOSS=1 for one run"
+_NO_FILES = "Nothing can be made of no files: mount the folder or correct MEDSAM_DATA, and run again"
+_NO_GOOD_FILES = "Nothing can be made of these files: mend them or correct MEDSAM_DATA, and run again"
 
 
 def source_at(root: Path, profile: Profile) -> Source:
@@ -75,7 +77,7 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult[ArtefactRef]:
         log(line)
     if not workspace.settings.accept_loss and before is not None:
         before = before[~before["case_id"].isin(workspace.withdrawn.read() or ())]
-        require_kept(before, found.table, str(data), _ACCEPT)
+        require_kept(before, found.table, str(data), _ACCEPT if _usable(found.table) else _NO_FILES)
     _require_cases(found.table, told, data)
     write_parquet(workspace.scan_file, found.table)
     workspace.unfinished_scan_file.unlink(missing_ok=True)
@@ -130,18 +132,26 @@ def _scan(workspace: Workspace, source: Source, before: pd.DataFrame | None, log
     return found
 
 
+def _usable(table: pd.DataFrame) -> bool:
+    """Return whether a manifest has a case to go on with; a withdrawn one was good when it was withdrawn."""
+    return bool((table["status"] == "accepted").any() or (table["reason_code"] == "withdrawn").any())
+
+
 def _require_cases(table: pd.DataFrame, told: list[str], data: Path) -> None:
     """Refuse a source without a single good case; `told` is what was found, its first line the counts.
 
     Raises:
         InputError: With what was found instead.
     """
-    if (table["status"] == "accepted").any() or (table["reason_code"] == "withdrawn").any():
+    if _usable(table):
         return
     refused = rejected(table)
     instead = "; ".join(told[1:]) or "nothing"
     examples = [f"{row.case_id}: {row.reason}" for row in refused.head(3).itertuples()]
-    raise InputError("\n  ".join([f"{data}: expected cases, found none that can be used: {instead}", *examples]))
+    remedy = _NO_GOOD_FILES if len(table) else _NO_FILES
+    raise InputError(
+        "\n  ".join([f"{data}: expected cases, found none that can be used: {instead}. {remedy}", *examples])
+    )
 
 
 def _manifest_artefact(workspace: Workspace, table: pd.DataFrame) -> Artefact:

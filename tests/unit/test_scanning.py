@@ -92,8 +92,10 @@ class TestLoss:
         for _ in range(2):
             with pytest.raises(LossError, match="found half or more of them lost") as caught:
                 scan_source(space, quiet)
-            assert counts in str(caught.value)
-            assert "MEDSAM_ACCEPT_LOSS=1" in str(caught.value)
+            told = str(caught.value)
+            assert counts in told
+            assert ("MEDSAM_ACCEPT_LOSS=1" in told) == (pattern != "*.npz"), "nothing can be made of no files"
+            assert ("mount the folder or correct MEDSAM_DATA" in told) == (pattern == "*.npz")
             assert space.scan_file.read_bytes() == kept, "what the next scan is measured by"
         save(space.settings.data / "MR" / "2DBox_MR_9.npz", 9)  # without any case the loss cannot be accepted
         accepting = Workspace(replace(space.settings, accept_loss=True))
@@ -252,8 +254,9 @@ class TestNothingUsable:
     def test_an_empty_folder(self, space: Workspace) -> None:
         shutil.rmtree(space.settings.data)
         space.settings.data.mkdir()
-        with pytest.raises(InputError, match="expected cases, found none that can be used: nothing"):
+        with pytest.raises(InputError, match="expected cases, found none that can be used: nothing") as caught:
             scan_source(space, quiet)
+        assert "mount the folder or correct MEDSAM_DATA" in str(caught.value)
 
     @pytest.mark.parametrize("bad", [0, 2])
     def test_an_accepted_loss_does_not_empty_the_stores(self, space: Workspace, bad: int) -> None:
