@@ -12,6 +12,7 @@ from dagster._core.errors import DagsterUserCodeProcessError
 from dagster_shared.error import SerializableErrorInfo
 
 from pipelines.base.settings import Settings
+from pipelines.base.terminal import said_of
 from pipelines.runs.dead_runs import end_dead_runs, note_executor
 from pipelines.runs.turns import turn
 from pipelines.tracking.store import TrackingError, require_tracking
@@ -60,20 +61,31 @@ class OneRunAtATime(dg.Executor):
         self, plan_context: "PlanOrchestrationContext", execution_plan: "ExecutionPlan"
     ) -> Iterator[dg.DagsterEvent]:
         """Wait for other runs, end dead runs, check that MLflow can be reached, then run the steps."""
+        try:
+            yield from self._execute(plan_context, execution_plan)
+        except TrackingError as error:
+            raise _refused(str(error), error) from None
+        except OSError as error:
+            raise _refused(f"{self._settings.state}: the run cannot go on: {said_of(error)}", error) from None
+
+    def _execute(
+        self, plan_context: "PlanOrchestrationContext", execution_plan: "ExecutionPlan"
+    ) -> Iterator[dg.DagsterEvent]:
         settings, run_id = self._settings, plan_context.run_id
         note_executor(settings.state / "runs", run_id, in_process=True)
-        try:
-            if _tracked(execution_plan):
-                require_tracking(settings.tracking_uri)
-        except TrackingError as error:
-            # Without a traceback: the message says everything that a user needs.
-            said = SerializableErrorInfo(str(error), [], type(error).__name__)
-            raise DagsterUserCodeProcessError(str(error), user_code_process_error_infos=[said]) from None  # type: ignore[no-untyped-call]
+        if _tracked(execution_plan):
+            require_tracking(settings.tracking_uri)
         end_what_died(plan_context.instance, settings, run_id)
         with turn(settings.state, run_id, plan_context.log.warning):
             # Again: runs that died while this one waited hold pool slots, too.
             end_what_died(plan_context.instance, settings, run_id)
             yield from self._inner.execute(plan_context, execution_plan)
+
+
+def _refused(message: str, error: Exception) -> DagsterUserCodeProcessError:
+    """Return what fails a run without a traceback: the message says everything that a user needs."""
+    said = SerializableErrorInfo(message, [], type(error).__name__)
+    return DagsterUserCodeProcessError(message, user_code_process_error_infos=[said])  # type: ignore[no-untyped-call]
 
 
 def _tracked(execution_plan: "ExecutionPlan") -> bool:

@@ -1,5 +1,6 @@
 """Dagster resources. What belongs here: how runs and steps open the workspace. Not here: tasks."""
 
+import logging
 import multiprocessing
 import os
 
@@ -8,9 +9,12 @@ from pydantic import PrivateAttr
 
 from medsam_core.training.parent_watch import require_parent
 from pipelines.base.settings import read_settings
+from pipelines.base.terminal import said_of
 from pipelines.base.workspace import Workspace
 from pipelines.runs.dead_runs import note_executor
 from pipelines.runs.executors import end_what_died
+
+logger = logging.getLogger(__name__)
 
 
 class WorkspaceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -30,7 +34,13 @@ class WorkspaceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         if executor is not None and not in_process:
             # A step that outlives its run would keep its locks, its pool slot and its trainer.
             require_parent(executor.pid)
-        if note_executor(space.settings.state / "runs", run_id, in_process=in_process):
+        try:
+            first = note_executor(space.settings.state / "runs", run_id, in_process=in_process)
+        except OSError as error:
+            # Dagster opens the resources once more after a run, even one that was refused for this very reason.
+            logger.warning("run %s is not noted: %s", run_id, said_of(error))
+            return
+        if first:
             end_what_died(context.instance, space.settings, run_id)
 
     def open(self) -> Workspace:

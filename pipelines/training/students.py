@@ -18,6 +18,7 @@ from pipelines.base.values import CacheRef, TeacherRef, TrainerJob, to_json
 from pipelines.base.variants import Variant
 from pipelines.base.workspace import Workspace
 from pipelines.runs.launch import Launch
+from pipelines.tracking.store import TrackingError
 from pipelines.tracking.tracker import Point, TrackedRun, Tracker
 from pipelines.training.training_cases import write_training_cases
 from storage.base.artefacts import Artefact
@@ -172,7 +173,7 @@ def run_stage(
     def build(folder: Path) -> dict[str, object]:
         job_file = folder / "job.json"
         write_json(job_file, to_json(job))
-        with _following(tracker, run, folder / "metrics.jsonl"):
+        with _following(tracker, run, folder / "metrics.jsonl", log):
             launch(job_file, workspace.profile.training.processes)
         points = list(read_points(folder / "metrics.jsonl"))
         pictures.curves(points, _loss_names(points), folder / "curves.png")
@@ -182,7 +183,11 @@ def run_stage(
     try:
         made = workspace.artefacts.make("model", made_from, build, inseparable=WHOLE_TRAINING)
     except Exception:
-        tracker.close_run(run, failed=True)
+        try:
+            tracker.close_run(run, failed=True)
+        except TrackingError as second:
+            # The first error is what a user must know of; the next run opens this MLflow run again.
+            log(f"{name}: its MLflow run could not be ended: {second}")
         raise
     if not run.finished:
         _complete(tracker, run, made)
@@ -257,13 +262,22 @@ def _loss_names(points: list[Point]) -> list[str]:
 
 
 @contextmanager
-def _following(tracker: Tracker, run: TrackedRun, file: Path) -> Iterator[None]:
-    """Bring the trainer's points to MLflow while it trains, so that the curves are live."""
+def _following(tracker: Tracker, run: TrackedRun, file: Path, log: Log) -> Iterator[None]:
+    """Bring the trainer's points to MLflow while it trains, so that the curves are live.
+
+    A store that stops answering does not stop a training: that is logged once, and all points are logged at its end.
+    """
     stop = threading.Event()
 
     def follow() -> None:
+        told = False
         while not stop.wait(FOLLOW_SECONDS):
-            tracker.log_curve(run, read_points(file))
+            try:
+                tracker.log_curve(run, read_points(file))
+            except TrackingError as error:
+                if not told:
+                    log(f"training goes on without live curves: {error}")
+                told = True
 
     thread = threading.Thread(target=follow, name="follow-metrics", daemon=True)
     thread.start()

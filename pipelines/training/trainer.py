@@ -20,14 +20,18 @@ from medsam_core.learning.stages import STAGES
 from medsam_core.learning.teachers import CachedTeacher, OnlineTeacher, TeacherAnswers
 from medsam_core.models.checkpoints import load_model
 from medsam_core.models.segmenter import Segmenter, build_student, init_decoder_from
+from medsam_core.models.weights import CheckpointError
 from medsam_core.planning.plan import Plan
 from medsam_core.training.batchnorm import clean_images
+from medsam_core.training.errors import TrainingError
 from medsam_core.training.loop import LoopOptions, train
 from medsam_core.training.parent_watch import require_parent
 from medsam_core.training.process_group import ProcessGroup
 from medsam_core.training.run import TrainingRun
 from pipelines.base.devices import choose_device
+from pipelines.base.profile import ProfileError
 from pipelines.base.settings import read_settings
+from pipelines.base.terminal import said_of
 from pipelines.base.values import TrainerJob, from_json
 from pipelines.base.workspace import Workspace
 from pipelines.ingest.releases import release_reader
@@ -35,6 +39,7 @@ from pipelines.training.plans import load_plan
 from storage.answers.cache_locks import reading_access
 from storage.answers.teacher_cache import TeacherCache
 from storage.base.atomic import read_json
+from storage.base.errors import StorageError
 from storage.base.references import ArtefactRef
 
 RECALIBRATION_BATCHES = 32
@@ -136,18 +141,39 @@ def _clean_images(plan: Plan, reader: SliceReader, model: Segmenter) -> Callable
     return lambda: clean_images(plan, reader, model.geometry, batches=RECALIBRATION_BATCHES)
 
 
-def main() -> None:
-    """Run the job file named on the command line."""
+def reason(error: BaseException) -> str | None:
+    """Return why a training could not go on, in one line; None if the error is a defect of this project.
+
+    torch hides an error of the disk behind one of its own, so what an error came from is looked at first.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return said_of(cause)
+        cause = cause.__cause__ or cause.__context__
+    return str(error) if isinstance(error, (StorageError, TrainingError, ProfileError, CheckpointError)) else None
+
+
+def main() -> int:
+    """Run the job file named on the command line; return the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     require_parent()
     file = Path(sys.argv[1])
     job = from_json(TrainerJob, read_json(file), str(file), "materialise the asset that trains there again")
     if "DAGSTER_PIPES_CONTEXT" not in os.environ or os.environ.get("RANK", "0") != "0":
         run_job(job, logger)
-        return
+        return 0
     with open_dagster_pipes() as pipes:
-        run_job(job, pipes.log)
+        try:
+            run_job(job, pipes.log)
+        except Exception as error:
+            why = reason(error)
+            pipes.report_custom_message(why or f"{type(error).__name__}: {error}")
+            if why is None:
+                raise
+            return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -33,9 +33,10 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _name_place(error: OSError, path: Path) -> None:
+def _name_place(error: OSError, temporary: Path, path: Path) -> None:
     """Put the name of the final file into an error: the system names no file, or only the temporary one."""
-    if error.filename2 is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if full or error.filename2 is not None or error.filename == str(temporary):
         error.filename, error.filename2 = str(path), None
 
 
@@ -63,7 +64,7 @@ def _written_aside(path: Path, publish: Callable[[Path], object]) -> Iterator[Bi
             os.fsync(file.fileno())
         publish(temporary)
     except OSError as error:
-        _name_place(error, path)
+        _name_place(error, temporary, path)
         raise
     finally:
         temporary.unlink(missing_ok=True)

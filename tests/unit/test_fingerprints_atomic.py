@@ -1,5 +1,6 @@
 """Fingerprints say when two things are the same; atomic files are there whole or not at all; locks exclude."""
 
+import errno
 import json
 import os
 import socket
@@ -323,6 +324,18 @@ class TestLocks:
         beside = shared_lock(path, what="store"), shared_lock(path, what="store")
         with beside[0], beside[1], pytest.raises(BusyError), exclusive_lock(path, what="store"):
             pass
+
+
+def test_an_error_names_the_final_file_and_not_the_temporary_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(path: Path, *_arguments: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "open", read_only)
+    with pytest.raises(OSError, match="Read-only") as error:
+        write_bytes(tmp_path / "a.json", b"one")
+    assert error.value.filename == str(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("name", ["a" * 255, "2DBox_US_" + "1.2.840." * 28 + ".npz", "超" * 85, "x" + "é" * 127])
