@@ -7,29 +7,17 @@ Tables of different predictors or parts of a release are merged by row (`merge_t
 from the merged rows, never from other summaries. A summary does not depend on the order of rows.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from medsam_core.scores import metric_table
 from medsam_core.scores.bootstrap import Floats, draw_patients, drawn_means, interval
-from medsam_core.scores.case_scores import CaseScore, Row, case_columns, count_columns, label_columns
+from medsam_core.scores.case_scores import Row, count_columns
 
 ALL_MODALITIES = "mean of modalities"
 """The row that averages the modalities' means, each counting once, as the paper's tables do."""
-
-
-def case_table(predictor: str, scores: Iterable[CaseScore]) -> pd.DataFrame:
-    """Return one row per case, `case_columns`, sorted by modality and case."""
-    rows = [{"predictor": predictor, **score.case_row()} for score in scores]
-    return _sorted(pd.DataFrame(rows, columns=list(case_columns())), ["modality", "case_id"])
-
-
-def label_table(predictor: str, scores: Iterable[CaseScore]) -> pd.DataFrame:
-    """Return one row per case and label, `label_columns`, sorted by modality, case and label."""
-    rows = [{"predictor": predictor, **row} for score in scores for row in score.label_rows()]
-    return _sorted(pd.DataFrame(rows, columns=list(label_columns())), ["modality", "case_id", "label"])
 
 
 def merge_tables(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

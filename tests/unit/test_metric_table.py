@@ -8,8 +8,9 @@ from medsam_core.scores import metric_table
 from medsam_core.scores.case_scores import CaseIdentity, CaseScore, case_columns, label_columns
 from medsam_core.scores.comparisons import comparison_table
 from medsam_core.scores.metric_table import LabelMasks, Metric
-from medsam_core.scores.reporting import ALL_MODALITIES, case_table, label_table, merge_tables, modality_table
+from medsam_core.scores.reporting import ALL_MODALITIES, merge_tables, modality_table
 from medsam_core.scores.scoring import score_case
+from pipelines.evaluation.score_files import score_table
 
 
 def missed_pixels(masks: LabelMasks) -> float:
@@ -35,7 +36,11 @@ def scored(case_id: str, shift: int) -> CaseScore:
 
 def tables(predictor: str, shift: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     scores = [scored(case_id, shift) for case_id in "abc"]
-    return case_table(predictor, scores), label_table(predictor, scores)
+    mark: dict[str, object] = {"predictor": predictor, "split": "test"}
+    table = score_table(
+        [{**mark, **one.case_row()} for one in scores], [{**mark, **row} for one in scores for row in one.label_rows()]
+    )
+    return table.cases, table.labels
 
 
 def test_columns_of_the_first_four_metrics_are_those_of_kept_tables() -> None:

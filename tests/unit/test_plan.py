@@ -17,7 +17,7 @@ from medsam_core.base.data import SliceTable
 from medsam_core.learning.stages import DISTILLATION, FINETUNING, STAGES, Stage
 from medsam_core.planning.plan import PLAN_VERSION, Plan, plan_inputs
 from medsam_core.planning.plan_epoch import build_epoch, slots_of_epoch
-from medsam_core.planning.sampling import draw_labels
+from medsam_core.planning.sampling import draw_labels, draw_mixing
 from tests.unit.slices import table_of_counts
 
 S = 64
@@ -333,6 +333,13 @@ def test_microbatches_hold_what_their_kind_of_mixing_needs() -> None:
         assert (microbatch["cut"] >= 0).all()
         assert (microbatch["cut"] <= S).all()
         assert (microbatch["cut"][2:] >= microbatch["cut"][:2]).all()
+
+
+def test_cutmix_shows_in_each_item_the_one_before_it_and_in_the_first_the_last() -> None:
+    """Rolled by one to the right: item k has partner k - 1. Rolled the other way item 0 would show item 1."""
+    config = AugmentationConfig(mixing=("cutmix",))
+    mixing = draw_mixing(config, microbatch_size=5, image_size=S, rng=CounterRng(0, "distillation"), first=0, count=7)
+    assert mixing.partner.tolist() == [[4, 0, 1, 2, 3]] * 7
 
 
 def test_mixing_draws_follow_beta_1_1() -> None:

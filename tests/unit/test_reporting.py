@@ -11,13 +11,12 @@ from medsam_core.scores.case_scores import CaseIdentity, CaseScore, case_columns
 from medsam_core.scores.comparisons import comparison_table
 from medsam_core.scores.reporting import (
     ALL_MODALITIES,
-    case_table,
-    label_table,
     merge_tables,
     modality_table,
     side_by_side,
 )
 from medsam_core.scores.scoring import score_case
+from pipelines.evaluation.score_files import ScoreTable, score_table
 
 NAN = float("nan")
 
@@ -61,22 +60,28 @@ def score(case_id: str, modality: str) -> CaseScore:
     return score_case(CaseIdentity(case_id, modality, "set", "p"), gt, segs, [5, 9], None, is_3d=False)
 
 
+def tables(scores: list[CaseScore]) -> ScoreTable:
+    mark: dict[str, object] = {"predictor": "student", "split": "test"}
+    return score_table(
+        [{**mark, **one.case_row()} for one in scores], [{**mark, **row} for one in scores for row in one.label_rows()]
+    )
+
+
 def test_case_and_label_tables_from_scores() -> None:
-    scores = [score("b", "US"), score("a", "US"), score("c", "CT")]
-    table = case_table("student", scores)
-    assert tuple(table.columns) == case_columns()
+    found = tables([score("b", "US"), score("a", "US"), score("c", "CT")])
+    table, labels = merge_tables([found.cases]), merge_tables([found.labels])
+    assert tuple(table.columns) == ("predictor", "split", *case_columns()[1:])
     assert table["case_id"].tolist() == ["c", "a", "b"]
     assert table["dsc"].tolist() == [0.5] * 3
-    labels = label_table("student", scores)
-    assert tuple(labels.columns) == label_columns()
+    assert tuple(labels.columns) == ("predictor", "split", *label_columns()[1:])
     assert labels[["case_id", "label", "dsc"]].to_numpy().tolist()[:2] == [["c", 5, 1.0], ["c", 9, 0.0]]
 
 
 def test_no_scores_make_an_empty_table_that_still_merges_and_summarises() -> None:
-    empty = case_table("student", [])
-    assert tuple(empty.columns) == case_columns()
+    empty = tables([]).cases
+    assert tuple(empty.columns) == ("predictor", "split", *case_columns()[1:])
     assert modality_table(empty).empty
-    assert len(merge_tables([empty, case_table("student", [score("a", "CT")])])) == 1
+    assert len(merge_tables([empty, tables([score("a", "CT")]).cases])) == 1
 
 
 def test_means_count_modalities_once_and_leave_nan_out() -> None:
@@ -136,7 +141,7 @@ def test_merging_parts_gives_the_whole_and_a_part_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="once, found 1 again"):
         merge_tables([whole, whole.iloc[:1]])
     with pytest.raises(ValueError, match="with the columns"):
-        merge_tables([whole, label_table("student", [])])
+        merge_tables([whole, tables([]).labels])
     with pytest.raises(ValueError, match="at least one table"):
         merge_tables([])
 
