@@ -76,6 +76,14 @@ ENCODERS = _specs(
         published_side=1024,
         weights="medsam_vit_b.pth",
     ),
+    EncoderSpec(
+        name="lite_medsam",
+        builder=f"{_HERE}.tiny_vit:LITE_MEDSAM",
+        stride=4,
+        input_kind="min_max",
+        published_side=256,
+        weights="lite_medsam.pth",
+    ),
 )
 
 
