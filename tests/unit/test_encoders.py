@@ -157,7 +157,9 @@ def test_an_installed_package_adds_an_encoder(tmp_path: Path, monkeypatch: pytes
     install(tmp_path, monkeypatch, "other_encoders:OTHER")
     config = TeacherConfig(kind="other", image_size=256)
     assert (config.geometry.embedding_side, config.geometry.logit_side) == (64, 256)
-    with pytest.raises(ValueError, match="encoders repvit_m0_9, repvit_m1_1, stand_in, medsam_vit_b, other, found 'x'"):
+    with pytest.raises(
+        ValueError, match="encoders repvit_m0_9, repvit_m1_1, stand_in, medsam_vit_b, lite_medsam, other, found 'x'"
+    ):
         encoder_spec("x")
     with pytest.raises(TypeError, match="expected the Encoder of 'other', found str"):
         load_encoder(config.encoder)

@@ -28,6 +28,7 @@ from tests.golden_weights import (
     norm_deviation,
 )
 from tests.inverses import fused as fused_copy
+from tests.models import perturb
 
 PROMPT_WEIGHTS = (
     "pe_layer.positional_encoding_gaussian_matrix",
@@ -57,13 +58,6 @@ REPVIT_WEIGHTS = (
 
 def unprefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items()}
-
-
-def perturb(module: nn.Module, name: str) -> None:
-    """Add noise of 5 % of a tensor's root mean square to it."""
-    tensor = module.state_dict()[name]
-    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0))
-    tensor += 0.05 * tensor.square().mean().sqrt() * noise
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""TinyViT, LiteMedSAM's image encoder. What belongs here: its layers and sizes, under the keys of published checkpoints.
+"""TinyViT, LiteMedSAM's image encoder. What belongs here: its layers and sizes, under the keys of its checkpoints.
 
 Not here: the neck, which every encoder shares (`layers`), or reading checkpoint files (`published`). Facts: "TinyViT"
 (arXiv 2207.10666), and the keys, shapes and outputs of the public code (bowang-lab/MedSAM, branch LiteMedSAM).
