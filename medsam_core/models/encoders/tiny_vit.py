@@ -90,11 +90,11 @@ class WindowAttention(nn.Module):
         images, height, width, channels = x.shape
         side = self.window
         x = F.pad(x, (0, 0, 0, -width % side, 0, -height % side))
-        # (B, rows of windows, window, columns of windows, window, C), and windows before their cells.
-        grid = x.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3)
-        attended = self._attend(self.norm(grid.reshape(-1, side * side, channels)))
-        grid = attended.view(grid.shape).transpose(2, 3)
-        return grid.reshape(images, x.shape[1], x.shape[2], channels)[:, :height, :width]
+        rows, columns = x.shape[1] // side, x.shape[2] // side
+        windows = x.reshape(images, rows, side, columns, side, channels).transpose(2, 3)
+        attended = self._attend(self.norm(windows.reshape(-1, side * side, channels)))
+        cells = attended.view(images, rows, columns, side, side, channels).transpose(2, 3)
+        return cells.reshape(x.shape)[:, :height, :width]
 
     def _attend(self, windows: Tensor) -> Tensor:
         """Map normalised windows (n, N, C) to (n, N, C)."""
@@ -132,9 +132,9 @@ class TransformerBlock(nn.Module):
         """Map (B, C, H, W) to (B, C, H, W)."""
         cells = x.permute(0, 2, 3, 1)
         cells = cells + self.attn(cells)
-        cells = self.local_conv(cells.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        cells = cells + self.mlp(cells)
-        return cells.permute(0, 3, 1, 2)
+        x = self.local_conv(cells.permute(0, 3, 1, 2))
+        fed: Tensor = self.mlp(x.permute(0, 2, 3, 1))
+        return x + fed.permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
