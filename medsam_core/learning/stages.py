@@ -1,11 +1,12 @@
-"""The two training stages. What belongs here: what each draws, asks of the teacher, trains and minimises.
+"""The training stages. What belongs here: what each draws, asks of the teacher, trains and minimises.
 
 Not here: numbers (`medsam_core.base.config.StageConfig`), the layout of a plan (`medsam_core.planning.plan`),
 steps and files (`medsam_core.training`), formulae (`losses`). torch is imported only where a loss is computed: plans
 and caches do not need it.
 
 Distillation fits the student's encoder to the teacher's embeddings. Fine-tuning fits the whole student to masks, and
-to the teacher's masks where it has one; without one it also pretrains a stand-in teacher.
+to the teacher's masks where it has one; without one it also pretrains a stand-in teacher. Adaptation fits a teacher's
+decoder to masks, on its own frozen encoder.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from medsam_core.base.config import BoxJitter, StageConfig
-from medsam_core.learning.questions import EMBEDDINGS, TEACHER_PROBABILITIES, AnswerKind, Question
+from medsam_core.learning.questions import EMBEDDINGS, TEACHER_PROBABILITIES, Question
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from medsam_core.learning.teachers import TeacherAnswers
     from medsam_core.models.segmenter import Segmenter
 
-StageName = Literal["distillation", "finetuning"]
+StageName = Literal["distillation", "finetuning", "adaptation"]
 
 UNREACHED = (
     "prompt_encoder.point_embeddings.0.",
@@ -48,14 +49,19 @@ class Stage(ABC):
         name: Its name in profiles, plans and fingerprints.
         question: What it asks of the teacher, where it asks one.
         mixes: Whether the images of a microbatch may be mixed.
-        trains_decoder: Whether prompt encoder and mask decoder are trained too, from the teacher's weights on. If not,
-            the encoder is published with batch-norm statistics of clean images.
+        trains_decoder: Whether prompt encoder and mask decoder are trained, from the teacher's weights on. If not, the
+            encoder is published with batch-norm statistics of clean images.
     """
 
     name: ClassVar[StageName]
     question: ClassVar[Question]
     mixes: ClassVar[bool]
     trains_decoder: ClassVar[bool]
+
+    @property
+    def section(self) -> str:
+        """Its section of a profile."""
+        return self.name
 
     @abstractmethod
     def n_prompts(self, config: StageConfig) -> int:
@@ -108,15 +114,17 @@ class Stage(ABC):
     def prepare(self, segmenter: "Segmenter") -> "dict[str, Parameter]":
         """Freeze what is not trained, set the modes of layers, and return the trained parameters by name."""
         segmenter.eval()
-        self._trained_part(segmenter).train()
+        for part in self._trained_parts(segmenter):
+            part.train()
         trained = {name: p for name, p in segmenter.named_parameters() if self.trains(name)}
         segmenter.requires_grad_(requires_grad=False)
         for parameter in trained.values():
             parameter.requires_grad = True
         return trained
 
-    def _trained_part(self, segmenter: "Segmenter") -> "Module":
-        return segmenter if self.trains_decoder else segmenter.image_encoder
+    @abstractmethod
+    def _trained_parts(self, segmenter: "Segmenter") -> "tuple[Module, ...]":
+        """Return the parts whose layers are put into training mode."""
 
 
 class Distillation(Stage):
@@ -160,6 +168,9 @@ class Distillation(Stage):
         loss = embedding_mse(segmenter.encode(batch.images), answers)
         return [loss, loss]
 
+    def _trained_parts(self, segmenter: "Segmenter") -> "tuple[Module, ...]":
+        return (segmenter.image_encoder,)
+
 
 class FineTuning(Stage):
     """The whole student learns masks, and the teacher's masks where `mask_distillation` is on (paper, Table 2)."""
@@ -197,12 +208,64 @@ class FineTuning(Stage):
         loss, terms = finetuning_loss(logits, predicted_iou, batch.masks, answers)
         return [loss, *terms.values()]
 
+    def _trained_parts(self, segmenter: "Segmenter") -> "tuple[Module, ...]":
+        return (segmenter,)
+
+
+class Adaptation(Stage):
+    """A teacher's prompt encoder and mask decoder learn masks; its encoder stays, so its embeddings can be read."""
+
+    name: ClassVar[StageName] = "adaptation"
+    question: ClassVar[Question] = EMBEDDINGS
+    mixes: ClassVar[bool] = False
+    trains_decoder: ClassVar[bool] = True
+
+    @property
+    def section(self) -> str:
+        """Its section of a profile."""
+        return "teacher_adaptation"
+
+    def n_prompts(self, config: StageConfig) -> int:
+        """Return the configured labels of a slot."""
+        return config.prompts_per_slot
+
+    def box_jitter(self, config: StageConfig) -> BoxJitter:
+        """Return the configured jitter."""
+        return config.box_jitter
+
+    def asks(self, config: StageConfig) -> bool:
+        """Return True: the embeddings are what the decoder is trained on."""
+        del config
+        return True
+
+    def terms(self, config: StageConfig) -> tuple[str, ...]:
+        """Return the loss and its terms, all of the ground truth."""
+        del config
+        return ("loss", "dice", "bce", "iou")
+
+    def trains(self, parameter: str) -> bool:
+        """Return whether a box prompt reaches the parameter, outside the encoder."""
+        return not parameter.startswith(("image_encoder.", *UNREACHED))
+
+    def losses(self, segmenter: "Segmenter", batch: "Microbatch", answers: "Tensor | None") -> "list[Tensor]":
+        """Return the sum of the terms, then each; only the decoder runs."""
+        from medsam_core.learning.losses import finetuning_loss
+
+        if answers is None:
+            raise ValueError("adaptation: expected the teacher's embeddings, found none; give a teacher")
+        logits, predicted_iou = segmenter.decode(answers, batch.boxes)
+        loss, terms = finetuning_loss(logits, predicted_iou, batch.masks, None)
+        return [loss, *terms.values()]
+
+    def _trained_parts(self, segmenter: "Segmenter") -> "tuple[Module, ...]":
+        return (segmenter.prompt_encoder, segmenter.mask_decoder)
+
 
 DISTILLATION = Distillation()
 FINETUNING = FineTuning()
+ADAPTATION = Adaptation()
 
-STAGES: Mapping[StageName, Stage] = MappingProxyType({stage.name: stage for stage in (DISTILLATION, FINETUNING)})
+STAGES: Mapping[StageName, Stage] = MappingProxyType(
+    {stage.name: stage for stage in (ADAPTATION, DISTILLATION, FINETUNING)}
+)
 """Stages by name."""
-
-ASKING: Mapping[AnswerKind, Stage] = MappingProxyType({stage.question.kind: stage for stage in STAGES.values()})
-"""Stages by the kind of answer that they learn from."""

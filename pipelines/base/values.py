@@ -49,20 +49,23 @@ class StoreRef:
     lost: dict[str, str] = field(default_factory=dict)
 
 
+CacheMode = Literal["cached", "online", "off"]
+
+
 @dataclass(frozen=True)
 class CacheRef:
     """Names a teacher's answers to a plan.
 
     Attributes:
-        mode: `cached`, or `online` if the teacher is asked during training.
+        mode: `cached`, `online` if the teacher is asked during training, or `off` if the profile leaves the stage out.
         answers: Kind of the answers.
-        cache: Digest that names the cache; empty if the mode is `online`.
+        cache: Digest that names the cache; empty if nothing is cached.
         fingerprint: Fingerprint of the published answers.
         teacher: Fingerprint of the teacher.
         plan: Fingerprint of the plan.
     """
 
-    mode: Literal["cached", "online"]
+    mode: CacheMode
     answers: AnswerKind
     cache: str
     fingerprint: str

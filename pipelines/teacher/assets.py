@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import dagster as dg
 
+from medsam_core.learning.stages import DISTILLATION, FINETUNING
 from pipelines.base.asset_keys import distillation_asset
 from pipelines.base.results import materialised
 from pipelines.base.values import TeacherRef
@@ -13,6 +14,7 @@ from pipelines.runs.resources import WorkspaceResource
 from pipelines.teacher import tasks as teacher
 from pipelines.teacher.cache_asset import CacheAsset, answers_check, cache_asset
 from pipelines.teacher.cache_byte_check import byte_check
+from pipelines.teacher.cache_user import variant_user
 from storage.base.references import ArtefactRef
 
 
@@ -28,8 +30,7 @@ def teacher_checkpoint(
 
 def _embeddings(variant: Variant) -> CacheAsset:
     return CacheAsset(
-        variant,
-        "embeddings",
+        variant_user(variant, DISTILLATION),
         key=distillation_asset(variant, "teacher_embeddings"),
         plan_key=distillation_asset(variant, "distillation_plan"),
         description="The teacher's embedding of exactly the image each distillation slot shows, in plan order.",
@@ -37,8 +38,7 @@ def _embeddings(variant: Variant) -> CacheAsset:
 
 
 _LOGITS = CacheAsset(
-    PROPOSED,
-    "logits",
+    variant_user(PROPOSED, FINETUNING),
     key=["teacher_logits"],
     plan_key=["finetuning_plan"],
     description="The teacher's mask probabilities on the loss grid for each fine-tuning slot's boxes, in plan order.",

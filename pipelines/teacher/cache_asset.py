@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from medsam_core.learning.questions import AnswerKind
 from pipelines.base.results import markdown_table, materialised
 from pipelines.base.values import CacheRef, PartsMade, TeacherRef
-from pipelines.base.variants import Variant
 from pipelines.ingest.assets import RETRY
 from pipelines.runs.resources import WorkspaceResource
 from pipelines.teacher import caches
+from pipelines.teacher.cache_user import CacheUser
 from storage.base.references import ArtefactRef
 
 TEACHER_POOL = "teacher"
@@ -34,18 +33,18 @@ class CacheAsset:
     """One teacher cache of the graph.
 
     Attributes:
-        variant: Whose plan is answered.
-        answers: What is asked.
+        user: Whose plan is answered.
         key: Of the asset.
         plan_key: Of the plan's asset.
         description: What the page says of it.
+        teacher: The teacher's asset.
     """
 
-    variant: Variant
-    answers: AnswerKind
+    user: CacheUser
     key: list[str]
     plan_key: list[str]
     description: str
+    teacher: str = "teacher_checkpoint"
 
     @property
     def name(self) -> str:
@@ -59,7 +58,7 @@ class CacheAsset:
     def ins(self) -> dict[str, dg.AssetIn]:
         """Return the assets that its steps and its check read."""
         return {
-            "teacher_model": dg.AssetIn("teacher_checkpoint"),
+            "teacher_model": dg.AssetIn(self.teacher),
             "plan": dg.AssetIn(self.plan_key),
             "release": dg.AssetIn("dataset_release"),
         }
@@ -76,7 +75,7 @@ def _plan_step(cache: CacheAsset) -> dg.OpDefinition:
         release: ArtefactRef,
     ) -> Iterator[dg.DynamicOutput[list[str]]]:
         inputs = (teacher_model, plan, release)
-        batches = caches.plan_cache(workspace.open(), cache.variant, cache.answers, inputs, context.log.info)
+        batches = caches.plan_cache(workspace.open(), cache.user, inputs, context.log.info)
         for number, batch in enumerate(batches):
             yield dg.DynamicOutput(batch, mapping_key=f"batch_{number:04d}")
 
@@ -94,7 +93,7 @@ def _write_step(cache: CacheAsset) -> dg.OpDefinition:
         release: ArtefactRef,
     ) -> PartsMade:
         inputs, log = (teacher_model, plan, release), context.log.info
-        return caches.write_cache_parts(workspace.open(), cache.variant, cache.answers, inputs, part_ids, log)
+        return caches.write_cache_parts(workspace.open(), cache.user, inputs, part_ids, log)
 
     return write
 
@@ -110,7 +109,7 @@ def _publish_step(cache: CacheAsset) -> dg.OpDefinition:
         written: list[PartsMade],
     ) -> dg.Output[CacheRef]:
         space, inputs = workspace.open(), (teacher_model, plan, release)
-        result = caches.publish_cache(space, cache.variant, cache.answers, inputs, written)
+        result = caches.publish_cache(space, cache.user, inputs, written)
         return materialised(context, space, cache.name, result)
 
     return publish
@@ -147,9 +146,9 @@ def answers_check(cache: CacheAsset) -> dg.AssetChecksDefinition:
         release: ArtefactRef,
     ) -> dg.AssetCheckResult:
         inputs = (teacher_model, plan, release)
-        found = caches.check_answers(workspace.open(), cache.variant, cache.answers, inputs, CHECKED_SLOTS)
+        found = caches.check_answers(workspace.open(), cache.user, inputs, CHECKED_SLOTS)
         if not len(found):
-            context.log.info(f"{cache.name}: nothing is cached, the teacher is asked online")
+            context.log.info(f"{cache.name}: nothing is cached")
             return dg.AssetCheckResult(passed=True, description="nothing is cached")
         passed = bool((found["error"] <= found["allowed"]).all())
         worst = found.sort_values("error").iloc[-1]

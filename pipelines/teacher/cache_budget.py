@@ -132,7 +132,7 @@ def require_room(workspace: Workspace, plan: Plan, cost: CacheCost, missing_slot
     if problems:
         fitting = "; ".join([*_smaller(workspace, plan, cost, room), *elsewhere, "cache.mode online"])
         raise BudgetError(
-            f"teacher cache for {plan.stage.name}: {plan.n_plan_slots} slots of {_size(cost.bytes_per_slot)} need "
+            f"teacher cache for {plan.stage.section}: {plan.n_plan_slots} slots of {_size(cost.bytes_per_slot)} need "
             f"{_size(total)}, but {' and '.join(problems)}; what would fit: {fitting}"
         )
 
@@ -143,9 +143,9 @@ def _smaller(workspace: Workspace, plan: Plan, cost: CacheCost, room: float) -> 
     epochs, unit = slots // plan.slots_per_epoch, plan.config.microbatch_size * plan.config.microbatches_per_step
     found = []
     if epochs:
-        found.append(f"{stage.name}.cached_epochs {epochs} (now {plan.config.plan_epochs})")
+        found.append(f"{stage.section}.cached_epochs {epochs} (now {plan.config.plan_epochs})")
     elif slots >= unit:
-        found.append(f"{stage.name}.cached_epochs 1 with {stage.name}.epoch_slots {slots // unit * unit}")
+        found.append(f"{stage.section}.cached_epochs 1 with {stage.section}.epoch_slots {slots // unit * unit}")
     if stage.question.values == "features" and workspace.profile.cache.encoding == "float16":
         found.append("cache.encoding int8_per_channel, which takes less than half the room")
     return found

@@ -14,14 +14,13 @@ import numpy as np
 import pandas as pd
 
 from medsam_core.learning.questions import AnswerKind, Question
-from medsam_core.learning.stages import ASKING
 from medsam_core.planning.plan import Plan, plan_inputs
 from pipelines.base.results import TaskResult
-from pipelines.base.values import CacheRef, PartsMade, TeacherRef
-from pipelines.base.variants import Variant
+from pipelines.base.values import CacheMode, CacheRef, PartsMade, TeacherRef
 from pipelines.base.workspace import Workspace
 from pipelines.ingest.releases import release_reader
 from pipelines.teacher import cache_budget, cache_care
+from pipelines.teacher.cache_user import CacheUser
 from pipelines.training.plans import load_plan
 from storage.answers import cache_locks, cache_plan, cache_writer, teacher_cache
 from storage.answers.cache_plan import ArraySpec, CachePart, CacheSpec
@@ -41,20 +40,26 @@ ANSWER_VERSION = 1
 """Raised by hand whenever the same slot gets another answer: preprocessing, rendering or the teacher's code changed."""
 
 
+def mode_of(workspace: Workspace, user: CacheUser) -> Literal["cached", "online", "prefer_cached", "off"]:
+    """Return how a user gets its answers; `off` where the profile leaves its stage out."""
+    profile = workspace.profile
+    return "off" if user.settings(profile) is None else profile.cache.mode
+
+
 class CacheWork:
     """A cache as planned: its place, its parts, and what computes them."""
 
-    def __init__(self, workspace: Workspace, variant: Variant, answers: AnswerKind, inputs: Inputs) -> None:
+    def __init__(self, workspace: Workspace, user: CacheUser, inputs: Inputs) -> None:
         self.workspace = workspace
-        self.answers = answers
         self.teacher, plan, self.release = inputs
-        stage, profile = ASKING[answers], workspace.profile
+        stage, profile = user.stage, workspace.profile
         self.question: Question = stage.question
-        config = variant.stage_config(profile, stage)
+        self.answers = self.question.kind
+        config = user.config(profile)
         self.plan: Plan = load_plan(workspace, plan, config, stage)
         self._plan_folder = workspace.artefacts.get(plan).path
         made_from = {
-            "answers": answers,
+            "answers": self.answers,
             "version": ANSWER_VERSION,
             "teacher": self.teacher.fingerprint,
             "plan": plan_inputs(config, stage, profile.student.image_size, profile.seeds.plan),
@@ -69,7 +74,7 @@ class CacheWork:
             made_from=made_from,
         )
         self.digest = fingerprint(self.spec.header())
-        self.root = workspace.cache_root(answers, self.digest)
+        self.root = workspace.cache_root(self.answers, self.digest)
 
     def _array_spec(self, n_prompts: int) -> ArraySpec:
         profile = self.workspace.profile
@@ -159,19 +164,17 @@ class Answerer:
         return values[start - first * size : stop - first * size]
 
 
-def plan_cache(
-    workspace: Workspace, variant: Variant, answers: AnswerKind, inputs: Inputs, log: Callable[[str], None]
-) -> list[list[str]]:
-    """Return the ids of the parts that are missing, batched into steps; none where the teacher answers online.
+def plan_cache(workspace: Workspace, user: CacheUser, inputs: Inputs, log: Callable[[str], None]) -> list[list[str]]:
+    """Return the ids of the parts that are missing, batched into steps; none where nothing is computed ahead.
 
     Raises:
         BudgetError: If the cache would take more than the profile or the disk allows.
     """
-    mode = workspace.profile.cache.mode
+    mode = mode_of(workspace, user)
     if mode != "cached":
-        log(f"{answers}: cache.mode is {mode}; nothing is computed ahead")
+        log(f"{user.stage.section}: cache.mode is {mode}; nothing is computed ahead")
         return []
-    work = CacheWork(workspace, variant, answers, inputs)
+    work, answers = CacheWork(workspace, user, inputs), user.stage.question.kind
     reader = work.reader()
     parts = work.parts(reader)
     missing = cache_writer.missing_parts(work.root, work.spec, parts)
@@ -182,26 +185,21 @@ def plan_cache(
         log(f"{answers}: {cost.bytes_per_slot:.0f} bytes and {cost.seconds_per_slot:.3g} s a slot")
         slots = sum(part.stop - part.start for part in missing)
         cache_budget.require_room(workspace, work.plan, cost, slots, work.root.url)
-        cache_care.pin_planned(workspace, answers, variant.name, work.digest)
+        cache_care.pin_planned(workspace, answers, user.name, work.digest)
     ids = [part.part_id for part in missing]
     size = workspace.profile.cache.parts_per_step
     return [ids[start : start + size] for start in range(0, len(ids), size)]
 
 
 def write_cache_parts(
-    workspace: Workspace,
-    variant: Variant,
-    answers: AnswerKind,
-    inputs: Inputs,
-    part_ids: Sequence[str],
-    log: Callable[[str], None],
+    workspace: Workspace, user: CacheUser, inputs: Inputs, part_ids: Sequence[str], log: Callable[[str], None]
 ) -> PartsMade:
     """Let the teacher answer the slots of some parts; each is published whole or not at all.
 
     Raises:
         BusyError: If another run is at work on one of these parts.
     """
-    work = CacheWork(workspace, variant, answers, inputs)
+    work, answers = CacheWork(workspace, user, inputs), user.stage.question.kind
     reader = work.reader()
     answerer = Answerer(work, reader)
     wanted, made = set(part_ids), []
@@ -219,18 +217,18 @@ def write_cache_parts(
 
 
 def publish_cache(
-    workspace: Workspace, variant: Variant, answers: AnswerKind, inputs: Inputs, written: Sequence[PartsMade]
+    workspace: Workspace, user: CacheUser, inputs: Inputs, written: Sequence[PartsMade]
 ) -> TaskResult[CacheRef]:
     """Publish a cache as what training reads, and note that this asset uses it."""
-    mode = workspace.profile.cache.mode
-    if mode == "online":
-        return _online(workspace, variant, answers, inputs, {"mode": mode})
-    work = CacheWork(workspace, variant, answers, inputs)
+    mode, answers = mode_of(workspace, user), user.stage.question.kind
+    if mode in ("online", "off"):
+        return _not_cached(workspace, user, mode, inputs, {"mode": mode})
+    work = CacheWork(workspace, user, inputs)
     parts = work.parts(work.reader())
     missing = cache_writer.missing_parts(work.root, work.spec, parts)
     if mode == "prefer_cached" and missing:
         why = f"{len(missing)} of {len(parts)} parts are missing, so the teacher is asked online"
-        return _online(workspace, variant, answers, inputs, {"mode": mode, "cache": why})
+        return _not_cached(workspace, user, "online", inputs, {"mode": mode, "cache": why})
     manifest = cache_writer.publish(work.root, work.spec, parts)
     made = [part for step in written for part in step.made]
     size = manifest.n_bytes()
@@ -246,48 +244,48 @@ def publish_cache(
         **cache_budget.notes(workspace, work.plan, work.spec, work.digest),
     }
     value = _value("cached", answers, inputs, work.digest, manifest.fingerprint)
-    cache_care.pin(workspace, answers, variant.name, work.digest)
+    cache_care.pin(workspace, answers, user.name, work.digest)
     return TaskResult(value, manifest.fingerprint, len(made), work.spec.n_parts - len(made), notes)
 
 
-def _online(
-    workspace: Workspace, variant: Variant, answers: AnswerKind, inputs: Inputs, notes: dict[str, str]
+def _not_cached(
+    workspace: Workspace, user: CacheUser, mode: Literal["online", "off"], inputs: Inputs, notes: dict[str, str]
 ) -> TaskResult[CacheRef]:
-    digest = fingerprint(["online", inputs[0].fingerprint])
-    cache_care.pin(workspace, answers, variant.name, None)
-    return TaskResult(_value("online", answers, inputs, "", digest), digest, 0, 0, notes)
+    answers = user.stage.question.kind
+    digest = fingerprint([mode, inputs[0].fingerprint])
+    cache_care.pin(workspace, answers, user.name, None)
+    return TaskResult(_value(mode, answers, inputs, "", digest), digest, 0, 0, notes)
 
 
-def _value(mode: Literal["cached", "online"], answers: AnswerKind, inputs: Inputs, cache: str, digest: str) -> CacheRef:
+def _value(mode: CacheMode, answers: AnswerKind, inputs: Inputs, cache: str, digest: str) -> CacheRef:
     """Return what travels to training, with what the answers belong to: a plan covers the training split."""
     teacher, plan, _ = (value.fingerprint for value in inputs)
     return CacheRef(mode, answers, cache, digest, teacher=teacher, plan=plan)
 
 
 def check_answers(
-    workspace: Workspace, variant: Variant, answers: AnswerKind, inputs: Inputs, count: int, seed: int | None = None
+    workspace: Workspace, user: CacheUser, inputs: Inputs, count: int, seed: int | None = None
 ) -> pd.DataFrame:
     """Compute the answers of some slots again and compare them with the published cache.
 
     Args:
         workspace: Where everything lies.
-        variant: Whose plan.
-        answers: Which cache.
+        user: Whose plan.
         inputs: Values of teacher, plan and release.
         count: How many slots, drawn at random.
         seed: Of the draw; None: another draw each time.
 
     Returns:
-        slot, error, allowed; no row where the teacher is asked online. The error is the question's.
+        slot, error, allowed; no row where nothing is cached. The error is the question's.
 
     Raises:
         StorageError: If the cache is not published.
         FingerprintMismatchError: If it was made from something else.
     """
     columns = ["slot", "error", "allowed"]
-    if workspace.profile.cache.mode == "online":
+    if mode_of(workspace, user) in ("online", "off"):
         return pd.DataFrame(columns=columns)
-    work = CacheWork(workspace, variant, answers, inputs)
+    work = CacheWork(workspace, user, inputs)
     reader = work.reader()
     expected = combine(part.fingerprint for part in work.parts(reader))
     with cache_locks.reading_access(work.root):

@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from medsam_core.learning.stages import FINETUNING
 from pipelines.base.values import TeacherRef, to_json
 from pipelines.base.variants import PROPOSED
 from pipelines.teacher import caches
+from pipelines.teacher.cache_user import variant_user
 from pipelines.teacher.caches import CacheWork
 from storage.answers.teacher_cache import TeacherCache
 from storage.base.errors import StorageError
@@ -28,19 +30,22 @@ pytestmark = pytest.mark.slow
 CACHING = """
 import json, sys
 from pipelines.base.settings import read_settings
+from medsam_core.learning.stages import FINETUNING
 from pipelines.teacher import caches
+from pipelines.teacher.cache_user import variant_user
 from pipelines.base.variants import PROPOSED
 from pipelines.base.workspace import Workspace
 from pipelines.base.values import TeacherRef, from_json
 from storage.base.references import ArtefactRef
+user = variant_user(PROPOSED, FINETUNING)
 space, kinds = Workspace(read_settings()), (TeacherRef, ArtefactRef, ArtefactRef)
 inputs = tuple(from_json(kind, value, "input") for kind, value in zip(kinds, json.loads(sys.argv[1]), strict=True))
 import medsam_core.imaging.rendering, medsam_core.models.checkpoints, pipelines.training.trainer
 say = lambda text: print(text, flush=True)
 say("begun")
-batches = caches.plan_cache(space, PROPOSED, "logits", inputs, say)
-written = [caches.write_cache_parts(space, PROPOSED, "logits", inputs, batch, say) for batch in batches]
-caches.publish_cache(space, PROPOSED, "logits", inputs, written)
+batches = caches.plan_cache(space, user, inputs, say)
+written = [caches.write_cache_parts(space, user, inputs, batch, say) for batch in batches]
+caches.publish_cache(space, user, inputs, written)
 """
 """What the asset `teacher_logits` does, in one process that imports first what it will need."""
 
@@ -81,7 +86,7 @@ def work(finished: Finished, tmp_path: Path) -> CacheWork:
         f"extends: {copied.profile}\ncache: {{slots_per_chunk: 1, slots_per_shard: 2, parts_per_step: 3}}\n"
     )
     deployment = Deployment(copied.home, str(profile), copied.changes)
-    made = CacheWork(deployment.workspace, PROPOSED, "logits", inputs_of(deployment))  # type: ignore[arg-type]
+    made = CacheWork(deployment.workspace, variant_user(PROPOSED, FINETUNING), inputs_of(deployment))  # type: ignore[arg-type]
     shutil.rmtree(deployment.workspace.settings.state / "artefacts" / "cache_probe")
     assert made.spec.n_parts == 16
     return made

@@ -15,12 +15,13 @@ import pytest
 import yaml
 
 from medsam_core.learning.questions import AnswerKind
-from medsam_core.learning.stages import DISTILLATION
+from medsam_core.learning.stages import DISTILLATION, FINETUNING
 from pipelines.base.values import CacheRef, TeacherRef
 from pipelines.base.variants import PROPOSED
 from pipelines.teacher import cache_budget, cache_care, caches
 from pipelines.teacher import tasks as teacher
 from pipelines.teacher.cache_budget import BudgetError
+from pipelines.teacher.cache_user import variant_user
 from pipelines.teacher.caches import CacheWork
 from pipelines.training import plans, students
 from storage.answers import cache_locks, cache_writer
@@ -32,6 +33,8 @@ from tests.integration.deployment import DAGSTER, TINY, Deployment
 from tests.unit.store_helpers import files_below
 
 BOTH: tuple[AnswerKind, ...] = ("embeddings", "logits")
+USERS = {stage.question.kind: variant_user(PROPOSED, stage) for stage in (DISTILLATION, FINETUNING)}
+"""The proposed model's stages by what they ask."""
 PLANS = {"embeddings": "distillation_plan", "logits": "finetuning_plan"}
 
 
@@ -50,7 +53,7 @@ def inputs_of(deployment: Deployment, answers: AnswerKind) -> caches.Inputs:
 
 
 def work_of(deployment: Deployment, answers: AnswerKind, inputs: caches.Inputs | None = None) -> CacheWork:
-    return CacheWork(deployment.workspace, PROPOSED, answers, inputs or inputs_of(deployment, answers))
+    return CacheWork(deployment.workspace, USERS[answers], inputs or inputs_of(deployment, answers))
 
 
 def opened(work: CacheWork) -> TeacherCache:
@@ -61,9 +64,9 @@ def make(deployment: Deployment, answers: AnswerKind, inputs: caches.Inputs | No
     """Do what the asset does, in one process."""
     given = inputs or inputs_of(deployment, answers)
     space = deployment.workspace
-    batches = caches.plan_cache(space, PROPOSED, answers, given, silent)
-    written = [caches.write_cache_parts(space, PROPOSED, answers, given, batch, silent) for batch in batches]
-    return caches.publish_cache(space, PROPOSED, answers, given, written)
+    batches = caches.plan_cache(space, USERS[answers], given, silent)
+    written = [caches.write_cache_parts(space, USERS[answers], given, batch, silent) for batch in batches]
+    return caches.publish_cache(space, USERS[answers], given, written)
 
 
 def changed(deployment: Deployment, folder: Path, **sections: Any) -> Deployment:
@@ -83,7 +86,7 @@ def own(finished: Finished, tmp_path: Path) -> Deployment:
 @pytest.mark.parametrize("answers", BOTH)
 def test_slots_computed_again_are_what_the_cache_holds(finished: Finished, answers: AnswerKind) -> None:
     deployment = finished.deployment
-    found = caches.check_answers(deployment.workspace, PROPOSED, answers, inputs_of(deployment, answers), 5, seed=1)
+    found = caches.check_answers(deployment.workspace, USERS[answers], inputs_of(deployment, answers), 5, seed=1)
     assert len(found) == 5
     assert (found["error"] <= found["allowed"] / 5).all()
 
@@ -100,7 +103,7 @@ def test_the_check_finds_answers_to_other_images(own: Deployment, answers: Answe
     for part in parts:
         cache_writer.write_part(work.root, work.spec, part, {name: rolled[part.start : part.stop]})
     cache_writer.publish(work.root, work.spec, parts)
-    found = caches.check_answers(own.workspace, PROPOSED, answers, inputs_of(own, answers), 6, seed=1)
+    found = caches.check_answers(own.workspace, USERS[answers], inputs_of(own, answers), 6, seed=1)
     assert (found["error"] > 3 * found["allowed"]).all()
 
 
@@ -181,7 +184,7 @@ def _require_another(old: CacheWork, other: Deployment, inputs: caches.Inputs, s
     with pytest.raises(FingerprintMismatchError, match=said):
         cache_writer.write_part(old.root, new.spec, part, answers)
     with pytest.raises(StorageError, match="expected a published teacher cache, found none"):
-        caches.check_answers(other.workspace, PROPOSED, "embeddings", inputs, 1)
+        caches.check_answers(other.workspace, USERS["embeddings"], inputs, 1)
     result = make(other, "embeddings", inputs)
     assert (result.made, result.reused) == (new.spec.n_parts, 0)
     assert result.fingerprint != opened(old).fingerprint
@@ -210,7 +213,7 @@ def test_of_another_release_only_the_parts_that_show_its_changes_are_made(own: D
     assert differing[0].start == 0
     assert cache_writer.missing_parts(work.root, work.spec, after) == differing
     with pytest.raises(FingerprintMismatchError, match="slots: expected"):
-        caches.check_answers(own.workspace, PROPOSED, "embeddings", inputs, 1)
+        caches.check_answers(own.workspace, USERS["embeddings"], inputs, 1)
     assert make(own, "embeddings", inputs).made == len(differing)
 
 
@@ -284,8 +287,8 @@ def _grow_old(folder: Path) -> None:
 def test_a_cache_that_is_being_made_is_kept_between_its_steps(own: Deployment, tmp_path: Path) -> None:
     other, inputs = _other_plan_seed(own, tmp_path)
     space = other.workspace
-    first, *_ = caches.plan_cache(space, PROPOSED, "embeddings", inputs, silent)
-    caches.write_cache_parts(space, PROPOSED, "embeddings", inputs, first, silent)
+    first, *_ = caches.plan_cache(space, USERS["embeddings"], inputs, silent)
+    caches.write_cache_parts(space, USERS["embeddings"], inputs, first, silent)
     for work in (work_of(own, "embeddings"), work_of(other, "embeddings", inputs)):
         _grow_old(Path(work.root.url))
     assert cache_care.delete_unused(space, silent, dry_run=False) == 0
@@ -335,7 +338,7 @@ def test_training_refuses_answers_to_another_plan_or_of_another_teacher(own: Dep
 
 def test_nothing_is_checked_where_the_teacher_is_asked_online(own: Deployment, tmp_path: Path) -> None:
     other = changed(own, tmp_path / "mode", cache={"mode": "online"})
-    found = caches.check_answers(other.workspace, PROPOSED, "logits", inputs_of(own, "logits"), 3)
+    found = caches.check_answers(other.workspace, USERS["logits"], inputs_of(own, "logits"), 3)
     assert found.empty
 
 

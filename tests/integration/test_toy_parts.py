@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 
 from medsam_core.base.geometry import PADDED
-from medsam_core.learning.questions import AnswerKind
-from medsam_core.learning.stages import ASKING
+from medsam_core.learning.stages import DISTILLATION, FINETUNING, Stage
 from medsam_core.models.checkpoints import load_model, save_model
 from medsam_core.models.config import TeacherConfig
 from medsam_core.models.encoders.registry import ENTRY_POINTS as ENCODERS
@@ -21,6 +20,7 @@ from medsam_core.models.segmenter import build_teacher
 from pipelines.base.values import TeacherRef
 from pipelines.base.variants import PROPOSED
 from pipelines.teacher import caches
+from pipelines.teacher.cache_user import variant_user
 from storage.answers.teacher_cache import TeacherCache
 from storage.sources.kinds import ENTRY_POINTS as SOURCES
 from tests.integration import toy_encoder, toy_source
@@ -86,14 +86,15 @@ def test_models_have_the_toys_geometry_and_settings(toys: Deployment, name: str)
     assert model.image_encoder.get_submodule("0").get_parameter("bias").shape == (24 if "teacher" in name else 16,)
 
 
-@pytest.mark.parametrize("kind", ["embeddings", "logits"])
-def test_the_teachers_answers_have_its_grid_and_are_the_same_again(toys: Deployment, kind: AnswerKind) -> None:
-    plan, release = (toys.value(name) for name in (f"{ASKING[kind].name}_plan", "dataset_release"))
+@pytest.mark.parametrize("stage", [DISTILLATION, FINETUNING], ids=lambda stage: stage.name)
+def test_the_teachers_answers_have_its_grid_and_are_the_same_again(toys: Deployment, stage: Stage) -> None:
+    plan, release = (toys.value(name) for name in (f"{stage.name}_plan", "dataset_release"))
     inputs = (toys.value("teacher_checkpoint", TeacherRef), plan, release)
-    work = caches.CacheWork(toys.workspace, PROPOSED, kind, inputs)
+    user = variant_user(PROPOSED, stage)
+    work = caches.CacheWork(toys.workspace, user, inputs)
     cache = TeacherCache(work.root, work.spec.made_from)
-    assert cache.read(work.question.array, 0, 1)[0].shape == SHAPES[kind]
-    again = caches.check_answers(toys.workspace, PROPOSED, kind, inputs, count=4, seed=0)
+    assert cache.read(work.question.array, 0, 1)[0].shape == SHAPES[stage.question.kind]
+    again = caches.check_answers(toys.workspace, user, inputs, count=4, seed=0)
     assert len(again) == 4
     assert (again["error"] <= again["allowed"]).all()
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from medsam_core.learning.questions import EMBEDDINGS, TEACHER_PROBABILITIES, Question
-from medsam_core.learning.stages import ASKING, STAGES, Stage
+from medsam_core.learning.stages import ADAPTATION, STAGES, Stage
 from medsam_core.learning.teachers import OnlineTeacher
 from tests.unit.training_helpers import SIZE, stage_config, stand_in
 
@@ -40,9 +40,9 @@ def test_the_bound_tells_the_same_image_from_another(question: Question) -> None
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
-def test_a_stage_is_found_by_the_answers_it_learns_from(stage: Stage) -> None:
-    assert ASKING[stage.question.kind] is stage
+def test_a_stage_is_found_by_its_name_and_names_its_section_of_a_profile(stage: Stage) -> None:
     assert STAGES[stage.name] is stage
+    assert stage.section == ("teacher_adaptation" if stage is ADAPTATION else stage.name)
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
@@ -54,7 +54,8 @@ def test_a_stage_names_as_many_terms_as_it_returns(stage: Stage) -> None:
     asked = stage.asks(config)
     without = stage.terms(config.model_copy(update={"mask_distillation": False}))
     assert asked
-    assert len(names) - len(without) == (stage.n_prompts(config) > 0)
+    assert len(names) - len(without) == ("teacher_bce" in names)
+    assert ("teacher_bce" in names) == (stage.question is TEACHER_PROBABILITIES)
 
 
 def test_a_teacher_that_is_not_asked_is_left_alone() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from medsam_core.imaging.rendering import render_microbatch
-from medsam_core.learning.stages import DISTILLATION, FINETUNING, STAGES, UNREACHED, Stage
+from medsam_core.learning.stages import ADAPTATION, DISTILLATION, FINETUNING, STAGES, UNREACHED, Stage
 from medsam_core.learning.teachers import CachedTeacher
 from medsam_core.models.checkpoints import load_model
 from medsam_core.training.errors import TrainingError
@@ -39,10 +39,10 @@ def test_every_trained_tensor_changes_and_no_other_does(stage: Stage, tmp_path: 
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) == (name not in trained), name
     frozen = before.keys() - trained.keys()
-    if stage is DISTILLATION:
-        assert frozen == {name for name in before if not name.startswith("image_encoder.")}
-    else:
-        assert frozen == {name for name in before if name.startswith(UNREACHED)}
+    of_encoder = {name for name in before if name.startswith("image_encoder.")}
+    unreached = {name for name in before if name.startswith(UNREACHED)}
+    expected = {DISTILLATION: before.keys() - of_encoder, FINETUNING: unreached, ADAPTATION: unreached | of_encoder}
+    assert frozen == expected[stage]
 
 
 def test_a_trained_tensor_out_of_the_losss_reach_is_an_error(tmp_path: Path) -> None:
@@ -59,6 +59,24 @@ def test_distillation_keeps_other_parts_and_their_modes(tmp_path: Path) -> None:
     assert not model.mask_decoder.training
     assert not model.prompt_encoder.training
     assert all(p.requires_grad == name.startswith("image_encoder.") for name, p in model.named_parameters())
+
+
+def test_adaptation_learns_from_embeddings_alone_and_its_encoder_is_never_run(tmp_path: Path) -> None:
+    """What batch norm has counted stays too."""
+
+    class Unasked(nn.Module):
+        def forward(self, *_: object) -> None:
+            raise AssertionError("the encoder was run")
+
+    config = stage_config(ADAPTATION, epochs=3, epoch_slots=20)
+    model, encoder = small_student(), small_student().image_encoder
+    encoder.forward = Unasked().forward  # type: ignore[method-assign]
+    model.image_encoder = encoder
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    run_stage(ADAPTATION, tmp_path, model, config=config)
+    assert states_equal(before, encoder.state_dict())
+    losses = [record["loss"] for record in read_log(tmp_path)]
+    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
