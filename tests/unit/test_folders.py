@@ -371,7 +371,7 @@ def test_commands_given_a_folder_need_no_folder_of_the_profile(
     monkeypatch.setattr(os, "execv", serving)
     with pytest.raises(SystemExit, match="serving"):
         main(["mlflow"])
-    for command in (["sample"], ["verify"], ["erase", "US/a"]):
+    for command in (["sample"], ["verify", "--repair"], ["erase", "US/a"]):
         assert main(command) == 2
         assert "MEDSAM_DATA: profile 'real' reads a folder" in capsys.readouterr().err
 
