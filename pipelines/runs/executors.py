@@ -4,14 +4,15 @@ Not here: how steps open the workspace (`pipelines.runs.resources`).
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import dagster as dg
 from dagster._core.errors import DagsterUserCodeProcessError
 from dagster_shared.error import SerializableErrorInfo
 
-from pipelines.base.settings import Settings
+from pipelines.base.settings import InputError, Settings
+from pipelines.base.teacher_file import teacher_file
 from pipelines.base.terminal import said_of
 from pipelines.runs.dead_runs import end_dead_runs, note_executor
 from pipelines.runs.turns import turn
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 TRACKED = {"medsam/mlflow": "logs"}
 """Tag of the steps that use MLflow: a run with such a step fails at its start if MLflow cannot be reached."""
+
+TAUGHT = {"medsam/teacher": "reads its weights"}
+"""Tag of the step that reads the teacher's weights: a run with this step fails at its start if there are none."""
 
 
 def end_what_died(instance: dg.DagsterInstance, settings: Settings, this_run: str = "") -> None:
@@ -60,10 +64,10 @@ class OneRunAtATime(dg.Executor):
     def execute(
         self, plan_context: "PlanOrchestrationContext", execution_plan: "ExecutionPlan"
     ) -> Iterator[dg.DagsterEvent]:
-        """Wait for other runs, end dead runs, check that MLflow can be reached, then run the steps."""
+        """Check what the steps need from outside, wait for other runs, end dead runs, then run the steps."""
         try:
             yield from self._execute(plan_context, execution_plan)
-        except TrackingError as error:
+        except (InputError, TrackingError) as error:
             raise _refused(str(error), error) from None
         except OSError as error:
             raise _refused(f"{self._settings.state}: the run cannot go on: {said_of(error)}", error) from None
@@ -73,7 +77,9 @@ class OneRunAtATime(dg.Executor):
     ) -> Iterator[dg.DagsterEvent]:
         settings, run_id = self._settings, plan_context.run_id
         note_executor(settings.state / "runs", run_id, in_process=True)
-        if _tracked(execution_plan):
+        if _has(execution_plan, TAUGHT):
+            teacher_file(settings)
+        if _has(execution_plan, TRACKED):
             require_tracking(settings.tracking_uri)
         end_what_died(plan_context.instance, settings, run_id)
         with turn(settings.state, run_id, plan_context.log.warning):
@@ -88,9 +94,9 @@ def _refused(message: str, error: Exception) -> DagsterUserCodeProcessError:
     return DagsterUserCodeProcessError(message, user_code_process_error_infos=[said])  # type: ignore[no-untyped-call]
 
 
-def _tracked(execution_plan: "ExecutionPlan") -> bool:
-    """Return whether a run has a step that uses MLflow."""
-    return any(TRACKED.items() <= (step.tags or {}).items() for step in execution_plan.get_all_steps_in_topo_order())
+def _has(execution_plan: "ExecutionPlan", tag: Mapping[str, str]) -> bool:
+    """Return whether a run has a step with a tag."""
+    return any(tag.items() <= (step.tags or {}).items() for step in execution_plan.get_all_steps_in_topo_order())
 
 
 def executor_of(settings: Settings) -> dg.ExecutorDefinition:

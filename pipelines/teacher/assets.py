@@ -9,6 +9,7 @@ from pipelines.base.asset_keys import distillation_asset
 from pipelines.base.results import materialised
 from pipelines.base.values import TeacherRef
 from pipelines.base.variants import OWNERS, PROPOSED, Variant
+from pipelines.runs.executors import TAUGHT
 from pipelines.runs.launch import launch_trainer
 from pipelines.runs.resources import WorkspaceResource
 from pipelines.teacher import tasks as teacher
@@ -18,7 +19,7 @@ from pipelines.teacher.cache_user import variant_user
 from storage.base.references import ArtefactRef
 
 
-@dg.asset(group_name="teacher", kinds={"pytorch"})
+@dg.asset(group_name="teacher", kinds={"pytorch"}, op_tags=TAUGHT)
 def teacher_checkpoint(
     context: dg.AssetExecutionContext, workspace: WorkspaceResource, dataset_release: ArtefactRef
 ) -> dg.Output[TeacherRef]:

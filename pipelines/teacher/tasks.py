@@ -4,7 +4,6 @@ Not here: the teacher's cached answers (`pipelines.teacher.caches`).
 """
 
 from collections.abc import Callable
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +11,12 @@ from medsam_core.learning.stages import FINETUNING
 from medsam_core.models.config import TeacherConfig
 from pipelines.base.results import TaskResult
 from pipelines.base.settings import InputError
+from pipelines.base.teacher_file import teacher_file
 from pipelines.base.values import TeacherRef, TrainerJob
 from pipelines.base.workspace import Workspace
 from pipelines.runs.launch import Launch
 from pipelines.teacher.downloads import download, require_sha256
+from pipelines.teacher.provenance import given_facts, teacher_facts
 from pipelines.training import plans, students
 from storage.base.fingerprints import file_hash, fingerprint
 from storage.base.references import ArtefactRef
@@ -27,34 +28,18 @@ Log = Callable[[str], None]
 
 
 def weights_file(workspace: Workspace, log: Log) -> Path:
-    """Return the file of the teacher's weights: the configured one, downloaded if need be, else the shipped one.
+    """Return the file of the teacher's weights (`pipelines.base.teacher_file`), downloaded if it is given by URL.
 
     Raises:
-        FileNotFoundError: If the profile's teacher must be given and is not there.
-        InputError: If its SHA-256 is not the one that the settings state, or it cannot be downloaded.
+        InputError: If there is none, its SHA-256 is not the one that the settings state, or it cannot be downloaded.
     """
     settings = workspace.settings
-    spec = workspace.profile.teacher.encoder
-    shipped = files("medsam_core") / "weights" / (spec.weights or "")
-    if settings.teacher is None and shipped.is_file():
-        with as_file(shipped) as path:
-            return path
-    if settings.teacher and settings.teacher.startswith(("http://", "https://")):
-        return download(settings.teacher, settings.home / "downloads", settings.teacher_sha256, log)
-    if settings.teacher is None or not Path(settings.teacher).is_file():
-        raise FileNotFoundError(
-            f"MEDSAM_TEACHER: profile {workspace.profile.name!r} needs the weights of {spec.name} "
-            f"({spec.weights or 'a file written by save_model'}), found {_what_is_at(settings.teacher)}; "
-            "set it to the file or its URL and run again"
-        )
-    require_sha256(Path(settings.teacher), settings.teacher, settings.teacher_sha256)
-    return Path(settings.teacher)
-
-
-def _what_is_at(teacher: str | None) -> str:
-    if teacher is None:
-        return "nothing set"
-    return f"{'a folder' if Path(teacher).is_dir() else 'no file'} {teacher}"
+    found = teacher_file(settings)
+    if isinstance(found, str):
+        return download(found, settings.home / "downloads", settings.teacher_sha256, log)
+    if settings.teacher is not None:
+        require_sha256(found, settings.teacher, settings.teacher_sha256)
+    return found
 
 
 def load_weights(source: Path, config: TeacherConfig) -> "Segmenter":
@@ -87,19 +72,21 @@ def make_teacher(workspace: Workspace, release: ArtefactRef, launch: Launch, log
     source = weights_file(workspace, log)
     profile = workspace.profile
     architecture = profile.teacher.model_dump(mode="json")
-    base = {"architecture": architecture, "sha256": file_hash(source), "version": 1}
+    sha256 = file_hash(source)
+    base = {"architecture": architecture, "sha256": sha256, "version": 1}
 
     def build(folder: Path) -> dict[str, object]:
         from medsam_core.models.checkpoints import save_model
         from medsam_core.models.weights import parameter_counts
 
-        teacher = load_weights(source, profile.teacher)
-        save_model(folder / "model.safetensors", teacher, {"role": "teacher", "sha256": str(base["sha256"])})
-        return {"parameters": parameter_counts(teacher), "sha256": base["sha256"], "source": source.name}
+        teacher, facts = load_weights(source, profile.teacher), given_facts(source, sha256)
+        save_model(folder / "model.safetensors", teacher, {"role": "teacher", "sha256": sha256, **facts})
+        return {"parameters": parameter_counts(teacher), "sha256": sha256, "source": source.name, "facts": facts}
 
     loaded = workspace.artefacts.make("model", base, build)
-    log(f"teacher {profile.teacher.kind}: sha256 {base['sha256']}")
-    notes = {"kind": profile.teacher.kind, "sha256": loaded.info["sha256"], "source": loaded.info["source"]}
+    log(f"teacher {profile.teacher.kind}: sha256 {sha256}")
+    facts = teacher_facts(workspace, loaded.fingerprint)
+    notes = {**facts, "kind": profile.teacher.kind, "sha256": sha256, "source": facts.get("source", source.name)}
     if profile.teacher_pretraining is None:
         value = _teacher(loaded.reference(), profile.teacher.kind)
         return TaskResult(value, loaded.fingerprint, int(not loaded.reused), int(loaded.reused), notes)
