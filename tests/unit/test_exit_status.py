@@ -30,6 +30,7 @@ COMMANDS = {
     "verify": [],
     "erase": ["US/a"],
     "make-teacher": ["-o", "t", "--work", "w"],
+    "teacher": ["lite_medsam"],
 }
 
 
