@@ -9,7 +9,8 @@ import pandas as pd
 from pipelines.base.results import ledger_file, markdown_table
 from pipelines.base.values import from_json
 from pipelines.base.workspace import Workspace
-from pipelines.evaluation.report_files import read_comparison
+from pipelines.evaluation.report_files import TEACHER, read_comparison, read_facts
+from pipelines.teacher.provenance import told
 from storage.base.atomic import read_json
 from storage.base.errors import IntegrityError
 from storage.base.references import ArtefactRef
@@ -65,7 +66,9 @@ def _report(workspace: Workspace) -> str:
     report = workspace.artefacts.get(from_json(ArtefactRef, read_json(value), "proposed/evaluation_report"))
     comparison = read_comparison(report.path)
     tables = [_metric_table(comparison, metric) for metric in metric_table.standard()]
-    return "\n".join([*filter(None, tables), f"Report: {report.path}"])
+    facts = read_facts(report.path, TEACHER)
+    teacher = f"Teacher: {told(facts)}" if facts else ""
+    return "\n".join([*filter(None, [*tables, teacher]), f"Report: {report.path}"])
 
 
 def _metric_table(comparison: pd.DataFrame, metric: "Metric") -> str:

@@ -1,13 +1,21 @@
-"""The tables of a report as CSV files. Only this module writes and reads them.
+"""The tables of a report as CSV files, and what its model comes from. Only this module writes and reads them.
 
 What belongs here: the files of a report. Not here: the layout of a table (`reports`), the rows of scores
 (`score_files`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+
+from storage.base.atomic import read_json, write_json
+
+TEACHER = "teacher"
+"""Name of the facts of the teacher that a variant learnt from."""
+MODEL = "model"
+"""Name of the facts of a model that was given to be scored."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,3 +57,15 @@ def read_comparison(folder: Path) -> pd.DataFrame:
 def read_summary(folder: Path) -> pd.DataFrame:
     """Read a report's means, intervals and counts."""
     return pd.read_csv(folder / "summary.csv")
+
+
+def write_facts(folder: Path, name: str, facts: Mapping[str, str]) -> None:
+    """Write where weights come from to `<name>.json`; nothing if that is not known."""
+    if facts:
+        write_json(folder / f"{name}.json", dict(facts))
+
+
+def read_facts(folder: Path, name: str) -> dict[str, str]:
+    """Read where weights come from; empty in a report that does not say, such as one of an earlier version."""
+    path = folder / f"{name}.json"
+    return {str(key): str(value) for key, value in read_json(path).items()} if path.is_file() else {}

@@ -14,14 +14,17 @@ from pipelines.base.results import Link, Picture, TaskResult
 from pipelines.base.variants import PROPOSED, Variant
 from pipelines.base.workspace import Workspace
 from pipelines.evaluation.predictions import predict_student
-from pipelines.evaluation.report_files import read_comparison
+from pipelines.evaluation.report_files import TEACHER, read_comparison, write_facts
 from pipelines.evaluation.report_logging import log_report
 from pipelines.evaluation.reports import choosing_means, write_report
 from pipelines.evaluation.scores import make_scores, newly_made, open_scores
 from pipelines.evaluation.versions import scored_from
+from pipelines.teacher.provenance import teacher_facts, told
 from pipelines.tracking.tracker import TrackedRun, Tracker
 from pipelines.training.training_cases import training_cases_file
 from storage.base.artefacts import Artefact
+from storage.base.atomic import read_json
+from storage.base.finished import MADE_FROM
 from storage.base.references import ArtefactRef
 
 Log = Callable[[str], None]
@@ -46,15 +49,20 @@ def report(workspace: Workspace, variant: Variant, inputs: ReportInputs, log: Lo
         **scored_from(),
     }
 
+    facts = teacher_facts(workspace, str(read_json(baselines.predictions.path / MADE_FROM)["teacher"]))
+
     def build(folder: Path) -> dict[str, dict[str, float]]:
         rows = pd.concat([own.rows, baselines.rows], ignore_index=True)
         write_report(rows, folder)
+        write_facts(folder, TEACHER, facts)
         return choosing_means(rows)
 
     made = workspace.artefacts.make("report", made_from, build)
     tracker = Tracker(workspace.settings)
-    run = log_report(tracker, workspace, f"{variant.name}/evaluation", inputs.release, made, own.pictures)
+    name = f"{variant.name}/evaluation"
+    run = log_report(tracker, workspace, name, inputs.release, made, own.pictures, teacher=facts)
     notes: dict[str, object] = {
+        "teacher": told(facts) or "not known",
         "test": read_comparison(made.path),
         "pictures": Picture(own.pictures),
         "report": made.path,

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from pipelines.base.settings import Settings
-from pipelines.evaluation.report_files import write_not_scored
+from pipelines.evaluation.report_files import MODEL, write_facts, write_not_scored
 from pipelines.folder_inference.claim import claim
-from pipelines.folder_inference.given_model import load_given, model_file
+from pipelines.folder_inference.given_model import load_given, model_file, origin_of_given
 from pipelines.folder_inference.tally import Tally
 from pipelines.ingest.findings import two_files_warning
 from pipelines.ingest.scanning import source_at
@@ -48,7 +48,8 @@ def evaluate_folder(
         settings: Settings of the source and of MLflow.
         model: safetensors file or MLflow model URI.
         data: Folder of npz files; boxes are the tight boxes of `gts`, and `boxes` in the files are ignored.
-        output: Receives the report, as the asset makes it, and `not_scored.csv`: every other file with the reason.
+        output: Receives the report, as the asset makes it, `not_scored.csv`: every other file with the reason, and
+            `model.json` for a model that says where its weights come from.
         log: Receives progress, refusals and the closing line.
         groups_csv: Which files share a patient.
 
@@ -69,6 +70,7 @@ def evaluate_folder(
     source = source_at(data, settings.profile)
     table = _labelled(data, source, settings, groups_csv, tally, log)
     claim(output, file, table, settings.profile.source.spacing_order)
+    write_facts(output, MODEL, origin_of_given(file, log))
     cases = cases_of_folder(source, table, read_training_cases(file), tally)
     rows = predict_and_score(cases, predictors, output, log, guard=tally.refusing).cases
     tally.done = 0 if rows.empty else rows["case_id"].nunique()

@@ -3,10 +3,12 @@
 Not here: reading model files (`medsam_core.models.checkpoints`), predicting.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.base.settings import InputError, Settings
+from pipelines.teacher.provenance import recorded_facts, told
 
 if TYPE_CHECKING:
     from medsam_core.models.segmenter import Segmenter
@@ -44,3 +46,17 @@ def load_given(file: Path) -> "Segmenter":
         return load_model(file)
     except CheckpointError as error:
         raise InputError(f"--model: {error}") from error
+
+
+def origin_of_given(file: Path, log: Callable[[str], None]) -> dict[str, str]:
+    """Return where the weights of a model file come from, and say it; empty for a model that does not state it.
+
+    Raises:
+        CheckpointError: If the file is no model file.
+    """
+    from medsam_core.models.checkpoints import read_metadata
+
+    facts = recorded_facts(read_metadata(file))
+    if facts:
+        log(f"The model: {told(facts)}")
+    return facts

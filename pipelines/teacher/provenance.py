@@ -70,4 +70,5 @@ def teacher_facts(workspace: Workspace, fingerprint: str) -> dict[str, str]:
 
 def told(facts: Mapping[str, str]) -> str:
     """Return facts as one line."""
-    return "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items() if name != "weights_sha256")
+    names = [name for name in (*_FACTS, TRAINED_HERE) if name in facts and name != "weights_sha256"]
+    return "; ".join(f"{name.replace('_', ' ')}: {facts[name]}" for name in names)

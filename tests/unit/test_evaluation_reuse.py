@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 
 from medsam_core.inference.baselines import filled_boxes
+from medsam_core.models.publications import STAND_IN
 from medsam_core.scores import metric_table
 from medsam_core.scores.case_scores import CaseIdentity
 from medsam_core.scores.metric_table import LabelMasks, Metric
@@ -38,7 +39,8 @@ from pipelines.evaluation import (
 )
 from pipelines.evaluation.cases import EvaluationCase, Predict
 from pipelines.evaluation.registered import report_registered
-from pipelines.evaluation.report_files import read_comparison
+from pipelines.evaluation.report_files import TEACHER as TEACHER_FACTS
+from pipelines.evaluation.report_files import read_comparison, read_facts
 from pipelines.evaluation.score_files import ScoreTable, read_scores, write_scores
 from pipelines.runs.resources import WorkspaceResource
 from pipelines.summary import summary
@@ -61,7 +63,8 @@ RELEASE = ArtefactRef("release", "r", {"fingerprints": {"validation": "v", "test
 STATISTICS = ArtefactRef("statistics", "s", {"mean": [0.5] * 3, "std": [0.5] * 3}, reused=True)
 STUDENT_FROM = {"student": 1}
 STUDENT = ArtefactRef("model", fingerprint(STUDENT_FROM), {}, reused=True)
-TEACHER = TeacherRef("model", "t", {}, reused=True, teacher="stand_in")
+TEACHER_FROM = {"stage": "tuning", "starts_from": fingerprint({"sha256": STAND_IN.sha256})}
+TEACHER = TeacherRef("model", fingerprint(TEACHER_FROM), {}, reused=True, teacher="stand_in")
 
 
 def missed_pixels(masks: LabelMasks) -> float:
@@ -86,8 +89,10 @@ class Tracking:
 
     metrics: list[dict[str, float]] = field(default_factory=list)
     offers: list[tuple[float, str]] = field(default_factory=list)
+    tags: list[dict[str, str]] = field(default_factory=list)
 
-    def open_run(self, name: str, _fingerprint: str, **_more: object) -> TrackedRun:
+    def open_run(self, name: str, _fingerprint: str, *, tags: dict[str, str], **_more: object) -> TrackedRun:
+        self.tags.append(tags)
         return TrackedRun(name, "http://page", finished=False)
 
     def log_metrics(self, _run: TrackedRun, values: dict[str, float]) -> None:
@@ -182,6 +187,9 @@ def _inputs() -> list[dg.AssetsDefinition]:
 def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Deployed:
     made = Deployed(Workspace(read_settings({"MEDSAM_HOME": str(tmp_path / "home")})))
     made.workspace.artefacts.make("model", STUDENT_FROM, lambda _folder: {})
+    weights = {"sha256": STAND_IN.sha256, "source": STAND_IN.file, "facts": STAND_IN.facts()}
+    made.workspace.artefacts.make("model", {"sha256": STAND_IN.sha256}, lambda _folder: weights)
+    made.workspace.artefacts.make("model", TEACHER_FROM, lambda _folder: {})
 
     def of_release(_reader: object, split: str) -> Iterator[EvaluationCase]:
         yield from (case(split, number) for number in range(2))
@@ -208,6 +216,15 @@ def finished(deployed: Deployed) -> Deployed:
     assert deployed.run() == KEYS
     assert sorted(deployed.calls) == ["ellipse"] * 4 + ["student"] * 4 + ["teacher"] * 4
     return deployed
+
+
+def test_a_report_says_where_its_teachers_weights_come_from(finished: Deployed) -> None:
+    expected = {**STAND_IN.facts(), "trained_here": "tuning on the training patients"}
+    assert read_facts(finished.folder("proposed/evaluation_report"), TEACHER_FACTS) == expected
+    (tags,) = finished.tracking.tags
+    assert {f"medsam.teacher.{name}": value for name, value in expected.items()}.items() <= tags.items()
+    (line,) = (line for line in summary(finished.workspace).splitlines() if line.startswith("Teacher: "))
+    assert "trained on: synthetic cases of this project alone; trained here: tuning on the training patients" in line
 
 
 def test_a_second_run_makes_and_predicts_nothing(finished: Deployed) -> None:

@@ -22,6 +22,7 @@ from pipelines.base import teacher_file as choosing
 from pipelines.base.settings import InputError, Settings, read_settings
 from pipelines.base.teacher_file import teacher_file
 from pipelines.base.workspace import Workspace
+from pipelines.evaluation.report_files import MODEL, read_facts
 from pipelines.runs.executors import TAUGHT, OneRunAtATime
 from pipelines.teacher.assets import teacher_checkpoint
 from pipelines.teacher.provenance import given_facts, teacher_facts, told
@@ -244,3 +245,9 @@ def test_it_is_written_as_a_model_that_predicts(
     assert cli.main(["predict", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(model)]) == 0
     with np.load(tmp_path / "out" / "2DBox_US_1.npz", allow_pickle=False) as answer:
         assert answer["segs"].shape == (40, 50)
+    np.savez(tmp_path / "in" / "2DBox_US_1.npz", imgs=imgs, gts=np.eye(40, 50, dtype=np.uint8))
+    capsys.readouterr()
+    arguments = ["--data", str(tmp_path / "in"), "-o", str(tmp_path / "report"), "--model", str(model)]
+    assert cli.main(["evaluate", *arguments]) == 0
+    assert f"The model: {told(published.facts())}" in capsys.readouterr().out.splitlines()
+    assert read_facts(tmp_path / "report", MODEL) == published.facts()
