@@ -97,7 +97,7 @@ def with_present_names(settings: Mapping[str, T]) -> dict[str, T]:
     return {present.get(name, name): value for name, value in settings.items()}
 
 
-LATER_SETTINGS = ("box_jitter_share", "box_jitter_inward")
+LATER_SETTINGS = ("box_jitter_share", "box_jitter_inward", "mask_distillation_rule")
 """Settings of a stage that earlier versions did not have: left out of dumps, and so of fingerprints, at the default."""
 
 
@@ -142,6 +142,9 @@ class StageConfig(Config):
     optimiser: OptimiserConfig = OptimiserConfig()
     mask_distillation: bool = True
     """Fine-tuning only: also learn the teacher's mask probabilities; off in ablation 1 [P]."""
+    mask_distillation_rule: Literal["always", "validation"] = "always"
+    """`validation`: ground truth takes the place of the teacher's masks in every modality where, on validation
+    patients, the teacher is not better than the ellipse inscribed in the box."""
 
     @model_serializer(mode="wrap")
     def _writes_stored_names(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:

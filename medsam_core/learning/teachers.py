@@ -1,4 +1,4 @@
-"""The teacher's answers. What belongs here: answering a stage's question with the model, or from a cache in plan order.
+"""The teacher's answers. What belongs here: answering a stage's question, with the model or from a cache in plan order.
 
 Not here: the questions (`medsam_core.learning.questions`), how answers are stored, or the teacher's architecture.
 
@@ -66,3 +66,27 @@ class CachedTeacher:
         """Return the answers on the CPU."""
         answers = self._read(question.array, first_slot, first_slot + len(batch.images))
         return torch.from_numpy(np.ascontiguousarray(answers, dtype=np.float32))
+
+
+class BelievedTeacher:
+    """Gives the teacher's probabilities for some slots, and ground truth for those where the teacher is not believed.
+
+    Args:
+        teacher: Answers for the teacher.
+        believed: (slots of the plan,) bool, in plan order.
+    """
+
+    def __init__(self, teacher: TeacherAnswers, believed: npt.NDArray[np.bool_]) -> None:
+        self._teacher = teacher
+        self._believed = torch.from_numpy(believed)
+
+    @property
+    def reads_ahead(self) -> bool:
+        """As the teacher's."""
+        return self._teacher.reads_ahead
+
+    def answer(self, question: Question, first_slot: int, batch: Microbatch) -> Tensor:
+        """Return probabilities, (B, K, G, G) float32; the question is the one about masks."""
+        answers = self._teacher.answer(question, first_slot, batch)
+        believed = self._believed[first_slot : first_slot + len(answers)].to(answers.device)
+        return torch.where(believed[:, None, None, None], answers, batch.masks.to(answers.device))

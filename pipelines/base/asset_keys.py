@@ -26,6 +26,7 @@ def recomputed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     lines = []
     if "train" in changed:
         lines += ["pixel_statistics", "distillation_plan and finetuning_plan", "teacher_checkpoint, if trained here"]
+        lines += ["adaptation_plan, adaptation_embeddings and adapted_teacher, if the teacher is adapted"]
         lines += ["teacher_embeddings and teacher_logits", "student_distilled and student_finetuned of every variant"]
     if changed:
         lines += [

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from medsam_core.base.config import Config, Positive, StageConfig, with_present_names
 from medsam_core.models.config import StudentConfig, TeacherConfig
@@ -119,6 +127,8 @@ class Profile(Config):
     teacher: TeacherConfig = TeacherConfig()
     teacher_pretraining: StageConfig | None = None
     """For the stand-in teacher only: further training on the training patients; None keeps the given weights."""
+    teacher_adaptation: StageConfig | None = None
+    """Tunes the teacher's prompt encoder and mask decoder on the training patients, its encoder frozen; None: not."""
     distillation: StageConfig
     finetuning: StageConfig
     ablation_epochs: Positive = 4
@@ -126,6 +136,12 @@ class Profile(Config):
     cache: CacheSettings = CacheSettings()
     training: TrainingSettings = TrainingSettings()
     seeds: SeedSettings = SeedSettings()
+
+    @model_serializer(mode="wrap")
+    def _without_defaults_of_later_versions(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leave out what profiles of earlier versions did not have, so that the runs made of them are found."""
+        values: dict[str, object] = handler(self)
+        return {name: value for name, value in values.items() if value is not None or name != "teacher_adaptation"}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -153,8 +169,9 @@ class Profile(Config):
                 f"teacher_pretraining: expected none with teacher.kind {self.teacher.kind!r}, whose published weights "
                 "are used as they are; remove it"
             )
-        if self.finetuning.augmentation.mixing != ("none",):
-            problems.append("finetuning.augmentation.mixing: expected ('none',): masks are not mixed")
+        for name, stage in (("finetuning", self.finetuning), ("teacher_adaptation", self.teacher_adaptation)):
+            if stage is not None and stage.augmentation.mixing != ("none",):
+                problems.append(f"{name}.augmentation.mixing: expected ('none',): masks are not mixed")
         if not set(self.store.levels) <= set(MODALITIES):
             problems.append(f"store.levels: expected modalities ({', '.join(MODALITIES)}), found {self.store.levels}")
         if self.store.codec == "lz4" and max([self.store.level, *self.store.levels.values()]) > MAX_LZ4_LEVEL:
@@ -205,7 +222,7 @@ def _merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 def _with_present_names(content: dict[str, Any]) -> dict[str, Any]:
     """Rename the settings of stages, before they are merged, as the profile they extend may have the other name."""
-    stages = ("teacher_pretraining", "distillation", "finetuning")
+    stages = ("teacher_pretraining", "teacher_adaptation", "distillation", "finetuning")
     return content | {name: with_present_names(content[name]) for name in stages if isinstance(content.get(name), dict)}
 
 

@@ -21,6 +21,10 @@ from storage.base.references import ArtefactRef
 T = TypeVar("T")
 
 
+BELIEVED = "believed"
+"""Fact of a `TeacherRef`: the modalities whose masks a student may learn from it, where validation was asked."""
+
+
 @dataclass(frozen=True)
 class TeacherRef(ArtefactRef):
     """Names the teacher's model.

@@ -47,7 +47,8 @@ class Variant:
     def finetuning(self, profile: Profile) -> StageConfig:
         """Return the fine-tuning stage of this variant."""
         epochs = profile.ablation_epochs if self.is_ablation else profile.finetuning.epochs
-        return profile.finetuning.model_copy(update={"epochs": epochs, "mask_distillation": self.mask_distillation})
+        masks = self.mask_distillation and profile.finetuning.mask_distillation
+        return profile.finetuning.model_copy(update={"epochs": epochs, "mask_distillation": masks})
 
     def stage_config(self, profile: Profile, stage: Stage) -> StageConfig:
         """Return a stage of this variant."""

@@ -1,4 +1,4 @@
-"""Assets of predictions and scores. What belongs here: the graph's nodes and checks, no work.
+"""Assets of predictions and scores, and the teacher chosen by them. What belongs here: the graph's nodes, no work.
 
 Not here: the reports made of scores (`report_assets`).
 """
@@ -6,12 +6,33 @@ Not here: the reports made of scores (`report_assets`).
 import dagster as dg
 
 from pipelines.base.results import materialised
-from pipelines.base.values import TeacherRef
+from pipelines.base.values import CacheRef, TeacherRef
 from pipelines.base.variants import VARIANTS, Variant
+from pipelines.evaluation import teacher_choice
 from pipelines.evaluation.predictions import BaselineInputs, predict_baselines, predict_student
 from pipelines.evaluation.scores import better_than_ellipse, score_predictions
+from pipelines.runs.executors import TRACKED
+from pipelines.runs.launch import launch_trainer
 from pipelines.runs.resources import WorkspaceResource
+from pipelines.teacher.adaptation import AdaptationInputs
+from pipelines.training.assets import TRAINER_POOL
 from storage.base.references import ArtefactRef
+
+
+@dg.asset(group_name="teacher", kinds={"pytorch"}, pool=TRAINER_POOL, op_tags=TRACKED)
+def adapted_teacher(
+    context: dg.AssetExecutionContext,
+    workspace: WorkspaceResource,
+    dataset_release: ArtefactRef,
+    teacher_checkpoint: TeacherRef,
+    adaptation_plan: ArtefactRef,
+    adaptation_embeddings: CacheRef,
+) -> dg.Output[TeacherRef]:
+    """The teacher with its decoder tuned on the training patients, if validation patients improve; else as given."""
+    space = workspace.open()
+    inputs = AdaptationInputs(dataset_release, adaptation_plan, teacher_checkpoint, adaptation_embeddings)
+    result = teacher_choice.adapted_teacher(space, inputs, launch_trainer(context), context.log.info)
+    return materialised(context.op_execution_context, space, "adapted_teacher", result)
 
 
 @dg.asset(
@@ -20,7 +41,8 @@ from storage.base.references import ArtefactRef
     ins={
         "release": dg.AssetIn("dataset_release"),
         "statistics": dg.AssetIn("pixel_statistics"),
-        "teacher": dg.AssetIn("teacher_checkpoint"),
+        "teacher": dg.AssetIn("adapted_teacher"),
+        "given_teacher": dg.AssetIn("teacher_checkpoint"),
         "student": dg.AssetIn(["proposed", "student_finetuned"]),
     },
 )
@@ -30,11 +52,15 @@ def baseline_predictions(
     release: ArtefactRef,
     statistics: ArtefactRef,
     teacher: TeacherRef,
+    given_teacher: TeacherRef,
     student: ArtefactRef,
 ) -> dg.Output[ArtefactRef]:
-    """Predictions of the baselines: box, ellipse, teacher, untrained student, and the student with a constant image."""
+    """Predictions of the baselines: box, ellipse, teacher, untrained student, and the student with a constant image.
+
+    An adapted teacher is predicted as it was given, too.
+    """
     space = workspace.open()
-    inputs = BaselineInputs(release, statistics, teacher, student)
+    inputs = BaselineInputs(release, statistics, teacher, student, given_teacher)
     result = predict_baselines(space, inputs, context.log.info)
     return materialised(context.op_execution_context, space, "baseline_predictions", result)
 
@@ -96,5 +122,5 @@ def teacher_beats_ellipse(baseline_scores: ArtefactRef) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=passed, severity=dg.AssetCheckSeverity.WARN, metadata=means)
 
 
-ASSETS = [baseline_predictions, *predictions, baseline_scores, *scores]
+ASSETS = [adapted_teacher, baseline_predictions, *predictions, baseline_scores, *scores]
 CHECKS = [teacher_beats_ellipse]

@@ -27,18 +27,22 @@ Log = Callable[[str], None]
 CONSTANT_GREY = 127
 """Value of every pixel of the constant image for the student without an image."""
 
+TEACHER_AS_GIVEN = "teacher_as_given"
+"""Predictor of the teacher before its adaptation; only where the teacher is an adapted one."""
+
 PICTURES = "pictures.png"
 """Picture of one test case of each modality with its prediction."""
 
 
 @dataclass(frozen=True)
 class BaselineInputs:
-    """Values of the input assets of the baselines."""
+    """Values of the input assets of the baselines; `given_teacher` is the teacher before its adaptation."""
 
     release: ArtefactRef
     statistics: ArtefactRef
     teacher: TeacherRef
     student: ArtefactRef
+    given_teacher: TeacherRef
 
 
 def evaluated_cases(workspace: Workspace, release: ArtefactRef) -> Iterator["EvaluationCase"]:
@@ -82,7 +86,7 @@ def predict_student(
     made_from = {"model": student.fingerprint, "weights": weights, **predicted_from(release)}
 
     def build(folder: Path) -> dict[str, object]:
-        model = _load(workspace, student, weights)
+        model = load_segmenter(workspace, student, weights)
         predictors = {"student": predictor(model, device=device_of(workspace))}
         return predict_into(folder, workspace, release, predictors, log)
 
@@ -105,6 +109,8 @@ def predict_baselines(workspace: Workspace, inputs: BaselineInputs, log: Log) ->
         "constant_grey": CONSTANT_GREY,
         **predicted_from(inputs.release),
     }
+    if inputs.given_teacher.fingerprint != inputs.teacher.fingerprint:
+        made_from[TEACHER_AS_GIVEN] = inputs.given_teacher.fingerprint
     made = workspace.artefacts.make(
         "predictions",
         made_from,
@@ -119,16 +125,20 @@ def _baselines(workspace: Workspace, inputs: BaselineInputs) -> dict[str, "Predi
     device, profile = device_of(workspace), workspace.profile
     pixels = inputs.statistics.info
     untrained = build_student(profile.student, pixels["mean"], pixels["std"], profile.seeds.init)
-    student = _load(workspace, inputs.student)
+    student = load_segmenter(workspace, inputs.student)
+    teachers = {"teacher": inputs.teacher, TEACHER_AS_GIVEN: inputs.given_teacher}
+    if inputs.given_teacher.fingerprint == inputs.teacher.fingerprint:
+        del teachers[TEACHER_AS_GIVEN]
     return {
-        "teacher": predictor(_load(workspace, inputs.teacher), device=device),
+        **{name: predictor(load_segmenter(workspace, model), device=device) for name, model in teachers.items()},
         **box_predictors(),
         "untrained_student": predictor(untrained, device=device),
         "student_no_image": predictor(student, constant_image=CONSTANT_GREY, device=device),
     }
 
 
-def _load(workspace: Workspace, reference: ArtefactRef, name: str = "model") -> "Segmenter":
+def load_segmenter(workspace: Workspace, reference: ArtefactRef, name: str = "model") -> "Segmenter":
+    """Return the model of an artefact; `name` is that of the weights."""
     from medsam_core.models.checkpoints import load_model
 
     return load_model(workspace.artefacts.get(reference).path / f"{name}.safetensors")

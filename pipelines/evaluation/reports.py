@@ -11,7 +11,7 @@ import pandas as pd
 from pipelines.evaluation.report_files import ReportTables, write_tables
 from pipelines.evaluation.versions import SPLITS
 
-ORDER = ("student", "teacher", "ellipse", "filled_box", "untrained_student", "student_no_image")
+ORDER = ("student", "teacher", "teacher_as_given", "ellipse", "filled_box", "untrained_student", "student_no_image")
 """Order of predictors in tables; other predictors follow in the order of their names."""
 
 

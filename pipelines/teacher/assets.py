@@ -12,6 +12,7 @@ from pipelines.base.variants import OWNERS, PROPOSED, Variant
 from pipelines.runs.executors import TAUGHT
 from pipelines.runs.launch import launch_trainer
 from pipelines.runs.resources import WorkspaceResource
+from pipelines.teacher import adaptation
 from pipelines.teacher import tasks as teacher
 from pipelines.teacher.cache_asset import CacheAsset, answers_check, cache_asset
 from pipelines.teacher.cache_byte_check import byte_check
@@ -29,6 +30,24 @@ def teacher_checkpoint(
     return materialised(context.op_execution_context, space, "teacher_checkpoint", result)
 
 
+@dg.asset(group_name="plans", kinds={"numpy"})
+def adaptation_plan(
+    context: dg.AssetExecutionContext, workspace: WorkspaceResource, dataset_release: ArtefactRef
+) -> dg.Output[ArtefactRef]:
+    """Which slice, label and jittered box every slot of every step gets that tunes the teacher's decoder."""
+    space = workspace.open()
+    result = adaptation.adaptation_plan(space, dataset_release)
+    return materialised(context.op_execution_context, space, "adaptation_plan", result)
+
+
+_ADAPTATION = CacheAsset(
+    adaptation.USER,
+    key=["adaptation_embeddings"],
+    plan_key=["adaptation_plan"],
+    description="The teacher's embedding of the image of each slot of the adaptation, in plan order.",
+)
+
+
 def _embeddings(variant: Variant) -> CacheAsset:
     return CacheAsset(
         variant_user(variant, DISTILLATION),
@@ -43,6 +62,7 @@ _LOGITS = CacheAsset(
     key=["teacher_logits"],
     plan_key=["finetuning_plan"],
     description="The teacher's mask probabilities on the loss grid for each fine-tuning slot's boxes, in plan order.",
+    teacher="adapted_teacher",
 )
 
 
@@ -50,12 +70,14 @@ def _checks(caches: Iterable[CacheAsset]) -> list[dg.AssetChecksDefinition]:
     return [check(cache) for cache in caches for check in (answers_check, byte_check)]
 
 
-PROPOSED_CHECKS = _checks([_embeddings(PROPOSED), _LOGITS])
+PROPOSED_CHECKS = _checks([_ADAPTATION, _embeddings(PROPOSED), _LOGITS])
 
 CHECKS = [*PROPOSED_CHECKS, *_checks(_embeddings(variant) for variant in OWNERS if variant is not PROPOSED)]
 
 ASSETS = [
     teacher_checkpoint,
+    adaptation_plan,
+    cache_asset(_ADAPTATION),
     *[cache_asset(_embeddings(variant)) for variant in OWNERS],
     cache_asset(_LOGITS),
 ]

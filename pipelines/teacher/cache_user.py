@@ -19,7 +19,7 @@ class CacheUser:
     Attributes:
         name: Whom `medsam caches` names; with the kind of answers it is unique.
         stage: Whose question is asked about whose plan.
-        settings: Returns the settings of the stage in a profile; None where the profile leaves the stage out.
+        settings: Returns the settings of the stage in a profile; None where it asks no teacher there, or is left out.
     """
 
     name: str
@@ -39,5 +39,10 @@ class CacheUser:
 
 
 def variant_user(variant: Variant, stage: Stage) -> CacheUser:
-    """Return a stage of a variant as a user."""
-    return CacheUser(variant.name, stage, lambda profile: variant.stage_config(profile, stage))
+    """Return a stage of a variant as a user; it uses none where its settings ask no teacher."""
+
+    def settings(profile: Profile) -> StageConfig | None:
+        config = variant.stage_config(profile, stage)
+        return config if stage.asks(config) else None
+
+    return CacheUser(variant.name, stage, settings)

@@ -89,7 +89,7 @@ def _finetuned(variant: Variant) -> dg.AssetsDefinition:
         "release": dg.AssetIn("dataset_release"),
         "statistics": dg.AssetIn("pixel_statistics"),
         "plan": dg.AssetIn("finetuning_plan"),
-        "teacher": dg.AssetIn("teacher_checkpoint"),
+        "teacher": dg.AssetIn("adapted_teacher"),
         "distilled": dg.AssetIn(distillation_asset(variant, "student_distilled")),
     }
     if variant.mask_distillation:

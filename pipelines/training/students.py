@@ -1,4 +1,4 @@
-"""The two training stages of a variant. What belongs here: what a stage is made from, its job, its MLflow run.
+"""The training stages. What belongs here: what a stage is made from, its job, its MLflow run.
 
 Not here: training (`medsam_core.training`), which runs in a process of its own (`pipelines.training.trainer`).
 """
@@ -7,14 +7,14 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medsam_core.base.config import StageConfig
-from medsam_core.learning.stages import DISTILLATION, FINETUNING, Stage
+from medsam_core.learning.stages import ADAPTATION, DISTILLATION, FINETUNING, Stage
 from pipelines.base import pictures
 from pipelines.base.results import Link, Picture, TaskResult
-from pipelines.base.values import CacheRef, TeacherRef, TrainerJob, to_json
+from pipelines.base.values import BELIEVED, CacheRef, TeacherRef, TrainerJob, to_json
 from pipelines.base.variants import Variant
 from pipelines.base.workspace import Workspace
 from pipelines.runs.launch import Launch
@@ -40,10 +40,13 @@ FOLLOW_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class StageInputs:
-    """Values of the assets that a stage reads; `cache` is None where the teacher's masks are not used."""
+    """Values of the assets that a stage reads.
+
+    `statistics` is None where no student is built, `cache` where the teacher's masks are not used.
+    """
 
     release: ArtefactRef
-    statistics: ArtefactRef
+    statistics: ArtefactRef | None
     plan: ArtefactRef
     teacher: TeacherRef
     cache: CacheRef | None
@@ -70,7 +73,7 @@ def distil(
         "version": STAGE_VERSION,
         "student": profile.student.model_dump(mode="json"),
         "init_seed": profile.seeds.init,
-        "statistics": inputs.statistics.fingerprint,
+        "statistics": None if inputs.statistics is None else inputs.statistics.fingerprint,
         "plan": inputs.plan.fingerprint,
         "teacher": inputs.teacher.fingerprint,
         "answers": _answers(inputs),
@@ -91,6 +94,8 @@ def finetune(
     _require_own_answers(inputs)
     profile = workspace.profile
     config = variant.finetuning(profile)
+    if not FINETUNING.asks(config):
+        inputs = replace(inputs, cache=None)
     keep = [profile.ablation_epochs]
     made_from = {
         "stage": FINETUNING.name,
@@ -101,9 +106,43 @@ def finetune(
         "answers": _answers(inputs),
         "learning": learning(config),
         "keep_epochs": keep,
+        **_believed(config, inputs),
     }
     job = _job(workspace, FINETUNING, config, inputs, made_from=made_from, starts_from=distilled, keep_epochs=keep)
     return run_stage(workspace, f"{variant.name}/finetuning", made_from, job, launch, log)
+
+
+def adapt(
+    workspace: Workspace, config: StageConfig, inputs: StageInputs, launch: Launch, log: Log
+) -> TaskResult[ArtefactRef]:
+    """Train a teacher's prompt encoder and mask decoder on ground truth, from its own embeddings; errors as `finetune`.
+
+    Args:
+        workspace: Where everything lies.
+        config: Of the stage.
+        inputs: The teacher as given, and its embeddings for the plan.
+        launch: Starts the trainer and waits for it.
+        log: Where progress is said.
+    """
+    _require_own_answers(inputs)
+    config = config.model_copy(update={"mask_distillation": False})
+    made_from = {
+        "stage": ADAPTATION.name,
+        "version": STAGE_VERSION,
+        "starts_from": inputs.teacher.fingerprint,
+        "plan": inputs.plan.fingerprint,
+        "answers": _answers(inputs),
+        "learning": learning(config),
+    }
+    job = _job(workspace, ADAPTATION, config, inputs, made_from=made_from, starts_from=inputs.teacher)
+    return run_stage(workspace, "teacher/adaptation", made_from, job, launch, log)
+
+
+def _believed(config: StageConfig, inputs: StageInputs) -> dict[str, object]:
+    """Return the modalities in which the teacher's masks are learnt, where a rule chooses them."""
+    if inputs.cache is None or config.mask_distillation_rule == "always":
+        return {}
+    return {"believed": sorted(inputs.teacher.info[BELIEVED])}
 
 
 def _require_own_answers(inputs: StageInputs) -> None:

@@ -11,13 +11,15 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from dagster_pipes import open_dagster_pipes
 from torch import Tensor
 
 from medsam_core.base.data import SliceReader
+from medsam_core.learning.questions import TEACHER_PROBABILITIES
 from medsam_core.learning.stages import STAGES
-from medsam_core.learning.teachers import CachedTeacher, OnlineTeacher, TeacherAnswers
+from medsam_core.learning.teachers import BelievedTeacher, CachedTeacher, OnlineTeacher, TeacherAnswers
 from medsam_core.models.checkpoints import load_model
 from medsam_core.models.segmenter import Segmenter, build_student, init_decoder_from
 from medsam_core.models.weights import CheckpointError
@@ -32,7 +34,7 @@ from pipelines.base.devices import choose_device
 from pipelines.base.profile import ProfileError
 from pipelines.base.settings import read_settings
 from pipelines.base.terminal import said_of
-from pipelines.base.values import TrainerJob, from_json
+from pipelines.base.values import BELIEVED, CacheRef, TrainerJob, from_json
 from pipelines.base.workspace import Workspace
 from pipelines.ingest.releases import release_reader
 from pipelines.training.plans import load_plan
@@ -40,7 +42,9 @@ from storage.answers.cache_locks import reading_access
 from storage.answers.teacher_cache import TeacherCache
 from storage.base.atomic import read_json
 from storage.base.errors import StorageError
+from storage.base.modalities import MODALITIES
 from storage.base.references import ArtefactRef
+from storage.releases.columns import SliceColumns
 
 RECALIBRATION_BATCHES = 32
 """Clean microbatches from which a distilled encoder's batch-norm statistics are taken."""
@@ -72,13 +76,25 @@ def _model(workspace: Workspace, job: TrainerJob) -> Segmenter:
     return model
 
 
-def _teacher(workspace: Workspace, job: TrainerJob, device: torch.device) -> TeacherAnswers | None:
+def _teacher(
+    workspace: Workspace, job: TrainerJob, device: torch.device, plan: Plan, columns: SliceColumns
+) -> TeacherAnswers | None:
     """Return who answers for the teacher, or None where the stage asks no teacher."""
     if job.cache is None:
         return None
-    if job.cache.mode == "cached":
-        root = workspace.cache_root(job.cache.answers, job.cache.cache)
-        cache = TeacherCache(root, fingerprint=job.cache.fingerprint)
+    teacher = _answers(workspace, job, job.cache, device)
+    if plan.stage.question is not TEACHER_PROBABILITIES or job.config.mask_distillation_rule == "always":
+        return teacher
+    believed = [MODALITIES.index(name) for name in _required(job.teacher, "teacher").info[BELIEVED]]
+    modality = columns.codes("modality")[plan.slots["row"].reshape(-1)]
+    return BelievedTeacher(teacher, np.isin(modality, believed))
+
+
+def _answers(workspace: Workspace, job: TrainerJob, answers: CacheRef, device: torch.device) -> TeacherAnswers:
+    """Return who answers, from the cache or with the model."""
+    if answers.mode == "cached":
+        root = workspace.cache_root(answers.answers, answers.cache)
+        cache = TeacherCache(root, fingerprint=answers.fingerprint)
         return CachedTeacher(cache.read)
     teacher = load_model(workspace.artefacts.get(_required(job.teacher, "teacher")).path / "model.safetensors")
     return OnlineTeacher(teacher.to(device))
@@ -110,7 +126,7 @@ def run_job(job: TrainerJob, log: logging.Logger) -> None:
             plan=plan,
             config=config,
             reader=reader,
-            teacher=_teacher(workspace, job, device),
+            teacher=_teacher(workspace, job, device, plan, reader.columns),
             out=Path(job.out),
             keep_epochs=list(job.keep_epochs),
             fingerprint=job.fingerprint,

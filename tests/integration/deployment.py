@@ -130,7 +130,7 @@ class Deployment:
 
     def folder(self, asset: str) -> Path:
         """Return the folder of an asset's artefact."""
-        kind = TeacherRef if asset == "teacher_checkpoint" else ArtefactRef
+        kind = TeacherRef if asset in ("teacher_checkpoint", "adapted_teacher") else ArtefactRef
         return self.workspace.artefacts.get(self.value(asset, kind)).path
 
     def rows(self, asset: str) -> pd.DataFrame:

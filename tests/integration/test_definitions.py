@@ -12,6 +12,9 @@ from tests.integration.deployment import DAGSTER, ROOT, Deployment
 ASSETS = sorted(
     [
         "ablation_report",
+        "adaptation_embeddings",
+        "adaptation_plan",
+        "adapted_teacher",
         "baseline_predictions",
         "baseline_scores",
         "dataset_release",
@@ -140,8 +143,8 @@ def test_the_check_of_a_store_reads_every_byte(definitions: dg.Definitions, tmp_
     ("check", "job", "count"),
     [
         ("is_whole", "verify_stores", len(MODALITIES)),
-        ("is_whole", "verify_caches", 2),
-        ("answers_recomputed", "verify_caches", 2),
+        ("is_whole", "verify_caches", 3),
+        ("answers_recomputed", "verify_caches", 3),
     ],
 )
 def test_only_their_own_job_verifies_stores_and_caches(

@@ -176,11 +176,15 @@ def _inputs() -> list[dg.AssetsDefinition]:
     def teacher_checkpoint() -> TeacherRef:
         return TEACHER
 
+    @dg.asset
+    def adapted_teacher() -> TeacherRef:
+        return TEACHER
+
     @dg.asset(key=["proposed", "student_finetuned"])
     def student_finetuned() -> ArtefactRef:
         return STUDENT
 
-    return [dataset_release, pixel_statistics, teacher_checkpoint, student_finetuned]
+    return [dataset_release, pixel_statistics, teacher_checkpoint, adapted_teacher, student_finetuned]
 
 
 @pytest.fixture
@@ -199,7 +203,7 @@ def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Deployed:
 
     monkeypatch.setattr(cases, "cases_of_release", of_release)
     monkeypatch.setattr(predictions, "release_reader", lambda *_arguments: None)
-    monkeypatch.setattr(predictions, "_load", lambda *_arguments: None)
+    monkeypatch.setattr(predictions, "load_segmenter", lambda *_arguments: None)
     monkeypatch.setattr(predictions, "_baselines", baselines)
     for module in (predictions, registered):
         monkeypatch.setattr(module, "predictor", lambda *_arguments, **_more: made.counted("student"))

@@ -173,7 +173,20 @@ def test_extends_changes_only_what_is_named_however_deep(tmp_path: Path) -> None
     assert own.distillation.optimiser.clip_norm != sample.distillation.optimiser.clip_norm
 
 
-STAGES_OF_A_PROFILE = ("teacher_pretraining", "distillation", "finetuning")
+def test_a_profile_without_an_adaptation_is_written_as_before() -> None:
+    assert "teacher_adaptation" not in load_profile("sample").model_dump(mode="json")
+    adapting = load_profile("sample", {"teacher_adaptation": {"epochs": 2}})
+    assert adapting.model_dump(mode="json")["teacher_adaptation"]["epochs"] == 2
+    assert "mask_distillation_rule" not in load_profile("sample").model_dump(mode="json")["finetuning"]
+
+
+@pytest.mark.parametrize("stage", ["finetuning", "teacher_adaptation"])
+def test_stages_that_learn_masks_do_not_mix_images(stage: str) -> None:
+    with pytest.raises(ProfileError, match=rf"{stage}.augmentation.mixing: expected \('none',\)"):
+        load_profile("sample", {stage: {"augmentation": {"mixing": ["cutmix"]}}})
+
+
+STAGES_OF_A_PROFILE = ("teacher_pretraining", "teacher_adaptation", "distillation", "finetuning")
 
 
 @pytest.mark.parametrize("stage", STAGES_OF_A_PROFILE)
@@ -198,7 +211,7 @@ def test_stages_are_written_under_the_names_that_fingerprints_have() -> None:
     for name in ("sample", "real", "paper"):
         written = load_profile(name).model_dump(mode="json")
         for stage in STAGES_OF_A_PROFILE:
-            if written[stage]:
+            if written.get(stage):
                 assert list(written[stage])[:3] == ["epochs", "group_size", "groups_per_step"]
                 assert not {key for key in written[stage] if "microbatch" in key}
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from medsam_core.imaging.rendering import render_microbatch
+from medsam_core.imaging.rendering import Microbatch, render_microbatch
+from medsam_core.learning.questions import TEACHER_PROBABILITIES
 from medsam_core.learning.stages import ADAPTATION, DISTILLATION, FINETUNING, STAGES, UNREACHED, Stage
-from medsam_core.learning.teachers import CachedTeacher
+from medsam_core.learning.teachers import BelievedTeacher, CachedTeacher
 from medsam_core.models.checkpoints import load_model
 from medsam_core.training.errors import TrainingError
 from tests.unit.training_helpers import (
@@ -145,3 +146,13 @@ def test_cached_answers_train_as_live_ones(stage: Stage, tmp_path: Path) -> None
     b = run_stage(stage, tmp_path / "cached", config=config, teacher=cached)
     assert a.metrics.read_bytes() == b.metrics.read_bytes()
     assert same_weights(a.weights, b.weights)
+
+
+def test_ground_truth_stands_where_the_teacher_is_not_believed() -> None:
+    masks = torch.tensor([[[[1.0]]], [[[0.0]]]])
+    batch = Microbatch(torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4), masks, 0)
+    teacher = CachedTeacher(lambda _name, start, stop: np.full((stop - start, 1, 1, 1), 0.25, np.float32))
+    believed = np.array([True, True, False, True])
+    answers = BelievedTeacher(teacher, believed).answer(TEACHER_PROBABILITIES, 1, batch)
+    assert answers.flatten().tolist() == [0.25, 0.0]
+    assert BelievedTeacher(teacher, believed).reads_ahead

@@ -2,9 +2,11 @@
 
 import pytest
 
+from medsam_core.learning.stages import DISTILLATION, FINETUNING
 from pipelines.base.asset_keys import distillation_asset
 from pipelines.base.profile import Profile, load_profile
 from pipelines.base.variants import ABLATIONS, PROPOSED, VARIANTS, Variant
+from pipelines.teacher.cache_user import variant_user
 
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 
@@ -65,3 +67,10 @@ def test_an_ablation_of_distillation_has_assets_of_its_own(name: str) -> None:
     assert BY_NAME[name].owns_distillation
     for asset in ("distillation_plan", "teacher_embeddings", "student_distilled"):
         assert distillation_asset(BY_NAME[name], asset) == [name, asset]
+
+
+def test_a_profile_may_leave_the_teachers_masks_out_of_every_variant() -> None:
+    profile = load_profile("sample", {"finetuning": {"mask_distillation": False}})
+    assert not any(variant.finetuning(profile).mask_distillation for variant in VARIANTS)
+    assert variant_user(PROPOSED, FINETUNING).settings(profile) is None
+    assert variant_user(PROPOSED, DISTILLATION).settings(profile) == profile.distillation
