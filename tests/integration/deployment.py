@@ -31,6 +31,9 @@ ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).with_name("tiny.yaml")
 
 DAGSTER = str(Path(sys.executable).with_name("dagster"))
+LEFT_OUT = {"adaptation_plan", "adaptation_embeddings", "adapted_teacher"}
+"""Assets of a stage that the profile does not have."""
+
 FULL_PIPELINE = (DAGSTER, "job", "execute", "-j", "full_pipeline")
 
 _OTHERS = ("MEDSAM_", "DAGSTER_", "MLFLOW_")

@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from storage.base.modalities import MODALITIES
 from tests.integration.conftest import Finished
-from tests.integration.deployment import Deployment
+from tests.integration.deployment import LEFT_OUT, Deployment
 
 PREDICTORS = ("student", "teacher", "ellipse", "filled_box", "untrained_student", "student_no_image")
 STORES = {f"slice_store/{modality}" for modality in MODALITIES}
@@ -36,9 +36,6 @@ TRAINED = {
     "proposed/student_distilled",
     "proposed/student_finetuned",
 }
-LEFT_OUT = {"adaptation_plan", "adaptation_embeddings", "adapted_teacher"}
-"""Assets of a stage that the profile does not have."""
-
 RELEASED = {"raw_manifest", "slice_index", "dataset_release"}
 
 SECOND_RUN = """
