@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from pipelines.base.results import ledger_file, markdown_table
-from pipelines.base.values import from_json
+from pipelines.base.values import read_value
 from pipelines.base.workspace import Workspace
 from pipelines.evaluation.report_files import TEACHER, read_comparison, read_facts
 from pipelines.teacher.provenance import told
-from storage.base.atomic import read_json
 from storage.base.errors import IntegrityError
 from storage.base.references import ArtefactRef
 
@@ -63,7 +62,7 @@ def _report(workspace: Workspace) -> str:
     value = workspace.settings.state / "values" / "assets" / "proposed" / "evaluation_report.json"
     if not value.is_file():
         return "No evaluation report yet: materialise proposed/evaluation_report."
-    report = workspace.artefacts.get(from_json(ArtefactRef, read_json(value), "proposed/evaluation_report"))
+    report = workspace.artefacts.get(read_value(ArtefactRef, value, "proposed/evaluation_report"))
     comparison = read_comparison(report.path)
     tables = [_metric_table(comparison, metric) for metric in metric_table.standard()]
     facts = read_facts(report.path, TEACHER)

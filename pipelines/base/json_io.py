@@ -7,8 +7,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from pipelines.base.values import from_json, to_json, travelling
-from storage.base.atomic import read_json, write_json
+from pipelines.base.values import read_content, read_value, to_json, travelling
+from storage.base.atomic import write_json
 
 
 class JsonIOManager(dg.ConfigurableIOManager):
@@ -47,4 +47,4 @@ class JsonIOManager(dg.ConfigurableIOManager):
         if not path.is_file():
             raise FileNotFoundError(f"expected the value of {name} in {path}, found none; materialise {name} first")
         kind = travelling(context.dagster_type.typing_type)
-        return read_json(path) if kind is None else from_json(kind, read_json(path), name)
+        return read_content(path, name) if kind is None else read_value(kind, path, name)

@@ -8,6 +8,7 @@ The JSON of a value is an object of its fields, without the name of the type: th
 
 import json
 from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
 from typing import Literal, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -15,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from medsam_core.base.config import StageConfig
 from medsam_core.learning.questions import AnswerKind
 from medsam_core.learning.stages import StageName
+from storage.base.atomic import read_json
 from storage.base.errors import IntegrityError
 from storage.base.references import ArtefactRef
 
@@ -164,6 +166,31 @@ def from_json(kind: type[T], content: object, name: str, remedy: str = "") -> T:
             f"{remedy or f'materialise {name} again'}"
         )
     return value
+
+
+def read_content(path: Path, name: str) -> object:
+    """Return the JSON in the file of an asset's value.
+
+    Raises:
+        IntegrityError: If the file is empty or cut; the message says to materialise the asset again.
+    """
+    try:
+        content: object = read_json(path)
+    except IntegrityError as error:
+        found = f"a damaged file of {path.stat().st_size} bytes"
+        raise IntegrityError(
+            f"value of {name} in {path}: expected JSON, found {found}; materialise {name} again"
+        ) from error
+    return content
+
+
+def read_value(kind: type[T], path: Path, name: str) -> T:
+    """Return the value of an asset from its file.
+
+    Raises:
+        IntegrityError: If the file is damaged or holds something else; the message says to materialise the asset again.
+    """
+    return from_json(kind, read_content(path, name), name)
 
 
 def _unknown(kind: type, content: object, prefix: str = "") -> list[str]:

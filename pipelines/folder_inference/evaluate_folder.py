@@ -15,7 +15,7 @@ from pipelines.evaluation.report_files import MODEL, write_facts, write_not_scor
 from pipelines.folder_inference.claim import claim
 from pipelines.folder_inference.given_model import load_given, model_file, origin_of_given
 from pipelines.folder_inference.tally import Tally
-from pipelines.ingest.findings import two_files_warning
+from pipelines.ingest.findings import other_format, two_files_warning
 from pipelines.ingest.scanning import source_at
 from pipelines.ingest.spacing_evidence import spacing_warning
 from pipelines.training.training_cases import read_training_cases
@@ -76,7 +76,8 @@ def evaluate_folder(
     tally.done = 0 if rows.empty else rows["case_id"].nunique()
     write_not_scored(output, tally.table())
     if rows.empty:
-        raise FileNotFoundError(f"--data: expected npz files with gts below {data}, found none. {tally.line('scored')}")
+        found = f"--data: expected npz files with gts below {data}, found none"
+        raise FileNotFoundError(". ".join([found, *filter(None, [tally.layout]), tally.line("scored")]))
     _tell_of_headline(rows, log)
     comparison = write_report(rows, output, HEADLINE)
     log(markdown_table(comparison))
@@ -113,8 +114,10 @@ def _labelled(
     tally.skip(_NO_GTS, without.tolist())
     labelled = good[good["has_gts"]]
     order = settings.profile.source.spacing_order
+    apart = two_files_warning(found.table)
+    tally.layout = (apart or "").removeprefix("warning: ") or other_format(found.skipped) or ""
     remedy = f"give --spacing-order {'xyz' if order == 'zyx' else 'zyx'}"
-    for warning in filter(None, (two_files_warning(found.table), spacing_warning(labelled, order, remedy))):
+    for warning in filter(None, (apart, spacing_warning(labelled, order, remedy))):
         log(warning)
     return labelled
 

@@ -13,6 +13,7 @@ from pipelines.base.settings import InputError, Settings
 from pipelines.base.terminal import printable
 from pipelines.folder_inference.given_model import load_given, model_file
 from pipelines.folder_inference.tally import Tally
+from pipelines.ingest.findings import other_format
 from pipelines.ingest.scanning import source_at
 from storage.base.errors import BadSampleError
 from storage.sources.case import Case
@@ -74,7 +75,9 @@ def _to_answer(data: Path, source: Source, tally: Tally) -> list[str]:
     tally.skip(_BELOW, below)
     tally.skip_listed(listing.skipped)
     if len(below) == len(names):
+        npy = other_format(listing.skipped)
         hint = f"; give the one of the folders below it that holds imgs: {_folders(below)}" if below else ""
+        hint = f"{hint}; {npy}" if npy else hint
         raise FileNotFoundError(f"{wanted}, found none in {data}{hint}. {tally.line('predicted')}")
     return [name for name in names if "/" not in name]
 

@@ -41,12 +41,13 @@ class Tally:
     """Counts the files of one command by their outcome."""
 
     def __init__(self, log: Callable[[str], None]) -> None:
-        """Begin with nothing found.
+        """Begin with nothing found; `layout` says what to do about arrays of a case that lie in several files.
 
         Args:
             log: Receives refusals.
         """
         self.done = 0
+        self.layout = ""
         self._log = log
         self._skipped: Counter[str] = Counter()
         self._rows: list[dict[str, str | int]] = []

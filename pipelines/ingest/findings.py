@@ -12,8 +12,13 @@ import pandas as pd
 from pipelines.base.terminal import printable
 from pipelines.ingest.spacing_evidence import spacing_warning
 from storage.sources.manifest_table import counts_by_modality, rejected
+from storage.sources.npz_listing import NO_NPZ
 from storage.sources.patient_map import PatientMap
 from storage.sources.raw_manifest import Scan
+
+_ONE_FILE = (
+    "put imgs and gts of a case into one npz file (np.savez_compressed(file, imgs=..., gts=...)); give its folder"
+)
 
 _SHOWN = 200
 """Rows, names and letters that are shown of a list."""
@@ -74,11 +79,24 @@ def two_files_warning(table: pd.DataFrame) -> str | None:
         return None
     shared = {Path(name).name for name in without_gts} & {Path(name).name for name in without_imgs}
     if shared:
-        return f"warning: imgs and gts of {len(shared)} cases lie in separate files of one name: put both into one file"
+        return (
+            f"warning: imgs and gts of {len(shared)} cases lie in separate files of one name, such as "
+            f"{printable(min(shared))}: {_ONE_FILE}"
+        )
     return (
         f"warning: {len(without_gts)} files hold imgs and no gts, {len(without_imgs)} hold gts and no imgs, such as "
-        f"{printable(without_gts.iloc[0])} and {printable(without_imgs.iloc[0])}: put both arrays of a case in one file"
+        f"{printable(without_gts.iloc[0])} and {printable(without_imgs.iloc[0])}: {_ONE_FILE}"
     )
+
+
+def other_format(skipped: pd.DataFrame) -> str | None:
+    """Return what to do about arrays that lie in npy files, as MedSAM's own preparation writes; None without any.
+
+    Args:
+        skipped: What a source skipped: reason, count, examples.
+    """
+    npy = skipped[skipped["reason"] == f"{NO_NPZ}: *.npy"]
+    return f"{int(npy['count'].sum())} arrays lie in npy files of their own: {_ONE_FILE}" if len(npy) else None
 
 
 def _reasons(table: pd.DataFrame) -> dict[str, int]:

@@ -14,7 +14,7 @@ from pipelines.base.profile import Profile
 from pipelines.base.results import TaskResult
 from pipelines.base.settings import InputError
 from pipelines.base.workspace import Workspace
-from pipelines.ingest.findings import findings, notes
+from pipelines.ingest.findings import findings, notes, other_format, two_files_warning
 from storage.base.artefacts import Artefact
 from storage.base.atomic import write_parquet
 from storage.base.references import ArtefactRef
@@ -78,7 +78,7 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult[ArtefactRef]:
     if not workspace.settings.accept_loss and before is not None:
         before = before[~before["case_id"].isin(workspace.withdrawn.read() or ())]
         require_kept(before, found.table, str(data), _ACCEPT if _usable(found.table) else _NO_FILES)
-    _require_cases(found.table, told, data)
+    _require_cases(found, told, data)
     write_parquet(workspace.scan_file, found.table)
     workspace.unfinished_scan_file.unlink(missing_ok=True)
     made = _manifest_artefact(workspace, found.table)
@@ -137,18 +137,22 @@ def _usable(table: pd.DataFrame) -> bool:
     return bool((table["status"] == "accepted").any() or (table["reason_code"] == "withdrawn").any())
 
 
-def _require_cases(table: pd.DataFrame, told: list[str], data: Path) -> None:
+def _require_cases(found: Scan, told: list[str], data: Path) -> None:
     """Refuse a source without a single good case; `told` is what was found, its first line the counts.
 
     Raises:
         InputError: With what was found instead.
     """
+    table = found.table
+    apart = two_files_warning(table)
+    if apart and not table["has_gts"].any():
+        raise InputError(f"{data}: expected cases with gts, found none: {apart.removeprefix('warning: ')}; {told[0]}")
     if _usable(table):
         return
     refused = rejected(table)
     instead = "; ".join(told[1:]) or "nothing"
     examples = [f"{row.case_id}: {row.reason}" for row in refused.head(3).itertuples()]
-    remedy = _NO_GOOD_FILES if len(table) else _NO_FILES
+    remedy = _NO_GOOD_FILES if len(table) else other_format(found.skipped) or _NO_FILES
     raise InputError(
         "\n  ".join([f"{data}: expected cases, found none that can be used: {instead}. {remedy}", *examples])
     )

@@ -22,7 +22,13 @@ concurrency:
 run_monitoring:
   enabled: true
   free_slots_after_run_end_seconds: 60
+python_logs:
+  managed_python_loggers: [storage, medsam_core, pipelines]
 """
+"""The last setting shows the packages' warnings on the run's page, such as what is damaged and made again."""
+
+_WITHOUT_WARNINGS = DAGSTER_YAML.partition("python_logs:")[0]
+"""What earlier versions wrote; a file that was changed by hand stays as it is."""
 
 _DATABASES = ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")
 
@@ -46,7 +52,7 @@ def prepare_dagster(folder: Path) -> None:
         )
     with waiting_lock(folder / "init.lock"):
         file = folder / "dagster.yaml"
-        if not file.is_file():
+        if not file.is_file() or file.read_text() == _WITHOUT_WARNINGS:
             file.write_text(DAGSTER_YAML)
         # Made last, so that a process killed while it creates the tables leaves no such file.
         made = folder / "tables_made"

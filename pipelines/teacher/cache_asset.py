@@ -14,6 +14,7 @@ from pipelines.ingest.assets import RETRY
 from pipelines.runs.resources import WorkspaceResource
 from pipelines.teacher import caches
 from pipelines.teacher.cache_user import CacheUser
+from storage.base.errors import StorageError
 from storage.base.references import ArtefactRef
 
 TEACHER_POOL = "teacher"
@@ -146,7 +147,11 @@ def answers_check(cache: CacheAsset) -> dg.AssetChecksDefinition:
         release: ArtefactRef,
     ) -> dg.AssetCheckResult:
         inputs = (teacher_model, plan, release)
-        found = caches.check_answers(workspace.open(), cache.user, inputs, CHECKED_SLOTS)
+        try:
+            found = caches.check_answers(workspace.open(), cache.user, inputs, CHECKED_SLOTS)
+        except StorageError as error:
+            context.log.warning(f"{cache.name}: {error}")
+            return dg.AssetCheckResult(passed=False, description=str(error))
         if not len(found):
             context.log.info(f"{cache.name}: nothing is cached")
             return dg.AssetCheckResult(passed=True, description="nothing is cached")

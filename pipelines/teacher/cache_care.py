@@ -16,7 +16,7 @@ from pipelines.base.workspace import Workspace
 from storage.answers.cache_locks import exclusive_access
 from storage.base.atomic import read_json, write_json
 from storage.base.blobs import LocalBlobs
-from storage.base.errors import BusyError
+from storage.base.errors import BusyError, IntegrityError
 from storage.shards.fragments import MANIFEST
 
 KINDS = ("embeddings", "logits")
@@ -26,6 +26,9 @@ RECENT_S = 3600.0
 
 _DELETED = ".deleted"
 """Suffix of a folder that is being deleted; no cache is looked for under such a name."""
+
+_ANY = "*"
+"""Stands for every cache of its kind, where the record of which one is used is damaged."""
 
 Log = Callable[[str], None]
 
@@ -42,7 +45,8 @@ def pin(workspace: Workspace, answers: str, user: str, digest: str | None) -> No
 def pin_planned(workspace: Workspace, answers: str, user: str, digest: str) -> None:
     """Record that a cache is being made for a variant, beside the one that it uses until then."""
     path = _pin_file(workspace, answers, user)
-    before = read_json(path)["cache"] if path.is_file() else None
+    recorded = _read_pin(path) if path.is_file() else None
+    before = None if recorded is None else recorded["cache"]
     _write_pin(workspace, answers, user, {"cache": before, "planned": digest})
 
 
@@ -54,10 +58,23 @@ def _pins(workspace: Workspace) -> dict[tuple[str, str], list[str]]:
     """Return (answers, name of the cache's folder) -> who uses it, or is going to."""
     found: dict[tuple[str, str], list[str]] = {}
     for path in sorted(_pin_file(workspace, "", "").parent.glob("*.json")):
-        value = read_json(path)
-        for digest in {value["cache"], value["planned"]} - {None}:
-            found.setdefault((value["answers"], digest[:16]), []).append(value["user"])
+        answers, _, user = path.stem.partition("-")
+        value = _read_pin(path)
+        if value is None:
+            found.setdefault((answers, _ANY), []).append(f"{user}, perhaps: {path} is damaged until the next run")
+            continue
+        for digest in filter(None, {value["cache"], value["planned"]}):
+            found.setdefault((answers, digest[:16]), []).append(user)
     return found
+
+
+def _read_pin(path: Path) -> dict[str, str | None] | None:
+    """Return what a record of use says; None if it is damaged."""
+    try:
+        value = read_json(path)
+    except IntegrityError:
+        return None
+    return value if isinstance(value, dict) and {"cache", "planned"} <= value.keys() else None
 
 
 def list_caches(workspace: Workspace) -> pd.DataFrame:
@@ -86,7 +103,7 @@ def _row(answers: str, folder: Path, pins: dict[tuple[str, str], list[str]]) -> 
         "parts": sum(key.startswith("parts/") for key in sizes),
         "bytes": sum(sizes.values()),
         "age_s": time.time() - newest,
-        "pinned_by": ", ".join(sorted(pins.get((answers, folder.name), []))),
+        "pinned_by": ", ".join(sorted([*pins.get((answers, folder.name), []), *pins.get((answers, _ANY), [])])),
         "folder": str(folder),
     }
 

@@ -29,13 +29,17 @@ def verify_caches(
         workspace: Where everything lies.
         log: Receives the lines.
         repair: Withdraw the damaged parts, which the next run makes again.
-        names: Which caches, by folder name; None: all.
+        names: Which caches, by folder name; None: all. One that is missing is damage.
     """
     used = {
         (value["answers"], value["cache"][:16]) for _, value in asset_values(workspace) if value.get("mode") == "cached"
     }
     damaged: list[Damaged] = []
-    for row in list_caches(workspace).to_dict("records"):
+    rows = list_caches(workspace).to_dict("records")
+    for missing in sorted(set(names or ()) - {row["cache"] for row in rows}):
+        log(f"teacher cache {missing}: not there")
+        damaged.append(Damaged(f"teacher cache {missing}", "", "expected a cache, found none; the next run makes it"))
+    for row in rows:
         if names is not None and row["cache"] not in names:
             continue
         name, root = f"teacher_{row['answers']} {row['cache']}", LocalBlobs(Path(row["folder"]))

@@ -26,6 +26,7 @@ from pipelines.tracking.client import first_line, open_client, use_store
 from pipelines.tracking.store import TrackingError, local_path, shown
 from storage.base.atomic import parse_json
 from storage.base.errors import IntegrityError
+from storage.base.fingerprints import file_hash
 from storage.base.locks import waiting_lock
 from storage.base.processes import Process, birth, process_note, read_process, this_process
 
@@ -35,6 +36,9 @@ FINGERPRINT_TAG = "medsam.fingerprint"
 PROCESS_TAG = "medsam.process"
 PLACE_TAG = "medsam.process_note"
 """Place and start time of the process in `PROCESS_TAG`; runs of earlier versions lack this tag."""
+
+WEIGHTS_TAG = "medsam.weights"
+"""SHA-256 of the file of weights of a registered version; versions of earlier releases lack this tag."""
 
 PARENT_TAG = "mlflow.parentRunId"
 CHAMPION = "champion"
@@ -201,8 +205,11 @@ class Tracker:
     ) -> tuple[str, bool]:
         """Register a model file as a version, and move the `champion` alias to it if it scores higher on validation.
 
+        Weights that are registered are not registered again, whichever run reported them: a new way of scoring is
+        another run of the same student. Their version takes over the new score.
+
         Args:
-            run: The run that the version belongs to.
+            run: The run that reported the model; a new version belongs to it.
             model_file: A model saved by `medsam_core.models.checkpoints.save_model`.
             beside: Further files in its folder that belong to the model and are registered with it.
             score: Mean over validation cases, higher is better; test scores are never used to choose.
@@ -212,27 +219,39 @@ class Tracker:
             The version, and whether it holds the alias now.
         """
         self._ensure_registered_model()
-        existing = self._client.search_model_versions(f"name = '{self._model}' and run_id = '{run.run_id}'")
+        tags = {f"validation_{metric}": repr(score), WEIGHTS_TAG: file_hash(model_file)}
+        version = self._version(run, tags[WEIGHTS_TAG])
         files = {"model": model_file, **{file.stem: file for file in beside}}
-        if existing:
-            version = existing[0]
+        if version is None:
+            self._log_model(run.run_id, files)
+            source = f"{self._client.get_run(run.run_id).info.artifact_uri}/model"
+            version = self._client.create_model_version(self._model, source=source, run_id=run.run_id, tags=tags)
+        else:
             if self._local and _gone(version.source):
                 logger.warning("%s: the files of version %s are gone; written again", self._model, version.version)
-                self._log_model(run, files)
-        else:
-            self._log_model(run, files)
-            version = self._client.create_model_version(
-                self._model,
-                source=f"{self._client.get_run(run.run_id).info.artifact_uri}/model",
-                run_id=run.run_id,
-                tags={f"validation_{metric}": repr(score)},
-            )
+                self._log_model(version.run_id, files)
+            for key, value in tags.items():
+                self._client.set_model_version_tag(self._model, version.version, key, value)
         holder = self.champion()
         held = -math.inf if holder is None else float(holder.tags.get(f"validation_{metric}", "-inf"))
         if holder is None or score > held or math.isnan(held):
             self._client.set_registered_model_alias(self._model, CHAMPION, version.version)
             holder = self.champion()
         return str(version.version), bool(holder is not None and holder.version == version.version)
+
+    def _version(self, run: TrackedRun, weights: str) -> ModelVersion | None:
+        """Return the version that holds these weights, else the one of this run, or None."""
+        versions: list[ModelVersion] = list(self._client.search_model_versions(f"name = '{self._model}'"))
+        same = [version for version in versions if self._weights(version) == weights]
+        return next(iter([*same, *(version for version in versions if version.run_id == run.run_id)]), None)
+
+    def _weights(self, version: ModelVersion) -> str | None:
+        """Return the hash of a version's weights; None if neither its tags nor a local file tell it."""
+        noted: str | None = version.tags.get(WEIGHTS_TAG)
+        if noted or not self._local or not version.source.startswith("file:"):
+            return noted
+        files = [*local_path(version.source).rglob("model.safetensors")]
+        return file_hash(files[0]) if len(files) == 1 else None
 
     def champion(self) -> ModelVersion | None:
         """Return the model version that holds the `champion` alias, or None."""
@@ -250,7 +269,7 @@ class Tracker:
             description = "RepViT-MedSAM students; `champion` has the best validation DSC."
             self._client.create_registered_model(self._model, description=description)
 
-    def _log_model(self, run: TrackedRun, files: Mapping[str, Path]) -> None:
+    def _log_model(self, run_id: str, files: Mapping[str, Path]) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
             mlflow.pyfunc.save_model(
@@ -259,7 +278,7 @@ class Tracker:
                 artifacts={name: str(file) for name, file in files.items()},
                 pip_requirements=["repvit-medsam"],
             )
-            self._client.log_artifacts(run.run_id, str(folder), "model")
+            self._client.log_artifacts(run_id, str(folder), "model")
 
 
 def _gone(source: str) -> bool:

@@ -115,7 +115,10 @@ def _problem(place: Blobs, item: Expected, found: int | None) -> tuple[str | Non
         return f"expected {expected.n_bytes} bytes, found no file", 0
     if found != expected.n_bytes:
         return f"expected {expected.n_bytes} bytes, found {found}", 0
-    actual = FileRecord.of(place.read(item.key))
+    try:
+        actual = FileRecord.of(place.read(item.key))
+    except OSError as error:
+        return f"expected {expected.n_bytes} bytes, found that they cannot be read: {error.strerror or error}", 0
     if actual == expected:
         return None, found
     return f"expected sha256 {expected.sha256[:16]}, found {actual.sha256[:16]}", found

@@ -52,6 +52,8 @@ class _Found:
             self.examples[reason].append(path)
 
 
+NO_NPZ: Final = "no npz file"
+"""Reason of skipping; followed by the ending of the file, if it has one."""
 _TWIN: Final = "its name differs from a file that is taken in the ending's case alone"
 _HIDDEN: Final = "hidden file, as systems and editors leave them"
 _HIDDEN_FOLDER: Final = "hidden folder, as systems keep deleted or earlier files in"
@@ -120,7 +122,7 @@ def _take_file(prefix: str, entry: os.DirEntry[str], found: _Found) -> None:
     stem, ending = os.path.splitext(path)  # noqa: PTH122 - a str, as scandir gives it: no Path per file
     if ending.lower() != ENDING:
         # Digits after a dot are no ending: otherwise each number would be a separate reason.
-        found.skip(path, f"no npz file: *{ending}" if ending[1:].isalpha() else "no npz file")
+        found.skip(path, f"{NO_NPZ}: *{ending}" if ending[1:].isalpha() else NO_NPZ)
     elif entry.name.startswith("."):
         found.skip(path, _HIDDEN)
     elif not entry.is_file() and not entry.is_symlink():

@@ -34,6 +34,10 @@ def _processes(deployment: Deployment) -> dict[int, str]:
     return {process: command for process, command in found.items() if command}
 
 
+def _parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def _wait(condition: Callable[[], bool], seconds: float = 240) -> bool:
     end = time.monotonic() + seconds
     while not condition():
@@ -51,7 +55,9 @@ def _answers(port: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("ended", ["make", "keeper", "make killed"])
+@pytest.mark.parametrize(
+    "ended", ["make", "make killed", "first keeper", "first keeper killed", "second keeper killed"]
+)
 def test_make_dev_leaves_no_process(tmp_path: Path, ended: str) -> None:
     _starts_and_ends(tmp_path, "dev", ended, least=4)
 
@@ -71,9 +77,10 @@ def _starts_and_ends(tmp_path: Path, target: str, ended: str, least: int) -> Non
         assert _wait(lambda: _answers(port)), (tmp_path / "output").read_text()[-4000:]
         started = _processes(deployment)
         assert len(started) >= least, started
-        (keeper,) = [number for number, command in started.items() if "pipelines.runs.keeper" in command]
-        number = keeper if ended == "keeper" else make.pid
-        os.kill(number, signal.SIGKILL if ended == "make killed" else signal.SIGTERM)
+        keepers = sorted(number for number, command in started.items() if "pipelines.runs.keeper" in command)
+        first, second = sorted(keepers, key=lambda number: _parent(number) in keepers)
+        number = {"first keeper": first, "second keeper": second}.get(ended.removesuffix(" killed"), make.pid)
+        os.kill(number, signal.SIGKILL if ended.endswith("killed") else signal.SIGTERM)
         assert _wait(lambda: not _processes(deployment)), _processes(deployment)
         assert not _answers(port)
     finally:

@@ -1,6 +1,7 @@
 """`medsam verify` on the state of a finished run: every kind of damage told, repaired or made again by the next run."""
 
 import sys
+from logging import WARNING
 from pathlib import Path
 
 import pytest
@@ -83,11 +84,16 @@ def test_a_run_heals_by_itself_what_it_meets_damaged(own: Deployment) -> None:
     output = (own.home / "output.txt").read_text()
     assert "groups.npy: expected" in output
     assert "model.safetensors: expected" in output
+    logged = [log.user_message for log in own.instance.all_logs(own.ledgers()[-1].stem) if log.level == WARNING]
+    for name in ("groups.npy", "model.safetensors"):
+        assert any(f"{name}: expected" in line and "it is not used" in line for line in logged), (name, logged)
     assert kept(own) == before
 
 
 def test_the_job_that_verifies_caches_reads_every_byte(own: Deployment) -> None:
-    flipped(first_shard(own, "logits"))
+    for shard in (own.state / "caches" / "logits").glob("*/*/c/**/*"):
+        if shard.is_file():
+            flipped(shard)
     own.start(DAGSTER, "job", "execute", "-j", "verify_caches").wait()
     (run,) = own.instance.get_runs()
     found = {}
@@ -95,5 +101,13 @@ def test_the_job_that_verifies_caches_reads_every_byte(own: Deployment) -> None:
         if event.dagster_event and event.dagster_event.event_type_value == "ASSET_CHECK_EVALUATION":
             check = event.dagster_event.asset_check_evaluation_data
             found[check.asset_key.to_user_string(), check.check_name] = check.passed
-    assert found["teacher_embeddings", "is_whole"]
-    assert not found["teacher_logits", "is_whole"]
+    assert found == {
+        ("teacher_embeddings", "is_whole"): True,
+        ("teacher_embeddings", "answers_recomputed"): True,
+        ("teacher_logits", "is_whole"): False,
+        ("teacher_logits", "answers_recomputed"): False,
+    }
+    errors = [
+        log for log in own.instance.all_logs(run.run_id) if log.dagster_event and log.dagster_event.is_step_failure
+    ]
+    assert not errors, "a check that finds damage is red; its step does not fail"

@@ -1,5 +1,9 @@
 """`medsam verify` over teacher caches: told, withdrawn by its repair unless somebody reads, made again part by part."""
 
+import errno
+import os
+import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +12,8 @@ from pipelines.base.progress import ByteProgress
 from pipelines.base.settings import read_settings
 from pipelines.base.workspace import Workspace
 from pipelines.cli import main
+from pipelines.teacher.cache_care import RECENT_S, delete_unused, list_caches, pin, pin_planned
+from pipelines.teacher.cache_verification import verify_caches
 from storage.answers.cache_locks import reading_access
 from storage.answers.cache_writer import missing_parts
 from storage.base.atomic import write_json
@@ -55,6 +61,47 @@ def test_damage_is_told_withdrawn_and_made_again_to_the_byte(cache: Path, capsys
     build(cache)
     assert files_below(cache) == good
     assert verify(capsys)[0] == 0
+
+
+def test_a_cache_that_is_gone_is_damage_to_the_check_that_names_it(cache: Path) -> None:
+    shutil.rmtree(cache)
+    (found,) = verify_caches(Workspace(read_settings()), list[str]().append, repair=False, names={cache.name})
+    assert (found.what, found.problem) == (
+        f"teacher cache {cache.name}",
+        "expected a cache, found none; the next run makes it",
+    )
+
+
+def test_a_file_that_cannot_be_read_is_damage_and_stops_nothing(
+    cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = LocalBlobs.read
+
+    def broken(blobs: LocalBlobs, key: str) -> bytes:
+        if key == SHARD:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(blobs, key)
+
+    monkeypatch.setattr(LocalBlobs, "read", broken)
+    status, told = verify(capsys)
+    assert (status, "found that they cannot be read: Input/output error" in told) == (1, True)
+    assert "1 damaged, 0 repaired or withdrawn, 1 left" in told
+
+
+@pytest.mark.parametrize("content", [b"", b'{"cache": "0123', b"[]"], ids=["empty", "cut", "another type"])
+def test_while_the_record_of_use_is_damaged_no_cache_of_its_kind_is_deleted(cache: Path, content: bytes) -> None:
+    workspace, said = Workspace(read_settings()), list[str]()
+    pin(workspace, "embeddings", "proposed", DIGEST)
+    (record,) = cache.parents[1].joinpath("pins").glob("*.json")
+    record.write_bytes(content)
+    long_ago = time.time() - 2 * RECENT_S
+    for path in (cache, *cache.rglob("*")):
+        os.utime(path, (long_ago, long_ago))
+    assert delete_unused(workspace, said.append, dry_run=False) == 0
+    assert "used by proposed, perhaps: " in said[0]
+    assert cache.is_dir()
+    pin_planned(workspace, "embeddings", "proposed", DIGEST)
+    assert list_caches(workspace)["pinned_by"].tolist() == ["proposed"]
 
 
 def test_a_cache_that_is_read_is_left_as_it_is(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

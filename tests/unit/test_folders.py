@@ -408,8 +408,20 @@ def test_images_and_labels_in_two_files_are_told_apart_from_none(tmp_path: Path,
         save(tmp_path / "in" / "gts" / f"2DBox_US_{number}.npz", gts=arrays["gts"])
     assert evaluate(tmp_path / "in", tmp_path / "out", model) == 2
     said = capsys.readouterr()
-    assert "imgs and gts of 2 cases lie in separate files of one name" in said.out
+    assert "imgs and gts of 2 cases lie in separate files of one name, such as 2DBox_US_0: put imgs and gts" in said.out
+    assert "found none. imgs and gts of 2 cases lie in separate files" in said.err
     assert "4 files found: 0 scored, 2 skipped (no gts: 2), 2 refused" in said.err
+
+
+@pytest.mark.parametrize("command", [evaluate, predict])
+def test_arrays_in_npy_files_are_answered_with_how_to_store_them(
+    command: Callable[[Path, Path, Path], int], tmp_path: Path, model: Path, capsys: Said
+) -> None:
+    for name in ("imgs", "gts"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        np.save(tmp_path / "in" / name / "US_0.npy", case()["imgs"])
+    assert command(tmp_path / "in", tmp_path / "out", model) == 2
+    assert "2 arrays lie in npy files of their own: put imgs and" in capsys.readouterr().err
 
 
 def test_files_below_the_input_are_counted_and_not_answered(tmp_path: Path, model: Path, capsys: Said) -> None:

@@ -107,7 +107,7 @@ def test_a_damaged_value_is_an_integrity_error_that_names_the_file(manager: Json
     manager.handle_output(context, VALUE)
     file = tmp_path / "assets" / "a.json"
     file.write_text(file.read_text()[:-9])
-    with pytest.raises(IntegrityError, match=r"a\.json: expected JSON"):
+    with pytest.raises(IntegrityError, match=r"a\.json: expected JSON, found a damaged file of .* again"):
         manager.load_input(reading(context))
 
 

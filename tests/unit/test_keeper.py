@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -85,6 +86,22 @@ def test_the_death_of_who_started_it_ends_all_it_keeps(starter: "subprocess.Pope
     processes = [_wait_for(tmp_path / name) for name in ("server", "deaf", "keeper")]
     starter.kill()
     assert _ended(processes)
+
+
+def _children(process: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("killed", ["first", "second"])
+def test_killing_a_keeper_ends_all_it_keeps(
+    starter: "subprocess.Popen[bytes]", tmp_path: Path, killed: Literal["first", "second"]
+) -> None:
+    """SIGKILL cannot be handled: the other of the two processes ends what is left."""
+    server, deaf, first = [_wait_for(tmp_path / name) for name in ("server", "deaf", "keeper")]
+    (second,) = _children(first)
+    os.kill(first if killed == "first" else second, signal.SIGKILL)
+    assert _ended([server, deaf, first, second])
+    assert starter.wait() in (-signal.SIGKILL % 256, 128 + signal.SIGKILL)
 
 
 def test_what_a_server_leaves_behind_ends_with_it(tmp_path: Path) -> None:

@@ -410,8 +410,25 @@ class TestTold:
         said: list[str] = []
         notes = scan_source(space, said.append).notes
         assert told in str(notes["warnings"])
-        assert "put both" in str(notes["warnings"])
+        assert "put imgs and gts of a case into one npz file" in str(notes["warnings"])
         assert notes["warnings"] in said
+
+    @pytest.mark.parametrize("ending", ["npz", "npy"])
+    def test_folders_imgs_and_gts_alone_stop_the_scan_in_one_message(self, space: Workspace, ending: str) -> None:
+        """The challenge's validation data, and what MedSAM's own preparation writes."""
+        data = space.settings.data
+        shutil.rmtree(data)
+        for number in range(3):
+            for name in ("imgs", "gts"):
+                path = data / name / f"2DBox_MR_{number}.{ending}"
+                save(path.with_suffix(".npz"), number, **{"gts" if name == "imgs" else "imgs": None})
+                path.with_suffix(".npz").rename(path)
+        told = {
+            "npz": "expected cases with gts, found none: imgs and gts of 3 cases lie in separate files of one name",
+            "npy": "6 arrays lie in npy files of their own",
+        }
+        with pytest.raises(InputError, match=f"{told[ending]}.*put imgs and gts of a case into one npz file"):
+            scan_source(space, quiet)
 
 
 class TestTornRecords:

@@ -138,6 +138,17 @@ def test_before_the_first_report_the_summary_says_so(workspace: Workspace) -> No
     assert "No evaluation report yet: materialise proposed/evaluation_report." in summary(workspace)
 
 
+@pytest.mark.parametrize("content", [b"", b'{"kind": "report"', b"[]"], ids=["empty", "cut", "another type"])
+def test_a_damaged_value_is_answered_with_what_makes_it_again(workspace: Workspace, content: bytes) -> None:
+    report(workspace)
+    finish(workspace, "run1", "raw_manifest", 1, 0)
+    (workspace.settings.state / "values" / "assets" / "proposed" / "evaluation_report.json").write_bytes(content)
+    with pytest.raises(IntegrityError) as raised:
+        summary(workspace)
+    assert str(raised.value).endswith("materialise proposed/evaluation_report again")
+    assert "remove" not in str(raised.value)
+
+
 def test_a_written_report_compares_test_cases_only(tmp_path: Path) -> None:
     rows = case_rows()
     comparison = write_report(rows, tmp_path)

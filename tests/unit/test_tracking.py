@@ -24,6 +24,7 @@ from pipelines.tracking.tracker import (
     FINGERPRINT_TAG,
     PLACE_TAG,
     PROCESS_TAG,
+    WEIGHTS_TAG,
     Point,
     TrackedRun,
     Tracker,
@@ -360,6 +361,38 @@ def test_the_alias_moves_only_to_a_higher_validation_score(registry: Settings, t
     assert register("better", 0.6) == ("4", True)
     assert len(client.search_model_versions(f"name = '{registered_model(registry)}'")) == 4
     assert client.get_model_version_by_alias(registered_model(registry), CHAMPION).tags["validation_dsc"] == "0.6"
+
+
+@pytest.mark.parametrize("made_before", [False, True], ids=["tagged", "of a release before the tag"])
+def test_the_same_weights_are_one_version_however_often_they_are_scored_anew(
+    registry: Settings, tmp_path: Path, made_before: bool
+) -> None:
+    """A new way of scoring is another report and another run, of the same student."""
+    tracker, client, name = Tracker(registry), client_of(registry), registered_model(registry)
+    student, other = tmp_path / "model.safetensors", tmp_path / "other" / "model.safetensors"
+    other.parent.mkdir()
+    student.write_text("student")
+    other.write_text("other")
+    assert tracker.register(tracker.open_run("report", "scored once"), student, 0.5) == ("1", True)
+    if made_before:
+        client.delete_model_version_tag(name, "1", WEIGHTS_TAG)
+    anew = tracker.open_run("report", "scored anew")
+    assert tracker.register(anew, student, 0.3) == ("1", True)
+    assert client.get_model_version(name, "1").tags["validation_dsc"] == "0.3", "the present score is compared"
+    assert tracker.register(tracker.open_run("report", "other"), other, 0.4) == ("2", True)
+    assert len(client.search_model_versions(f"name = '{name}'")) == 2
+
+
+def test_files_that_a_version_lost_are_written_again_where_it_looks_for_them(
+    registry: Settings, tmp_path: Path
+) -> None:
+    tracker, student = Tracker(registry), tmp_path / "model.safetensors"
+    student.write_text("student")
+    tracker.register(tracker.open_run("report", "scored once"), student, 0.5)
+    for folder in (registry.mlflow_folder / "artifacts").rglob("model"):
+        shutil.rmtree(folder)
+    tracker.register(tracker.open_run("report", "scored anew"), student, 0.5)
+    assert download_model(champion_uri(registry), registry.tracking_uri, tmp_path / "to").read_text() == "student"
 
 
 def test_a_score_that_is_no_number_never_keeps_the_alias(registry: Settings, tmp_path: Path) -> None:
