@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from pipelines.base.artefact_care import Damaged, verify_artefacts
+from pipelines.base.artefact_care import Damaged, verify_artefacts, verify_records
 from pipelines.base.workspace import Workspace
 from pipelines.ingest.store_care import known_modalities, verify_and_repair
 from pipelines.teacher.cache_verification import verify_caches
@@ -39,6 +39,7 @@ def verify_workspace(workspace: Workspace, log: Log, *, modalities: Sequence[str
     if not modalities:
         damaged += verify_caches(workspace, log, repair=repair)
         damaged += verify_artefacts(workspace, log, repair=repair)
+        damaged += verify_records(workspace, log, repair=repair)
     left = sum(not item.mended for item in damaged)
     if damaged:
         log("")

@@ -4,10 +4,11 @@ What belongs here: these actions on a workspace, and the artefacts that values o
 in one artefact (`storage.base.artefact_verification`), making it again, which the next run does.
 """
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from pipelines.base.values import read_content
 from pipelines.base.workspace import Workspace
 from storage.base.artefact_verification import (
     FolderState,
@@ -16,11 +17,9 @@ from storage.base.artefact_verification import (
     vouch_for_folder,
     withdraw_folder,
 )
-from storage.base.atomic import read_json
 from storage.base.blobs import JsonObject
+from storage.base.decisions import Decisions
 from storage.base.errors import BusyError, IntegrityError
-
-logger = logging.getLogger(__name__)
 
 Log = Callable[[str], None]
 
@@ -43,16 +42,63 @@ class Damaged:
 
 
 def asset_values(workspace: Workspace) -> Iterator[tuple[str, JsonObject]]:
-    """Yield the name and the value of every asset that was ever materialised; unreadable ones are named in the log."""
+    """Yield the name and the value of every asset that was ever materialised; damaged values are left out."""
     folder = workspace.settings.state / "values" / "assets"
     for path in sorted(folder.rglob("*.json")):
         try:
-            value = read_json(path)
-        except IntegrityError as error:
-            logger.warning("%s", error)
+            value = read_content(path, _asset(folder, path))
+        except IntegrityError:
             continue
         if isinstance(value, dict):
-            yield path.relative_to(folder).with_suffix("").as_posix(), value
+            yield _asset(folder, path), value
+
+
+def _asset(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def verify_records(workspace: Workspace, log: Log, *, repair: bool) -> list[Damaged]:
+    """Read decisions and values of assets, log and return those that are damaged.
+
+    Args:
+        workspace: The workspace.
+        log: Receives the lines.
+        repair: Restore a decision from its copy; remove a damaged value, which the next run writes again.
+    """
+    folder = workspace.settings.state / "values" / "assets"
+    damaged = []
+    for record in (workspace.splits, workspace.withdrawn, workspace.adopted):
+        problems = record.damages()
+        mended = repair and bool(problems) and _restored(record)
+        damaged += [Damaged("decisions", name, problem, mended) for name, problem in problems.items()]
+    for path in sorted(folder.rglob("*.json")):
+        problem = _problem_of_value(path, _asset(folder, path))
+        if problem:
+            damaged.append(Damaged("values", _asset(folder, path), problem, repair))
+            if repair:
+                path.unlink()
+    log(f"decisions and values: {f'{len(damaged)} damaged' if damaged else 'whole'}")
+    for item in damaged:
+        log(f"  {item.file}: {item.problem}")
+    return damaged
+
+
+def _problem_of_value(path: Path, name: str) -> str:
+    """Return what is wrong with the value of an asset; empty if nothing is."""
+    try:
+        content = read_content(path, name)
+    except IntegrityError as error:
+        return str(error)
+    return "" if isinstance(content, dict) else f"expected a JSON object in {path}; materialise {name} again"
+
+
+def _restored(record: Decisions[dict[str, str]] | Decisions[list[str]]) -> bool:
+    """Restore a record of decisions from its copy; return whether that could be done."""
+    try:
+        record.read()
+    except IntegrityError:
+        return False
+    return not record.damages()
 
 
 def verify_artefacts(workspace: Workspace, log: Log, *, repair: bool) -> list[Damaged]:

@@ -120,16 +120,16 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
     return parse_json(path.read_bytes(), str(path))
 
 
-def parse_json(data: bytes, where: str) -> Any:  # noqa: ANN401
+def parse_json(data: bytes, where: str, remedy: str = "remove it and make it again") -> Any:  # noqa: ANN401
     """Return the value that JSON text describes.
 
     Raises:
-        IntegrityError: If the bytes are not JSON; the message begins with `where`.
+        IntegrityError: If the bytes are not JSON; the message begins with `where` and ends with `remedy`.
     """
     try:
         return json.loads(data)
     except ValueError as error:
-        raise IntegrityError(f"{where}: expected JSON, found: {error}; remove it and make it again") from error
+        raise IntegrityError(f"{where}: expected JSON, found: {error}; {remedy}") from error
 
 
 def write_parquet(path: Path, table: "pd.DataFrame") -> None:

@@ -238,7 +238,7 @@ def unseal(data: bytes, where: str, remedy: str = "run `medsam verify --repair`"
     Raises:
         IntegrityError: If any byte differs from the sealed bytes.
     """
-    value: JsonObject = parse_json(data, where)
+    value: JsonObject = parse_json(data, where, remedy)
     found = value.pop("sha256", None) if isinstance(value, dict) else None
     if found is None or data != seal(value):
         raise IntegrityError(f"{where}: expected JSON that matches its own sha256, found it altered; {remedy}")

@@ -67,6 +67,19 @@ class Decisions(Generic[T]):
             write_json(self.copy, found)
         return found
 
+    def damages(self) -> dict[str, str]:
+        """Return name -> problem of each of the two files that is damaged, and of a missing one whose copy is there.
+
+        A missing copy is no damage: earlier versions kept none.
+        """
+        files = [file for file in (self.path, self.copy) if file.exists()]
+        damaged = [file for file in files if self._whole(file) is None]
+        if self.copy in files and self.path not in files:
+            damaged.insert(0, self.path)
+        whole = [file for file in files if file not in damaged]
+        remedy = f"{whole[0].name} is whole: the next run restores it" if whole else "restore it from a backup"
+        return {file.name: f"expected a record of decisions, found none; {remedy}" for file in damaged}
+
     def write(self, value: T) -> None:
         """Record both copies, each whole or not at all."""
         write_json(self.copy, value)

@@ -102,6 +102,42 @@ def test_unfinished_work_and_leftovers_are_no_damage(workspace: Workspace, capsy
     assert (status, f"model {'a' * 16}: unfinished" in told) == (0, True)
 
 
+@pytest.mark.parametrize("content", [b"", b'{"mode": ', b"3"], ids=["empty", "cut", "another type"])
+def test_a_damaged_value_of_an_asset_is_told_and_removed_by_the_repair(
+    workspace: Workspace, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(workspace, Maker())
+    value = workspace.settings.state / "values" / "assets" / "proposed" / "scores.json"
+    write_json(value, {})
+    assert verify(capsys)[0] == 0
+    value.write_bytes(content)
+    status, told = verify(capsys)
+    assert (status, "  proposed/scores: " in told, "again" in told) == (1, True, True)
+    assert verify(capsys, "--repair")[0] == 0
+    assert verify(capsys)[0] == 0
+
+
+def test_damaged_decisions_are_told_and_restored_from_their_copy_alone(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(workspace, Maker())
+    workspace.splits.write({"patient 1": "train"})
+    for harm in (Path.unlink, emptied):
+        harm(workspace.splits.path)
+        status, told = verify(capsys)
+        assert (status, "splits.copy.json is whole: the next run restores it" in told) == (1, True)
+        assert verify(capsys, "--repair")[0] == 0
+        assert verify(capsys)[0] == 0
+    emptied(workspace.splits.path)
+    emptied(workspace.splits.copy)
+    assert verify(capsys, "--repair")[0] == 1
+    status, told = verify(capsys)
+    assert (status, told.count("restore it from a backup") >= 2) == (1, True)
+    workspace.splits.copy.unlink()
+    write_json(workspace.splits.path, {"patient 1": "train"})
+    assert verify(capsys)[0] == 0, "earlier versions kept no copy"
+
+
 def test_what_is_being_made_is_left_as_it_is(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     made = make(workspace, Maker())
     emptied(made.path / "table.csv")
