@@ -1,4 +1,4 @@
-"""Where models that earlier versions registered look for what they import. What belongs here: those names alone.
+"""Names that models registered by earlier versions import from here. What belongs here: those names alone.
 
 Not here: boxes and what is done to them (`medsam_core.imaging.prompts`).
 """

@@ -17,15 +17,15 @@ class PromptableModel(Protocol):
 
     @property
     def geometry(self) -> Geometry:
-        """The sizes of what it takes and gives."""
+        """The sizes of its images, embeddings and logits."""
         ...
 
     def encode(self, image: Floats) -> object:
         """Encode an image for any number of `decode`.
 
         Args:
-            image: (3, S, S) float32 in the model frame, raw grey values 0 to 255; it may be read-only
-                and of any strides.
+            image: (3, S, S) float32 in the model frame, raw grey values 0 to 255. The array may be read-only, and its
+                strides are arbitrary.
 
         Returns:
             The embedding, in whatever form `decode` of the same model takes.
@@ -47,18 +47,18 @@ class PromptableModel(Protocol):
 
 @runtime_checkable
 class MakesPromptable(Protocol):
-    """Something of an engine's own, such as a `Segmenter`, that can be used as a `PromptableModel`."""
+    """An engine's own model, such as a `Segmenter`, that can be used as a `PromptableModel`."""
 
     def promptable(self) -> PromptableModel:
-        """Return it behind the contract."""
+        """Return this model as a `PromptableModel`."""
         ...
 
 
 @runtime_checkable
 class BringsResampler(Protocol):
-    """A model whose engine resamples too: the same pixels as in its training, to the last bit."""
+    """A model with a resampler of its engine, so that prediction sees bit for bit the pixels that training saw."""
 
     @property
     def resampler(self) -> Resampler:
-        """What resamples for it."""
+        """The resampler."""
         ...

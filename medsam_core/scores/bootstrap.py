@@ -14,15 +14,16 @@ import numpy.typing as npt
 import pandas as pd
 
 CONFIDENCE = 0.95
-"""Of the intervals."""
+"""Confidence of the intervals."""
 
 Floats = npt.NDArray[np.float64]
 
 
 def draw_patients(patients: pd.Series, modality: str, resamples: int, seed: int) -> Floats:
-    """Return how often each row counts, (1 + resamples, N): once each in the first draw, bootstrapped in the others.
+    """Return how often each row counts in each draw, (1 + resamples, N).
 
-    Below two patients there is nothing to draw from, and the other draws are NaN.
+    In the first draw every row counts once; the others are bootstrapped. With fewer than two patients there is nothing
+    to draw from, and the others are NaN.
     """
     names, patient_of_row = np.unique(patients.to_numpy(dtype=str), return_inverse=True)
     draws = np.full((1 + resamples, len(names)), np.nan)

@@ -1,4 +1,4 @@
-"""What a case's scores are called and how they become rows. What belongs here: rows of cases and labels, one at a time.
+"""The scores of one case, and the rows of tables that they become. What belongs here: names of columns, single rows.
 
 Not here: how scores are computed (`scoring`), or what is made of many rows (`reporting`). Columns of metrics follow the
 rows of `metric_table`.

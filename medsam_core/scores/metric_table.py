@@ -46,13 +46,13 @@ class Metric:
 
     Attributes:
         name: Column in tables and part of names in MLflow.
-        function: Value of one label; NaN where it has none. Not asked for a label that is in neither mask: NaN.
+        function: Value of one label, or NaN. It is not called for a label that is in neither mask, whose value is NaN.
         better: Which values are better.
         unit: Of the values; empty for a share.
         mode: How label values become the case's: `scoring` has the rules. Reports print the standard ones.
-        zero_unless: A metric of the same mode; this one is 0 for a case in which that one is not above
-            `scoring.OFFICIAL_DSC_FLOOR`.
-        remark: What a printed table says of it.
+        zero_unless: Another metric of the same mode. Where a case's value of it is not above
+            `scoring.OFFICIAL_DSC_FLOOR`, this metric is 0.
+        remark: Added to the title of a printed table.
         version: Raised by hand whenever the function gives other values.
     """
 
@@ -85,7 +85,7 @@ def _nsd(masks: LabelMasks) -> float:
 
 
 def _nsd_official(masks: LabelMasks) -> float:
-    """NSD as the challenge has it: that of the standard mode for volumes alone."""
+    """NSD as the challenge computes it; for volumes it is that of the standard mode."""
     return official_nsd(masks.gt, masks.pred, None) if masks.gt.ndim == 2 else masks.volume_nsd
 
 
@@ -99,7 +99,7 @@ METRICS: tuple[Metric, ...] = (
 )
 
 CHOOSING = "dsc"
-"""The metric by whose mean over validation patients a model is chosen, and by which a teacher is believed."""
+"""Models are chosen by the mean of this metric over validation patients; a teacher must beat the ellipse in it."""
 
 
 def names() -> tuple[str, ...]:

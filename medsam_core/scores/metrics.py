@@ -3,8 +3,9 @@
 Not here: which of them are reported (`metric_table`), labels, cases or modalities (`scoring`), means (`reporting`).
 
 NSD (normalised surface Dice, Nikolov et al. 2018, arXiv 1809.04430) is the share of both surfaces that lies within a
-tolerance of the other, with DeepMind's discretisation: surface elements sit between voxel centres, weigh what
-`surface_areas` says, and are as far apart as their cells. What lies outside the array counts as background.
+tolerance of the other, with DeepMind's discretisation: a surface element lies in each cell between voxel centres that
+the surface crosses. Its weight is its area (`surface_areas`), and the distance of two elements is that of their cells.
+What lies outside the array counts as background.
 
 All masks are boolean arrays (anything else is read as nonzero) and spacings are in array axis order.
 """

@@ -136,12 +136,12 @@ def _regions(labels: Labels) -> dict[int, Region]:
 
 
 def _union(one: Region | None, other: Region | None) -> Region | None:
-    """Return the smallest box around both, where there are both."""
+    """Return the smallest box around both; the only one if one is None."""
     if one is None or other is None:
         return one or other
     return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Return the mean, NaN of nothing."""
+    """Return the mean; NaN if there are no values."""
     return float(np.mean(values)) if values else _NAN

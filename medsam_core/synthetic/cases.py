@@ -1,4 +1,7 @@
-"""One case from its address. What belongs here: what each modality's cases hold. Not here: files, or how they look."""
+"""One case, made from modality, number and seed. What belongs here: the contents of each modality's cases.
+
+Not here: files, or how a case looks.
+"""
 
 import hashlib
 from collections.abc import Callable
@@ -14,7 +17,7 @@ from medsam_core.synthetic.shapes import BoolArray
 from medsam_core.synthetic.textures import Image, finish
 
 _VOLUME_EVERY = 4
-"""Left to itself, each fourth case of a volumetric modality is a volume."""
+"""Every fourth case of a volumetric modality is a volume, unless `make_case` is told which it shall be."""
 _SPARSE_IDS_SHARE = 0.15
 """Share of cases whose label ids have gaps, as in the challenge's files."""
 _MANY_IDS_EVERY = 9
@@ -47,7 +50,7 @@ class Recipe:
         paint: Gives a scene its appearance.
         side: Smallest and largest side of a flat image in pixels.
         volumetric: Whether there are volumes too.
-        colour: Whether images are RGB in earnest.
+        colour: Whether images have colours. Others are grey, even where they are stored as RGB.
         aspect: Width over height of images on average.
         margin: Pixels that shapes keep from the body's outline.
     """
@@ -151,7 +154,7 @@ _VOLUME_SLICES = (10, 16)
 
 
 def make_case(modality: str, index: int, seed: int, volumetric: bool | None = None) -> Case:
-    """Make one case; the same address gives the same arrays, whatever was made before.
+    """Make one case. The same arguments always give the same arrays.
 
     Args:
         modality: One of `MODALITIES`.
@@ -184,7 +187,7 @@ def make_case(modality: str, index: int, seed: int, volumetric: bool | None = No
 
 
 def _generator(address: str) -> np.random.Generator:
-    """Return the generator of one case, from a hash and not `hash`, which differs between processes."""
+    """Return the generator of one case, seeded by SHA-256: Python's own `hash` differs between processes."""
     digest = hashlib.sha256(address.encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
@@ -205,7 +208,7 @@ def _draw_spacing(rng: np.random.Generator) -> npt.NDArray[np.float64]:
 
 
 def _flatten(rng: np.random.Generator, recipe: Recipe, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return a flat case's image as (H, W), or (H, W, 3) if in colour or drawn to be stored as if it were."""
+    """Return the image of a flat case: (H, W, 3) in colour, else (H, W), or by chance three equal channels."""
     if recipe.colour:
         return image
     grey = image[0] if recipe.volumetric else image

@@ -20,14 +20,14 @@ from medsam_core.synthetic.cases import MODALITIES, VOLUMETRIC, Case, make_case
 _LOG = logging.getLogger(__name__)
 
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)
-"""The earliest a zip entry can state; a clock here would make equal arrays unequal files."""
+"""The earliest date of a zip entry. With the present time instead, equal arrays would give different files."""
 _CASES_OF_PATIENTS = (1, 2, 1, 3)
-"""Cases of consecutive patients, over and over."""
+"""Numbers of cases of consecutive patients; the sequence repeats."""
 
 GROUPS_NAME = "groups.csv"
 
 RECORD_NAME = "sample.json"
-"""Written last: the sample is complete, and what it was made from."""
+"""The file that says what the sample was made from. It is written last: where it lies, the sample is complete."""
 
 SAMPLE_VERSION = 1
 """Raised by hand whenever the same arguments give other files."""
@@ -38,7 +38,7 @@ class SampleCase(NamedTuple):
 
     Attributes:
         path: Posix path below the sample's folder, `<modality>/<data set>/<2DBox|3DBox>_<modality>_<nnnn>.npz`.
-        patient: Whose case it is; several cases may share one.
+        patient: The patient; several cases may be of one patient.
         dataset: The data set.
         arrays: What the file holds.
     """
@@ -59,7 +59,7 @@ class _Entry(NamedTuple):
 
 
 def _patient(index: int) -> int:
-    """Return which patient, from 0, the case of an index belongs to."""
+    """Return the number, from 0, of the patient of a case."""
     cycle = sum(_CASES_OF_PATIENTS)
     bounds = np.cumsum(_CASES_OF_PATIENTS)
     return index // cycle * len(_CASES_OF_PATIENTS) + int(np.searchsorted(bounds, index % cycle, side="right"))
@@ -113,11 +113,11 @@ def npz_bytes(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
 def write_sample(folder: Path, seed: int, cases_per_modality: int = 18, volumes_per_modality: int = 5) -> int:
     """Write a sample as npz files, `groups.csv` and, last, `sample.json`.
 
-    A complete sample is left alone, whatever was done to its files since: they are its user's to change, add to or
-    remove. A killed run is taken up by the next: each file appears whole or not at all.
+    A complete sample is not touched, even if its user has since changed, added or removed files. Each file appears
+    whole or not at all, so the next call goes on where a killed one stopped.
 
     Args:
-        folder: Made if it is not there; may hold no npz file that is not the sample's.
+        folder: Created if it does not exist. It must hold no npz files other than those of the sample.
         seed: Seed of the sample.
         cases_per_modality: Flat cases of each modality.
         volumes_per_modality: Volumes of each volumetric modality.

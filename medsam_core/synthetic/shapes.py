@@ -16,8 +16,8 @@ Level = Callable[[FloatArray, FloatArray], FloatArray]
 """Maps x and y (any equal shape) to a level, negative inside the outline."""
 
 _TARGET_MEAN, _TARGET_SPREAD = 0.69, 0.06
-"""Ellipse DSC aimed at. Most outlines that miss it lie above, so that the mean comes out at the 0.73-0.77 wanted;
-on real cases it is 0.73-0.76."""
+"""DSC of the ellipse that outlines are chosen for. Outlines miss it upwards more often than downwards, so the mean
+becomes 0.73 to 0.77, as wanted: on real cases it is 0.73 to 0.76."""
 _TARGET_RANGE = (0.58, 0.84)
 _CANDIDATES = 8
 _PREVIEW = 40
@@ -198,8 +198,8 @@ def _largest_piece(mask: BoolArray) -> BoolArray:
 def draw_shape(rng: np.random.Generator, family: str, size: tuple[int, int, int]) -> BoolArray:
     """Draw one connected shape of a family whose ellipse score is near a drawn target.
 
-    Several outlines of the family are drawn and the one whose score comes nearest is kept, so that the mean score is
-    the target's whatever the family, while scores and outlines keep their spread.
+    Several outlines of the family are drawn, and the one whose score is nearest to the target is kept. So all families
+    have the same mean score, and both scores and outlines still vary.
 
     Args:
         rng: Source of randomness.

@@ -37,7 +37,7 @@ def speckle(rng: np.random.Generator, shape: tuple[int, ...], grain: float) -> I
 
 
 def mix(image: Image, weight: Image, value: Image | float) -> Image:
-    """Return `image` where the weight is 0, `value` where it is 1, and between them between."""
+    """Return a blend: `image` where the weight is 0, `value` where it is 1, a mixture elsewhere."""
     return np.asarray(image + weight * (value - image), dtype=np.float32)
 
 
@@ -47,7 +47,7 @@ def tint(image: Image, weight: Image, colour: Colour | Image) -> Image:
 
 
 def pieces(layer: npt.NDArray[np.int64], softness: float) -> list[Image]:
-    """Return the soft weight of every numbered shape of a layer; a half where its outline is."""
+    """Return a soft mask for every numbered shape of a layer: 1 inside, 0 outside, one half on the outline."""
     return [blur(layer == number, softness) for number in range(1, int(layer.max(initial=0)) + 1)]
 
 

@@ -149,7 +149,7 @@ class Stepper:
             raise DivergedError(self._diverged(step, losses, bad))
 
     def _diverged(self, step: int, found: str, positions: Sequence[int]) -> str:
-        """Say which step, plan slots and slices a value that is not finite came from."""
+        """Return the message that names step, slots of the plan and slices of a value that is not finite."""
         epoch, plan_epoch, first_microbatch = self._plan.locate(step)
         places = []
         for position in positions:
@@ -159,7 +159,7 @@ class Stepper:
         return (
             f"step {step} (epoch {epoch + 1}): expected finite losses and gradients, found {found} in plan "
             f"{'; '.join(places)}; the last checkpoint is untouched: look at these slices, lower the learning rate "
-            "or turn amp off, then run again"
+            "or set training.mixed_precision to false, then run again"
         )
 
 
