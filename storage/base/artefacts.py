@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.base.atomic import write_json
+from storage.base.atomic import remove_partials, write_json
 from storage.base.blobs import JsonObject
 from storage.base.checked_files import CheckedFiles
 from storage.base.clearing import clear_damaged, make_room
@@ -179,5 +179,8 @@ class Artefacts:
                 logger.warning("%s in %s is made again; %d of its files are whole and stay", kind, folder, len(kept))
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / MADE_FROM, dict(made_from))
-            write_finished(folder, build(folder), inseparable)
+            facts = build(folder)
+            # Of makers that were killed amid a file; a checkpoint's may be as large as the result.
+            remove_partials(folder)
+            write_finished(folder, facts, inseparable)
         return self._opened(kind, digest, reused=False)

@@ -116,7 +116,7 @@ def with_cases(group: Blobs, config: StoreConfig, part: PartEntry) -> PartPlan:
 def opened(group: Blobs, key: str, data: bytes) -> JsonObject:
     """Return the value of a sealed file; check its format version first: older versions were sealed differently."""
     where = f"{group.url}/{key}"
-    version = parse_json(data, where).get("format_version")
+    version = parse_json(data, where, "run `medsam verify --repair`").get("format_version")
     if version != STORE_VERSION:
         raise StorageError(
             f"{where}: expected store format {STORE_VERSION}, found {version}; move {group.url} away and make "

@@ -13,7 +13,7 @@ import pytest
 from storage.base import file_records, finished
 from storage.base.artefacts import Artefact, Artefacts
 from storage.base.errors import IntegrityError
-from storage.base.fingerprints import file_hash
+from storage.base.fingerprints import file_hash, fingerprint
 from storage.base.finished import DONE, FILES, MADE_FROM, SMALL_BYTES
 from tests.unit.store_helpers import files_below
 
@@ -283,9 +283,19 @@ def test_files_that_come_and_go_are_not_vouched_for(tmp_path: Path) -> None:
     artefacts = Artefacts(tmp_path)
     made = artefacts.make("model", MADE_OF, build)
     (made.path / "trainer.lock").write_text("another process")
-    (made.path / "x.1.partial").unlink()
+    (made.path / "y.1.partial").write_text("a reader's")
     (made.path / "notes.txt").write_text("somebody's")
     assert artefacts.make("model", MADE_OF, build).reused
+
+
+def test_what_killed_makers_left_half_written_is_gone_once_the_result_is_finished(tmp_path: Path) -> None:
+    """Such as the checkpoint of a killed trainer, which may be as large as the result."""
+    artefacts = Artefacts(tmp_path)
+    (artefacts.folder("model", fingerprint(MADE_OF)) / "segs").mkdir(parents=True)
+    for name in ("checkpoint.pt.1-a.partial", "segs/a.npz.1-b.partial"):
+        (artefacts.folder("model", fingerprint(MADE_OF)) / name).write_bytes(b"half")
+    made = artefacts.make("model", MADE_OF, Maker())
+    assert not list(made.path.rglob("*.partial"))
 
 
 @pytest.mark.parametrize("written", [0, 1])
