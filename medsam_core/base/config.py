@@ -24,6 +24,9 @@ Positive = Annotated[int, Field(ge=1)]
 
 MixKind = Literal["none", "mixpatch", "cutmix"]
 
+PrecisionSetting = Literal["auto", "float32", "bfloat16"]
+"""The number format of training: one that is stated, or the one that is measured to be faster."""
+
 MIX_KINDS: tuple[MixKind, ...] = ("none", "mixpatch", "cutmix")
 """Kinds of mixing; a plan's microbatch stores the index."""
 

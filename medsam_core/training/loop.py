@@ -31,13 +31,10 @@ from medsam_core.training.checkpoint import (
 )
 from medsam_core.training.errors import TrainingError
 from medsam_core.training.loading import MicrobatchLoader
-from medsam_core.training.precision import Precision
+from medsam_core.training.precision_choice import PrecisionWish, settle_precision
 from medsam_core.training.process_group import ProcessGroup
-from medsam_core.training.run import TrainingRun, TrainResult
+from medsam_core.training.run import TRAINING, TrainingRun, TrainResult
 from medsam_core.training.step import Stepper
-
-TRAINING = "training"
-"""Metadata key of published weights: what they were trained from and after how many steps, as JSON."""
 
 OnMetrics = Callable[[int, dict[str, float]], None]
 
@@ -52,13 +49,11 @@ class LoopOptions:
         checkpoint_steps: Steps between two checkpoints; every epoch ends with one besides.
         prefetch: Microbatches loaded ahead of the step, which bounds memory.
         loader_threads: Threads that load them; more than one needs a reader that threads can share.
-        channels_last: Train in that memory layout, which convolutions may prefer.
     """
 
     checkpoint_steps: int = 500
     prefetch: int = 2
     loader_threads: int = 1
-    channels_last: bool = False
 
 
 def train(
@@ -66,7 +61,7 @@ def train(
     run: TrainingRun,
     *,
     device: torch.device | str = "cpu",
-    amp: bool = False,
+    precision: PrecisionWish = "float32",
     on_metrics: OnMetrics | None = None,
     processes: ProcessGroup | None = None,
     options: LoopOptions | None = None,
@@ -78,7 +73,7 @@ def train(
             weights are those of the files.
         run: What to train from, and where to.
         device: Where to train.
-        amp: Use automatic mixed precision; CUDA only.
+        precision: Number format of the networks, or how it is chosen; a run that is resumed keeps what it chose.
         on_metrics: Called after every step with its number and record, plus `images_per_second`; on rank 0. Steps
             since the last checkpoint are reported again after a resume.
         processes: Those that share every step; each calls this function.
@@ -91,17 +86,16 @@ def train(
     """
     processes, device, options = processes or ProcessGroup(), torch.device(device), options or LoopOptions()
     run.check(processes)
-    precision = Precision(device, amp=amp)
-    layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    loop = _Loop(
-        run=run,
-        stepper=Stepper(segmenter.to(device), run, precision, processes, layout),
-        loader=MicrobatchLoader(run, segmenter.geometry, processes, options.prefetch, options.loader_threads),
-        processes=processes,
-        checkpoint_steps=options.checkpoint_steps,
-        on_metrics=on_metrics,
-    )
     with output_lock(run.out) if processes.leads else nullcontext():
+        chosen = settle_precision(segmenter.to(device), run, device, precision, processes)
+        loop = _Loop(
+            run=run,
+            stepper=Stepper(segmenter, run, chosen, processes),
+            loader=MicrobatchLoader(run, segmenter.geometry, processes, options.prefetch, options.loader_threads),
+            processes=processes,
+            checkpoint_steps=options.checkpoint_steps,
+            on_metrics=on_metrics,
+        )
         return loop.go()
 
 

@@ -5,6 +5,7 @@ Not here: the steps (`medsam_core.training.loop`, `.step`), or what a stage lear
 The folder of a run, written by rank 0 alone:
     checkpoint.pt          model, optimiser, loss scale and step; replaced at every checkpoint
     metrics.jsonl          one record a step
+    precision.json         number format and why, unless it is float32 as asked for
     epoch_XX.safetensors   weights after that many epochs, for those asked for
     model.safetensors      the final weights, written last: its presence means that the run is done
 """
@@ -23,6 +24,9 @@ from medsam_core.learning.teachers import TeacherAnswers
 from medsam_core.planning.plan import Plan
 from medsam_core.training.errors import TrainingError
 from medsam_core.training.process_group import ProcessGroup
+
+TRAINING = "training"
+"""Metadata key of published weights: what they were trained from and after how many steps, as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,6 +68,11 @@ class TrainingRun:
     def metrics(self) -> Path:
         """The log of steps."""
         return self.out / "metrics.jsonl"
+
+    @property
+    def precision_record(self) -> Path:
+        """Which number format the run settled on, and why."""
+        return self.out / "precision.json"
 
     @property
     def weights(self) -> Path:

@@ -33,29 +33,21 @@ class Stepper:
     Args:
         segmenter: The model in training, on its device; prepared for the stage here.
         run: Names stage, plan, configuration and teacher.
-        precision: Number format of the networks.
+        precision: Number format of the networks, and their memory layout.
         processes: Those that share a step.
-        layout: Memory layout of images and model.
     """
 
-    def __init__(
-        self,
-        segmenter: Segmenter,
-        run: TrainingRun,
-        precision: Precision,
-        processes: ProcessGroup,
-        layout: torch.memory_format = torch.contiguous_format,
-    ) -> None:
+    def __init__(self, segmenter: Segmenter, run: TrainingRun, precision: Precision, processes: ProcessGroup) -> None:
         self.segmenter = segmenter
         self.precision = precision
         self.trained = run.stage.prepare(segmenter)
         self.optimizer = _build_optimizer(list(self.trained.values()), run.config)
-        self._training, self._processes, self._layout = run, processes, layout
+        self._training, self._processes = run, processes
         self._stage, self._plan, self._config = run.stage, run.plan, run.config
         self._device = next(segmenter.parameters()).device
         self._terms = run.stage.terms(run.config)
         self._statistics = StepStatistics(segmenter)
-        segmenter.to(memory_format=layout)  # type: ignore[call-overload]  # missing from torch's stubs
+        segmenter.to(memory_format=precision.layout)  # type: ignore[call-overload]  # missing from torch's stubs
 
     def run(self, step: int, microbatches: Iterable[LoadedMicrobatch]) -> dict[str, float]:
         """Take one step.
@@ -100,22 +92,25 @@ class Stepper:
     def _backward(self, microbatch: LoadedMicrobatch) -> Tensor:
         """Add a microbatch's gradients; return (terms + 1,): its losses and its number of small objects."""
         batch = self._on_device(microbatch.batch)
+        answers = self._answers(microbatch, batch)
         with self.precision.autocast():
-            answers = microbatch.answers
-            if answers is None:
-                answers = self._stage.ask(self._config, self._training.teacher, microbatch.first_slot, batch)
-            elif answers.device != self._device:
-                answers = answers.to(self._device, non_blocking=True)
             losses = self._stage.losses(self.segmenter, batch, answers)
         self.precision.scaler.scale(losses[0] / self._config.microbatches_per_step).backward()  # type: ignore[no-untyped-call]
         row = torch.stack([*(loss.detach() for loss in losses), losses[0].new_tensor(batch.n_small)])
         return row.double()
 
+    def _answers(self, microbatch: LoadedMicrobatch, batch: Microbatch) -> Tensor | None:
+        """Return the teacher's answers on the device, as read ahead or asked for now."""
+        if microbatch.answers is not None:
+            return microbatch.answers.to(self._device, non_blocking=True)
+        with self.precision.teacher_autocast():
+            return self._stage.ask(self._config, self._training.teacher, microbatch.first_slot, batch)
+
     def _on_device(self, batch: Microbatch) -> Microbatch:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(self._device, non_blocking=True)
 
-        images = move(batch.images).contiguous(memory_format=self._layout)
+        images = move(batch.images).contiguous(memory_format=self.precision.layout)
         return replace(batch, images=images, boxes=move(batch.boxes), masks=move(batch.masks))
 
     def _gradients(self) -> list[Tensor]:
@@ -159,7 +154,7 @@ class Stepper:
         return (
             f"step {step} (epoch {epoch + 1}): expected finite losses and gradients, found {found} in plan "
             f"{'; '.join(places)}; the last checkpoint is untouched: look at these slices, lower the learning rate "
-            "or set training.mixed_precision to false, then run again"
+            "or train in float32, then run again"
         )
 
 

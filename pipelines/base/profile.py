@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from medsam_core.base.config import Config, Positive, StageConfig, with_present_names
+from medsam_core.base.config import Config, Positive, PrecisionSetting, StageConfig, with_present_names
 from medsam_core.models.config import StudentConfig, TeacherConfig
 from storage.base.modalities import MODALITIES
 from storage.sources.kinds import is_source_kind, source_kinds
@@ -105,10 +105,14 @@ class SeedSettings(Config):
 
 
 class TrainingSettings(Config):
-    """The use of the machine in training; these settings change results only by rounding."""
+    """The use of the machine in training; these settings change results only by rounding, `precision` by more."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     mixed_precision: bool = False
+    """On CUDA only: bfloat16 where the device has it, else float16; for teacher and student."""
+    precision: PrecisionSetting = "float32"
+    """Number format in which students are trained, on a CPU too. `auto`: bfloat16 where the processor has units for it
+    and a measurement at the start of a training finds it faster, else float32. Models always predict in float32."""
     processes: Positive = 1
     """Processes of torchrun, one for each GPU."""
     checkpoint_steps: Positive = 50

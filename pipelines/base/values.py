@@ -13,7 +13,7 @@ from typing import Literal, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from medsam_core.base.config import StageConfig
+from medsam_core.base.config import PrecisionSetting, StageConfig
 from medsam_core.learning.questions import AnswerKind
 from medsam_core.learning.stages import StageName
 from storage.base.atomic import read_json
@@ -114,6 +114,7 @@ class TrainerJob:
         settings: Environment variables of the deployment.
         fingerprint: Fingerprint of the inputs of the result.
         out: Folder of the result.
+        precision: Number format of the training on a CPU, as the profile states it for students.
     """
 
     stage: StageName
@@ -128,6 +129,7 @@ class TrainerJob:
     settings: dict[str, str]
     fingerprint: str
     out: str
+    precision: PrecisionSetting = "float32"
 
 
 def travelling(annotation: object) -> type | None:

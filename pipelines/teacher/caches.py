@@ -127,13 +127,14 @@ class Answerer:
 
     def __init__(self, work: CacheWork, reader: ReleaseReader) -> None:
         from medsam_core.models.checkpoints import load_model
-        from medsam_core.training.precision import Precision
+        from medsam_core.training.precision import Precision, mixed_name
         from pipelines.base.devices import choose_device
 
         profile = work.workspace.profile
         self._work, self._reader = work, reader
         self._device = choose_device(profile)
-        self._precision = Precision(self._device, amp=profile.training.mixed_precision and self._device.type == "cuda")
+        mixed = profile.training.mixed_precision and self._device.type == "cuda"
+        self._precision = Precision(self._device, mixed_name(self._device) if mixed else "float32")
         path = work.workspace.artefacts.get(work.teacher).path / "model.safetensors"
         self._model = load_model(path).to(self._device)
 
@@ -149,7 +150,7 @@ class Answerer:
         """Return the answers to a microbatch, (B, ...) float32."""
         import torch
 
-        with torch.inference_mode(), self._precision.autocast():
+        with torch.inference_mode(), self._precision.teacher_autocast():
             images, boxes = batch.images.to(self._device), batch.boxes.to(self._device)
             answers: Floats = self._work.question.ask(self._model, images, boxes).cpu().numpy()
             return answers

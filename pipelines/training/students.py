@@ -22,7 +22,7 @@ from pipelines.tracking.store import TrackingError
 from pipelines.tracking.tracker import Point, TrackedRun, Tracker
 from pipelines.training.training_cases import write_training_cases
 from storage.base.artefacts import Artefact
-from storage.base.atomic import write_json
+from storage.base.atomic import read_json, write_json
 from storage.base.fingerprints import fingerprint, require_same
 from storage.base.references import ArtefactRef
 from storage.releases.release import load_release
@@ -78,6 +78,7 @@ def distil(
         "teacher": inputs.teacher.fingerprint,
         "answers": _answers(inputs),
         "learning": learning(config),
+        **_precision(workspace),
     }
     job = _job(workspace, DISTILLATION, config, inputs, made_from=made_from)
     return run_stage(workspace, f"{variant.name}/distillation", made_from, job, launch, log)
@@ -107,6 +108,7 @@ def finetune(
         "learning": learning(config),
         "keep_epochs": keep,
         **_believed(config, inputs),
+        **_precision(workspace),
     }
     job = _job(workspace, FINETUNING, config, inputs, made_from=made_from, starts_from=distilled, keep_epochs=keep)
     return run_stage(workspace, f"{variant.name}/finetuning", made_from, job, launch, log)
@@ -143,6 +145,12 @@ def _believed(config: StageConfig, inputs: StageInputs) -> dict[str, object]:
     if inputs.cache is None or config.mask_distillation_rule == "always":
         return {}
     return {"believed": sorted(inputs.teacher.info[BELIEVED])}
+
+
+def _precision(workspace: Workspace) -> dict[str, str]:
+    """Return what is stated of the number format; nothing for float32, in which earlier versions trained."""
+    stated = workspace.profile.training.precision
+    return {} if stated == "float32" else {"precision": stated}
 
 
 def _require_own_answers(inputs: StageInputs) -> None:
@@ -184,6 +192,7 @@ def _job(
         settings=workspace.settings.as_environment(),
         fingerprint=digest,
         out=str(workspace.artefacts.folder("model", digest)),
+        precision=workspace.profile.training.precision,
     )
 
 
@@ -217,7 +226,9 @@ def run_stage(
         points = list(read_points(folder / "metrics.jsonl"))
         pictures.curves(points, _loss_names(points), folder / "curves.png")
         write_training_cases(folder, load_release(workspace.artefacts.get(job.release).path))
-        return {"steps": len(points), "final": dict(points[-1][1])}
+        precision = folder / "precision.json"
+        settled = {"precision": read_json(precision)} if precision.is_file() else {}
+        return {"steps": len(points), "final": dict(points[-1][1]), **settled}
 
     try:
         made = workspace.artefacts.make("model", made_from, build, inseparable=WHOLE_TRAINING)
@@ -242,6 +253,7 @@ def _notes(made: Artefact, run: TrackedRun) -> dict[str, object]:
         "loss": Picture(made.path / "curves.png"),
         "MLflow run": Link(run.url),
         "weights": made.path / "model.safetensors",
+        "precision": made.info.get("precision"),
     }
 
 

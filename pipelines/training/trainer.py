@@ -30,7 +30,7 @@ from medsam_core.training.loop import LoopOptions, train
 from medsam_core.training.parent_watch import require_parent
 from medsam_core.training.process_group import ProcessGroup
 from medsam_core.training.run import TrainingRun
-from pipelines.base.devices import choose_device
+from pipelines.base.devices import choose_device, precision_on
 from pipelines.base.profile import ProfileError
 from pipelines.base.settings import read_settings
 from pipelines.base.terminal import said_of
@@ -136,7 +136,7 @@ def run_job(job: TrainerJob, log: logging.Logger) -> None:
             model,
             run,
             device=device,
-            amp=workspace.profile.training.mixed_precision and device.type == "cuda",
+            precision=precision_on(device, workspace.profile, job.precision),
             on_metrics=on_metrics,
             processes=processes,
             options=LoopOptions(checkpoint_steps=workspace.profile.training.checkpoint_steps),

@@ -24,7 +24,7 @@ from medsam_core.models.config import StudentConfig
 from medsam_core.models.segmenter import build_student
 from medsam_core.planning.plan import Plan
 from medsam_core.training.loading import MicrobatchLoader
-from medsam_core.training.precision import Precision
+from medsam_core.training.precision import Precision, mixed_name
 from medsam_core.training.process_group import ProcessGroup
 from medsam_core.training.run import TrainingRun
 from medsam_core.training.step import Stepper
@@ -65,7 +65,7 @@ def main() -> None:
     )
     plan = Plan.build(slice_table(), config, DISTILLATION, SIZE, seed=0)
     reader, teacher = Reader(), golden_vit_b().to(device)
-    precision = Precision(device, amp=device.type == "cuda")
+    precision = Precision(device, mixed_name(device) if device.type == "cuda" else "float32")
 
     def embeddings() -> npt.NDArray[np.float32]:
         slots, record, _ = plan.microbatch_slots(0, 0)

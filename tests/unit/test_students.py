@@ -1,7 +1,7 @@
 """What a training stage is made from: every value that it reads makes another model."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -94,3 +94,30 @@ def test_another_input_is_another_finetuning(name: str, workspace: Workspace, as
         with pytest.raises(StartedError):
             students.finetune(workspace, PROPOSED, inputs, distilled, never, silent)
     assert asked[0] == asked[1] != asked[2]
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda workspace: students.distil(workspace, PROPOSED, INPUTS, never, silent),
+        lambda workspace: students.finetune(workspace, PROPOSED, INPUTS, DISTILLED, never, silent),
+    ],
+    ids=["distillation", "finetuning"],
+)
+def test_a_stated_number_format_is_another_training_and_float32_what_there_was(
+    begin: Callable[[Workspace], object], tmp_path: Path, asked: list[str]
+) -> None:
+    """`auto` counts as what is stated, not as what a machine makes of it."""
+    for number, stated in enumerate((None, "float32", "bfloat16", "auto")):
+        variables = {"MEDSAM_HOME": str(tmp_path), "MEDSAM_PROFILE": profile_with(stated, tmp_path / f"{number}.yaml")}
+        workspace = Workspace(read_settings(variables))
+        with pytest.raises(StartedError):
+            begin(workspace)
+    assert asked[0] == asked[1]
+    assert len(set(asked)) == 3
+
+
+def profile_with(precision: str | None, file: Path) -> str:
+    """Write a profile that trains in a number format; return its name."""
+    file.write_text("extends: sample" + (f"\ntraining: {{precision: {precision}}}" if precision else ""))
+    return str(file)

@@ -72,7 +72,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path: Path) -
 
 def _stepper(scale: float | None) -> Stepper:
     """Return a stepper whose loss is scaled as in float16, or not at all."""
-    precision = Precision(torch.device("cpu"), amp=False)
+    precision = Precision(torch.device("cpu"))
     if scale is not None:
         precision.scaler = torch.GradScaler("cpu", init_scale=scale)
     return Stepper(small_student(), training_run(FINETUNING, Path("unused")), precision, ProcessGroup())

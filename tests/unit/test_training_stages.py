@@ -124,11 +124,6 @@ def test_a_plan_of_another_shape_is_refused(tmp_path: Path) -> None:
         run_stage(FINETUNING, tmp_path, plan=plan, config=config)
 
 
-def test_mixed_precision_needs_cuda(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="amp: expected a cuda device, found cpu"):
-        run_stage(FINETUNING, tmp_path, amp=True)
-
-
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 def test_cached_answers_train_as_live_ones(stage: Stage, tmp_path: Path) -> None:
     config = stage_config(stage, epochs=3, cached_epochs=2)

@@ -83,12 +83,13 @@ PLAIN: list[tuple[Any, dict[str, Any]]] = [
             "settings": {"MEDSAM_HOME": "/home"},
             "fingerprint": "j" * 64,
             "out": "/home/out",
+            "precision": "float32",
         },
     ),
 ]
 """Each type with its JSON, which earlier versions wrote too but for `ADDED`."""
 
-ADDED = {StoreRef: {"lost"}}
+ADDED = {StoreRef: {"lost"}, TrainerJob: {"precision"}}
 """Fields that JSON of earlier versions lacks."""
 
 NAMED = [type(value).__name__ for value, _ in PLAIN]
