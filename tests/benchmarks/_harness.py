@@ -8,7 +8,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 ROUNDS = 5
 
@@ -46,4 +46,9 @@ def report(
     line: dict[str, object] = {"benchmark": benchmark, "case": case, "value": value, "unit": unit}
     if rival is not None:
         line |= {"rival": rival, "ratio": ratio}
+    write_line(line)
+
+
+def write_line(line: Mapping[str, object]) -> None:
+    """Print one JSON line of a benchmark whose cases have more figures than one."""
     sys.stdout.write(json.dumps(line) + "\n")

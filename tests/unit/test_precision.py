@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medsam_core.imaging.rendering import Microbatch
 from medsam_core.learning.questions import EMBEDDINGS, Question
@@ -19,6 +20,7 @@ from medsam_core.models.checkpoints import load_model, read_metadata, save_model
 from medsam_core.models.segmenter import Segmenter
 from medsam_core.training import precision_choice
 from medsam_core.training.errors import TrainingError
+from medsam_core.training.loading import MicrobatchLoader
 from medsam_core.training.loop import LoopOptions
 from medsam_core.training.precision import Precision, PrecisionName, mixed_name
 from medsam_core.training.precision_choice import PrecisionWish, settle_precision
@@ -30,6 +32,7 @@ from pipelines.base.profile import load_profile
 from pipelines.teacher.caches import Answerer, CacheWork
 from storage.releases.reader import ReleaseReader
 from tests.unit.training_helpers import (
+    GEOMETRY,
     KilledError,
     Reader,
     build_plan,
@@ -231,12 +234,13 @@ def test_images_and_model_are_channels_last_in_bfloat16_alone(tmp_path: Path) ->
         run = training_run(FINETUNING, tmp_path)
         stepper = Stepper(model, run, Precision(CPU, name), ProcessGroup())
         seen: list[Tensor] = []
-        hook = cast("Any", model.image_encoder).register_forward_pre_hook(
-            lambda _, args, seen=seen: seen.append(args[0])
-        )
-        slots, mixing, first = run.plan.microbatch_slots(0, 0)
-        stepper.run(0, [LoadedMicrobatch(0, first, _rendered(slots, mixing), None)])
-        hook.remove()
+
+        def keep(_module: nn.Module, images: tuple[Tensor], seen: list[Tensor] = seen) -> None:
+            seen.append(images[0])
+
+        model.image_encoder.register_forward_pre_hook(keep)
+        with closing(MicrobatchLoader(run, GEOMETRY, ProcessGroup(), 1, 1).microbatches_from(0)) as microbatches:
+            stepper.run(0, [next(microbatches)])
         weight = model.get_parameter("image_encoder.0.weight")
         layouts[name] = [t.is_contiguous(memory_format=torch.channels_last) for t in (seen[0], weight)]
     assert layouts == {"float32": [False, False], "bfloat16": [True, True]}
