@@ -226,9 +226,7 @@ def run_stage(
         points = list(read_points(folder / "metrics.jsonl"))
         pictures.curves(points, _loss_names(points), folder / "curves.png")
         write_training_cases(folder, load_release(workspace.artefacts.get(job.release).path))
-        precision = folder / "precision.json"
-        settled = {"precision": read_json(precision)} if precision.is_file() else {}
-        return {"steps": len(points), "final": dict(points[-1][1]), **settled}
+        return {"steps": len(points), "final": dict(points[-1][1]), **settled_precision(folder)}
 
     try:
         made = workspace.artefacts.make("model", made_from, build, inseparable=WHOLE_TRAINING)
@@ -243,6 +241,12 @@ def run_stage(
         _complete(tracker, run, made)
     log(f"{name}: {'reused' if made.reused else 'trained'} {made.fingerprint[:16]}, {made.info['steps']} steps")
     return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), _notes(made, run))
+
+
+def settled_precision(folder: Path) -> dict[str, object]:
+    """Return what a training's folder says of its number format; nothing where it is float32 as asked for."""
+    record = folder / "precision.json"
+    return {"precision": read_json(record)} if record.is_file() else {}
 
 
 def _notes(made: Artefact, run: TrackedRun) -> dict[str, object]:

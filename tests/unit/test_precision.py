@@ -30,6 +30,7 @@ from medsam_core.training.step import Stepper
 from pipelines.base.devices import precision_on
 from pipelines.base.profile import load_profile
 from pipelines.teacher.caches import Answerer, CacheWork
+from pipelines.training.students import settled_precision
 from storage.releases.reader import ReleaseReader
 from tests.unit.training_helpers import (
     GEOMETRY,
@@ -119,7 +120,9 @@ def test_without_units_auto_measures_nothing_and_is_float32(tmp_path: Path, monk
     auto = run_stage(FINETUNING, tmp_path / "auto", precision="auto")
     plain = run_stage(FINETUNING, tmp_path / "plain")
     assert same_weights(auto.weights, plain.weights)
-    assert not (tmp_path / "plain/precision.json").exists()
+    assert settled_precision(tmp_path / "plain") == {}
+    settled = {"wish": "auto", "name": "float32", "units": [], "seconds": {}}
+    assert settled_precision(tmp_path / "auto") == {"precision": settled}
 
 
 @pytest.mark.parametrize(("bfloat16", "chosen"), [(1.0, "bfloat16"), (1.9, "float32"), (2.5, "float32")])
