@@ -16,6 +16,7 @@ import torch
 from dagster_pipes import open_dagster_pipes
 from torch import Tensor
 
+from medsam_core.base.config import PrecisionSetting
 from medsam_core.base.data import SliceReader
 from medsam_core.learning.questions import TEACHER_PROBABILITIES
 from medsam_core.learning.stages import STAGES
@@ -28,10 +29,11 @@ from medsam_core.training.batchnorm import clean_images
 from medsam_core.training.errors import TrainingError
 from medsam_core.training.loop import LoopOptions, train
 from medsam_core.training.parent_watch import require_parent
+from medsam_core.training.precision_choice import PrecisionWish
 from medsam_core.training.process_group import ProcessGroup
 from medsam_core.training.run import TrainingRun
-from pipelines.base.devices import choose_device, precision_on
-from pipelines.base.profile import ProfileError
+from pipelines.base.devices import choose_device
+from pipelines.base.profile import Profile, ProfileError
 from pipelines.base.settings import read_settings
 from pipelines.base.terminal import said_of
 from pipelines.base.values import BELIEVED, CacheRef, TrainerJob, from_json
@@ -98,6 +100,18 @@ def _answers(workspace: Workspace, job: TrainerJob, answers: CacheRef, device: t
         return CachedTeacher(cache.read)
     teacher = load_model(workspace.artefacts.get(_required(job.teacher, "teacher")).path / "model.safetensors")
     return OnlineTeacher(teacher.to(device))
+
+
+def precision_on(device: torch.device, profile: Profile, stated: PrecisionSetting) -> PrecisionWish:
+    """Return in which number format to train on a device.
+
+    Args:
+        device: Where the training runs.
+        profile: Says whether CUDA takes automatic mixed precision.
+        stated: The number format that the training states; any but float32 is taken as it is.
+    """
+    mixed = device.type == "cuda" and profile.training.mixed_precision
+    return "mixed" if mixed and stated == "float32" else stated
 
 
 def run_job(job: TrainerJob, log: logging.Logger) -> None:

@@ -27,10 +27,10 @@ from medsam_core.training.precision_choice import PrecisionWish, settle_precisio
 from medsam_core.training.process_group import ProcessGroup
 from medsam_core.training.run import TRAINING, TrainResult
 from medsam_core.training.step import Stepper
-from pipelines.base.devices import precision_on
 from pipelines.base.profile import load_profile
 from pipelines.teacher.caches import Answerer, CacheWork
 from pipelines.training.students import settled_precision
+from pipelines.training.trainer import precision_on
 from storage.releases.reader import ReleaseReader
 from tests.unit.training_helpers import (
     GEOMETRY,
