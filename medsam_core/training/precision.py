@@ -25,7 +25,7 @@ class Precision:
     Attributes:
         name: The format.
         scaler: Loss scaler; passes everything through unless the format is float16.
-        layout: Memory layout of the student and its images: channels last for bfloat16 on a CPU, which gains little
+        layout: Memory layout of the student and its images: channels last for bfloat16 on a CPU, which gains less
             without it.
 
     Args:
