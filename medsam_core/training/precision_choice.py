@@ -29,7 +29,7 @@ from medsam_core.training.run import TRAINING, TrainingRun
 from medsam_core.training.step import Stepper
 
 PrecisionWish = PrecisionSetting | Literal["mixed"]
-"""`mixed`: automatic mixed precision, on CUDA only; the others are the setting `training.precision`."""
+"""`mixed`: automatic mixed precision, on CUDA only; the others are what a profile may state."""
 
 ROUNDS = 3
 """Steps that are timed in each format, in turn, after one that is not."""
