@@ -4,18 +4,21 @@ Not here: which encoders there are (`encoders.registry`), stages (`medsam_core.b
 """
 
 from abc import abstractmethod
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from medsam_core.base.config import Config, Positive
 from medsam_core.base.geometry import Geometry
-from medsam_core.models.encoders.registry import EncoderSpec, Setting, encoder_spec
+from medsam_core.models.encoders.registry import PYRAMID, EncoderSpec, Setting, encoder_spec
 
 
 def _known_encoder(name: str) -> str:
     return encoder_spec(name).name
 
+
+LATER_SETTINGS = ("frame", "settings", "neck", "stride")
+"""Settings that models of earlier versions did not have: left out of dumps, and so of fingerprints, at the default."""
 
 EncoderName = Annotated[str, AfterValidator(_known_encoder)]
 
@@ -38,13 +41,20 @@ class Architecture(Config):
     @property
     def geometry(self) -> Geometry:
         """Sides of image, embedding and logits, and the frame."""
-        return self.encoder.geometry(self.image_size, self.frame)
+        return self.encoder.geometry(self.image_size, self.frame, self.encoder_settings)
+
+    @property
+    def encoder_stride(self) -> int:
+        """Model pixels along each side of an embedding cell."""
+        return self.encoder.stride_with(self.encoder_settings)
 
     @property
     def encoder_settings(self) -> dict[str, Setting]:
         """A value for each setting of the encoder."""
-        own = {name: getattr(self, name) for name in self.encoder.settings if name in type(self).model_fields}
-        return {**self.encoder.settings, **own, **self.settings}
+        fields = type(self).model_fields
+        own = {name: getattr(self, name) for name in self.encoder.settings if name in fields}
+        given = {name: value for name, value in own.items() if value is not None}
+        return {**self.encoder.settings, **given, **self.settings}
 
     @model_validator(mode="after")
     def _fits_the_encoder(self) -> Self:
@@ -61,7 +71,10 @@ class Architecture(Config):
     def _without_defaults_of_later_versions(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
         """Leave out what models of earlier versions did not have, so that their fingerprints stay as they are."""
         values: dict[str, object] = handler(self)
-        return {name: value for name, value in values.items() if value or name not in ("frame", "settings")}
+        fields = type(self).model_fields
+        return {
+            name: value for name, value in values.items() if name not in LATER_SETTINGS or value != fields[name].default
+        }
 
 
 class StudentConfig(Architecture):
@@ -69,11 +82,31 @@ class StudentConfig(Architecture):
 
     backbone: EncoderName = "repvit_m1_1"
     """Its encoder; the paper uses RepViT-M1.1 [P]."""
+    neck: Literal["plain", "pyramid"] = "plain"
+    """`plain` sees the last stage alone [P]; `pyramid` all four, at a finer stride. For encoders that have a choice."""
+    stride: Literal[4, 8, 16] | None = None
+    """Model pixels along each side of an embedding cell, like the teacher's; None: 16 for plain, 4 for pyramid."""
 
     @property
     def encoder(self) -> EncoderSpec:
         """The image encoder."""
         return encoder_spec(self.backbone)
+
+    @property
+    def starts_from_last_norm(self) -> bool:
+        """Whether the encoder's last norm starts from the teacher's; the paper's own neck starts from fresh weights."""
+        return self.neck == PYRAMID
+
+    @model_validator(mode="after")
+    def _neck_fits_the_encoder(self) -> Self:
+        known, fields = self.encoder.settings, type(self).model_fields
+        for name in ("neck", "stride"):
+            if name not in known and getattr(self, name) != fields[name].default:
+                raise ValueError(
+                    f"{name}: expected none with backbone {self.backbone}, which has no such choice, found "
+                    f"{getattr(self, name)!r}; remove it, or choose a RepViT"
+                )
+        return self
 
 
 class TeacherConfig(Architecture):

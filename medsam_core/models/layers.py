@@ -1,10 +1,12 @@
 """Layers that several networks share. What belongs here: stateless shapes of layers. Not here: whole networks."""
 
 import itertools
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from medsam_core.base.geometry import EMBEDDING_CHANNELS
 
@@ -23,6 +25,24 @@ class LayerNorm2d(nn.Module):
         channels_last = x.permute(0, 2, 3, 1)
         normalised = F.layer_norm(channels_last, self.weight.shape, self.weight, self.bias, self.epsilon)
         return normalised.permute(0, 3, 1, 2)
+
+
+class ConvNorm(nn.Sequential):
+    """A convolution without bias that keeps the grid at stride 1, and batch norm."""
+
+    def __init__(self, channels: int, out_channels: int, kernel: int = 1, *, stride: int = 1, groups: int = 1) -> None:
+        convolution = nn.Conv2d(channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+        super().__init__(OrderedDict(c=convolution, bn=nn.BatchNorm2d(out_channels)))
+
+    def fuse(self) -> nn.Conv2d:
+        """Return one convolution with what both compute in evaluation mode.
+
+        The name is timm's, whose conversion of whole models asks every module for it.
+        """
+        convolution, norm = self.get_submodule("c"), self.get_submodule("bn")
+        if not isinstance(convolution, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+            raise TypeError(f"expected a convolution and its batch norm, found {convolution} and {norm}")
+        return fuse_conv_bn_eval(convolution.eval(), norm.eval())
 
 
 class Mlp(nn.Module):

@@ -121,6 +121,11 @@ class Segmenter(nn.Module):
         """Encode raw images (B, 3, S, S) and decode boxes (B, K, 4); returns as `decode`."""
         return self.decode(self.encode(images), boxes)
 
+    @property
+    def last_norm(self) -> nn.Module | None:
+        """The norm that ends the encoder, where it is known to have one."""
+        return self._encoder.last_norm(self.image_encoder)
+
     def promptable(self) -> TorchModel:
         """Return the model behind the contract in numpy with which cases are predicted; it has to be in eval mode."""
         return TorchModel(self)
@@ -168,3 +173,18 @@ def init_decoder_from(student: Segmenter, teacher: Segmenter) -> None:
     """Copy the teacher's prompt encoder and mask decoder, buffers included, into the student: the paper's start."""
     student.prompt_encoder.load_state_dict(teacher.prompt_encoder.state_dict())
     student.mask_decoder.load_state_dict(teacher.mask_decoder.state_dict())
+
+
+def init_last_norm_from(student: Segmenter, teacher: Segmenter) -> None:
+    """Start the norm that ends the student's encoder from the teacher's, so that its channels have their scale.
+
+    Raises:
+        ValueError: If the encoder of either is not known to end in such a norm.
+    """
+    own, given = student.last_norm, teacher.last_norm
+    if own is None or given is None:
+        lacking = (student if own is None else teacher).architecture.encoder.name
+        raise ValueError(f"{lacking}: expected an encoder that names its last norm (`Encoder.last_norm`), found none")
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            own.get_parameter(name).copy_(given.get_parameter(name))

@@ -53,20 +53,21 @@ def ensure_torchvision_importable() -> bool:
     return bool(_REGISTRATIONS)
 
 
-def repvit_trunk(name: str) -> tuple[nn.Module, nn.Sequential, int]:
+def repvit_trunk(name: str) -> tuple[nn.Module, nn.Sequential, list[int]]:
     """Build a RepViT trunk with fresh weights and without its classifier.
 
     Args:
         name: timm name, such as `repvit_m1_1`.
 
     Returns:
-        The stem (3 channels, stride 4), the four stages (strides 1, 2, 2, 2), and the channels of the last stage.
+        The stem (3 channels, stride 4), the four stages (strides 1, 2, 2, 2), and the channels of each stage.
     """
     ensure_torchvision_importable()
     import timm
 
     model = timm.create_model(name, pretrained=False, num_classes=0)
-    return cast(nn.Module, model.stem), cast(nn.Sequential, model.stages), int(model.num_features)
+    channels = [int(stage["num_chs"]) for stage in model.feature_info]
+    return cast(nn.Module, model.stem), cast(nn.Sequential, model.stages), channels
 
 
 def sam_vit(

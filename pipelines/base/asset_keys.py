@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from pipelines.base.variants import Variant
+from pipelines.base.variants import PROPOSED, Variant
 from storage.releases.splits import SPLITS
 
 
@@ -11,9 +11,9 @@ def distillation_asset(variant: Variant, name: str) -> list[str]:
 
     The keys of the proposed model's plan and embeddings have no prefix, since other variants share them.
     """
-    if not variant.owns_distillation:
-        return ["proposed", name] if name == "student_distilled" else [name]
-    shared = not variant.is_ablation and name != "student_distilled"
+    if name == "student_distilled":
+        return [variant.name if variant.owns_distillation else PROPOSED.name, name]
+    shared = not variant.owns_plan or variant is PROPOSED
     return [name] if shared else [variant.name, name]
 
 

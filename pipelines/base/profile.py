@@ -20,6 +20,7 @@ from pydantic import (
 
 from medsam_core.base.config import Config, Positive, PrecisionSetting, StageConfig, with_present_names
 from medsam_core.models.config import StudentConfig, TeacherConfig
+from medsam_core.models.encoders.registry import PLAIN
 from storage.base.modalities import MODALITIES
 from storage.sources.kinds import is_source_kind, source_kinds
 
@@ -187,11 +188,12 @@ class Profile(Config):
     def _different_grids(self) -> list[str]:
         """Return the differences of grid and frame that prevent the student from learning the teacher's answers."""
         problems = []
-        student, teacher = self.student.encoder, self.teacher.encoder
-        if student.stride != teacher.stride:
+        stride, found_stride = self.student.encoder_stride, self.teacher.encoder_stride
+        if stride != found_stride:
+            neck = "" if self.student.neck == PLAIN else f" with neck {self.student.neck}"
             problems.append(
-                f"teacher.kind: expected an encoder of stride {student.stride} like student.backbone {student.name}, "
-                f"found {teacher.name} of stride {teacher.stride}; answers of another grid cannot be learnt"
+                f"teacher.kind: expected an encoder of stride {stride} like student.backbone {self.student.backbone}"
+                f"{neck}, found {self.teacher.kind} of stride {found_stride}; answers of another grid cannot be learnt"
             )
         frame, found = self.student.geometry.frame, self.teacher.geometry.frame
         if frame != found:

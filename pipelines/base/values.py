@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from medsam_core.base.config import PrecisionSetting, StageConfig
 from medsam_core.learning.questions import AnswerKind
 from medsam_core.learning.stages import StageName
+from medsam_core.models.config import StudentConfig
 from storage.base.atomic import read_json
 from storage.base.errors import IntegrityError
 from storage.base.references import ArtefactRef
@@ -115,6 +116,7 @@ class TrainerJob:
         fingerprint: Fingerprint of the inputs of the result.
         out: Folder of the result.
         precision: Number format of the training on a CPU, as the profile states it for students.
+        student: Architecture of a new student; None where the stage starts from a model.
     """
 
     stage: StageName
@@ -130,6 +132,7 @@ class TrainerJob:
     fingerprint: str
     out: str
     precision: PrecisionSetting = "float32"
+    student: StudentConfig | None = None
 
 
 def travelling(annotation: object) -> type | None:

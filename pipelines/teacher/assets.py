@@ -8,7 +8,7 @@ from medsam_core.learning.stages import DISTILLATION, FINETUNING
 from pipelines.base.asset_keys import distillation_asset
 from pipelines.base.results import materialised
 from pipelines.base.values import TeacherRef
-from pipelines.base.variants import OWNERS, PROPOSED, Variant
+from pipelines.base.variants import PLANNERS, PROPOSED, Variant
 from pipelines.runs.executors import TAUGHT
 from pipelines.runs.launch import launch_trainer
 from pipelines.runs.resources import WorkspaceResource
@@ -72,12 +72,12 @@ def _checks(caches: Iterable[CacheAsset]) -> list[dg.AssetChecksDefinition]:
 
 PROPOSED_CHECKS = _checks([_ADAPTATION, _embeddings(PROPOSED), _LOGITS])
 
-CHECKS = [*PROPOSED_CHECKS, *_checks(_embeddings(variant) for variant in OWNERS if variant is not PROPOSED)]
+CHECKS = [*PROPOSED_CHECKS, *_checks(_embeddings(variant) for variant in PLANNERS if variant is not PROPOSED)]
 
 ASSETS = [
     teacher_checkpoint,
     adaptation_plan,
     cache_asset(_ADAPTATION),
-    *[cache_asset(_embeddings(variant)) for variant in OWNERS],
+    *[cache_asset(_embeddings(variant)) for variant in PLANNERS],
     cache_asset(_LOGITS),
 ]

@@ -6,7 +6,7 @@ from medsam_core.learning.stages import DISTILLATION, FINETUNING
 from pipelines.base.asset_keys import distillation_asset
 from pipelines.base.results import materialised
 from pipelines.base.values import CacheRef, TeacherRef
-from pipelines.base.variants import OWNERS, PROPOSED, VARIANTS, Variant
+from pipelines.base.variants import OWNERS, PLANNERS, PROPOSED, VARIANTS, Variant
 from pipelines.runs.executors import TRACKED
 from pipelines.runs.launch import launch_trainer
 from pipelines.runs.resources import WorkspaceResource
@@ -124,7 +124,7 @@ def _finetuned(variant: Variant) -> dg.AssetsDefinition:
 
 ASSETS = [
     finetuning_plan,
-    *[_distillation_plan(variant) for variant in OWNERS],
+    *[_distillation_plan(variant) for variant in PLANNERS],
     *[_distilled(variant) for variant in OWNERS],
     *[_finetuned(variant) for variant in VARIANTS],
 ]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from medsam_core.base.config import StageConfig
 from medsam_core.learning.stages import ADAPTATION, DISTILLATION, FINETUNING, Stage
+from medsam_core.models.config import StudentConfig
 from pipelines.base import pictures
 from pipelines.base.results import Link, Picture, TaskResult
 from pipelines.base.values import BELIEVED, CacheRef, TeacherRef, TrainerJob, to_json
@@ -67,11 +68,11 @@ def distil(
     """Train a variant's encoder on the teacher's embeddings (stage 1); errors as in `finetune`."""
     _require_own_answers(inputs)
     profile = workspace.profile
-    config = variant.distillation(profile)
+    config, student = variant.distillation(profile), variant.student(profile)
     made_from = {
         "stage": DISTILLATION.name,
         "version": STAGE_VERSION,
-        "student": profile.student.model_dump(mode="json"),
+        "student": student.model_dump(mode="json"),
         "init_seed": profile.seeds.init,
         "statistics": None if inputs.statistics is None else inputs.statistics.fingerprint,
         "plan": inputs.plan.fingerprint,
@@ -79,8 +80,9 @@ def distil(
         "answers": _answers(inputs),
         "learning": learning(config),
         **_precision(workspace),
+        **({"last_norm": "teacher"} if student.starts_from_last_norm else {}),
     }
-    job = _job(workspace, DISTILLATION, config, inputs, made_from=made_from)
+    job = _job(workspace, DISTILLATION, config, inputs, made_from=made_from, student=student)
     return run_stage(workspace, f"{variant.name}/distillation", made_from, job, launch, log)
 
 
@@ -175,6 +177,7 @@ def _job(
     *,
     made_from: Mapping[str, object],
     starts_from: ArtefactRef | None = None,
+    student: StudentConfig | None = None,
     keep_epochs: Sequence[int] = (),
 ) -> TrainerJob:
     """Return the job of the trainer process."""
@@ -188,6 +191,7 @@ def _job(
         teacher=inputs.teacher,
         cache=inputs.cache,
         starts_from=starts_from,
+        student=student,
         keep_epochs=tuple(keep_epochs),
         settings=workspace.settings.as_environment(),
         fingerprint=digest,

@@ -22,7 +22,7 @@ from medsam_core.learning.questions import TEACHER_PROBABILITIES
 from medsam_core.learning.stages import STAGES
 from medsam_core.learning.teachers import BelievedTeacher, CachedTeacher, OnlineTeacher, TeacherAnswers
 from medsam_core.models.checkpoints import load_model
-from medsam_core.models.segmenter import Segmenter, build_student, init_decoder_from
+from medsam_core.models.segmenter import Segmenter, build_student, init_decoder_from, init_last_norm_from
 from medsam_core.models.weights import CheckpointError
 from medsam_core.planning.plan import Plan
 from medsam_core.training.batchnorm import clean_images
@@ -51,13 +51,13 @@ from storage.releases.columns import SliceColumns
 RECALIBRATION_BATCHES = 32
 """Clean microbatches from which a distilled encoder's batch-norm statistics are taken."""
 
-R = TypeVar("R", bound=ArtefactRef)
+R = TypeVar("R")
 
 logger = logging.getLogger(__name__)
 
 
 def _required(reference: R | None, what: str) -> R:
-    """Return a reference that a job has to name."""
+    """Return what a job has to name."""
     if reference is None:
         raise ValueError(f"trainer's job: expected {what}, found none; materialise what it trains again")
     return reference
@@ -72,10 +72,17 @@ def _model(workspace: Workspace, job: TrainerJob) -> Segmenter:
             model = model.resized(workspace.profile.student.image_size)
     else:
         pixels = _required(job.statistics, "statistics").info
-        model = build_student(workspace.profile.student, pixels["mean"], pixels["std"], workspace.profile.seeds.init)
+        student = _required(job.student, "the student's architecture")
+        model = build_student(student, pixels["mean"], pixels["std"], workspace.profile.seeds.init)
+        if student.starts_from_last_norm:
+            init_last_norm_from(model, _teachers_model(workspace, _required(job.teacher, "teacher")))
     if STAGES[job.stage].trains_decoder and job.teacher is not None:
-        init_decoder_from(model, load_model(artefacts.get(job.teacher).path / "model.safetensors"))
+        init_decoder_from(model, _teachers_model(workspace, job.teacher))
     return model
+
+
+def _teachers_model(workspace: Workspace, teacher: ArtefactRef) -> Segmenter:
+    return load_model(workspace.artefacts.get(teacher).path / "model.safetensors")
 
 
 def _teacher(
@@ -98,8 +105,7 @@ def _answers(workspace: Workspace, job: TrainerJob, answers: CacheRef, device: t
         root = workspace.cache_root(answers.answers, answers.cache)
         cache = TeacherCache(root, fingerprint=answers.fingerprint)
         return CachedTeacher(cache.read)
-    teacher = load_model(workspace.artefacts.get(_required(job.teacher, "teacher")).path / "model.safetensors")
-    return OnlineTeacher(teacher.to(device))
+    return OnlineTeacher(_teachers_model(workspace, _required(job.teacher, "teacher")).to(device))
 
 
 def precision_on(device: torch.device, profile: Profile, stated: PrecisionSetting) -> PrecisionWish:

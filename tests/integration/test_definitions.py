@@ -51,6 +51,11 @@ ASSETS = sorted(
         "no_distillation_augmentation/predictions",
         "no_distillation_augmentation/scores",
         "no_distillation_augmentation/evaluation_report",
+        "pyramid/student_distilled",
+        "pyramid/student_finetuned",
+        "pyramid/predictions",
+        "pyramid/scores",
+        "pyramid/evaluation_report",
     ]
 )
 

@@ -35,9 +35,11 @@ def test_ablations_stand_beside_the_proposed_model_of_the_same_epoch(ablated: De
 def test_ablations_reuse_what_they_share_and_their_caches_are_their_own(ablated: Deployment) -> None:
     ledger = ablated.ledger()
     assert (ledger.loc[sorted(SHARED), "made"] == 0).all()
-    owners = [variant.name for variant in ABLATIONS if variant.owns_distillation]
+    owners = [variant.name for variant in ABLATIONS if variant.owns_plan]
     assert owners
     assert (ledger.loc[[f"{name}/teacher_embeddings" for name in owners], "made"] > 0).all()
+    distilled = [variant.name for variant in ABLATIONS if variant.owns_distillation]
+    assert (ledger.loc[[f"{name}/student_distilled" for name in distilled], "made"] > 0).all()
     listed = cache_care.list_caches(ablated.workspace)
     embeddings = listed[listed["answers"] == "embeddings"]
     assert sorted(embeddings["pinned_by"]) == sorted(["proposed", *owners])

@@ -54,6 +54,38 @@ def test_what_they_did_not_have_is_dumped_where_it_is_set() -> None:
     assert StudentConfig.model_validate_json(config.model_dump_json()) == config
 
 
+@pytest.mark.parametrize("values", [{"neck": "pyramid"}, {"neck": "pyramid", "stride": 8}, {"stride": 16}])
+def test_a_neck_is_dumped_where_it_is_set(values: dict[str, object]) -> None:
+    config = StudentConfig.model_validate(values)
+    assert config.model_dump(mode="json") == {"backbone": "repvit_m1_1", "image_size": 1024, **values}
+    assert StudentConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_a_profile_whose_student_has_another_grid_than_the_teacher_is_refused_in_one_line(tmp_path: Path) -> None:
+    lite = "teacher: {kind: lite_medsam, image_size: 256}, teacher_pretraining: null"
+    assert (
+        load_profile(
+            "real", {"student": {"neck": "pyramid"}, "teacher": {"kind": "lite_medsam"}, "teacher_pretraining": None}
+        ).student.geometry.logit_side
+        == 256
+    )
+    for changes, told in (
+        (f"{{extends: real, {lite}}}", "stride 16 like student.backbone repvit_m1_1, found lite_medsam of stride 4;"),
+        (
+            f"{{extends: real, {lite}, student: {{neck: pyramid, stride: 8}}}}",
+            "stride 8 like student.backbone repvit_m1_1 with neck pyramid, found lite_medsam of stride 4;",
+        ),
+        (
+            "{extends: sample, student: {neck: pyramid}}",
+            "stride 4 like student.backbone repvit_m0_9 with neck pyramid, found stand_in of stride 16;",
+        ),
+    ):
+        first, *problems = problems_of(tmp_path, changes).splitlines()
+        assert "has 1 problem(s)" in first
+        assert len(problems) == 1
+        assert f"teacher.kind: expected an encoder of {told}" in problems[0]
+
+
 def test_the_frame_of_a_model_outlives_its_file(tmp_path: Path) -> None:
     student = build_student(StudentConfig(backbone="repvit_m0_9", image_size=64, frame="padded"), [0.5] * 3, [1] * 3, 0)
     assert student.geometry.frame == "padded"
@@ -68,6 +100,10 @@ def test_the_frame_of_a_model_outlives_its_file(tmp_path: Path) -> None:
     [
         ({"backbone": "resnet"}, r"expected one of the encoders repvit_m0_9, .*found 'resnet'"),
         ({"frame": "round"}, r"frame: expected one of square, padded, found 'round'"),
+        ({"neck": "pyramid", "stride": 2}, r"stride\n.*Input should be 4, 8 or 16"),
+        ({"stride": 4}, r"stride: expected 16 with neck plain, found 4; leave it out, or set the neck"),
+        ({"backbone": "stand_in", "neck": "pyramid"}, r"neck: expected none with backbone stand_in, .*found 'pyramid'"),
+        ({"backbone": "stand_in", "stride": 16}, r"stride: expected none with backbone stand_in, .*found 16"),
         ({"settings": {"depth": 2}}, r"settings: expected those of repvit_m1_1: none, found {'depth': 2}"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.base.settings import read_settings
 from pipelines.base.values import CacheRef, TeacherRef, TrainerJob
-from pipelines.base.variants import PROPOSED
+from pipelines.base.variants import PROPOSED, VARIANTS
 from pipelines.base.workspace import Workspace
 from pipelines.training import students
 from pipelines.training.students import StageInputs
@@ -82,6 +82,31 @@ def test_another_input_is_another_distillation(name: str, workspace: Workspace, 
         with pytest.raises(StartedError):
             students.distil(workspace, PROPOSED, inputs, never, silent)
     assert asked[0] == asked[1] != asked[2]
+
+
+def test_the_pyramids_distillation_alone_says_what_its_norm_started_from(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, tuple[Mapping[str, object], TrainerJob]] = {}
+
+    def stage(
+        _workspace: Workspace, name: str, made_from: Mapping[str, object], job: TrainerJob, *_rest: object
+    ) -> NoReturn:
+        found[name] = made_from, job
+        raise StartedError
+
+    monkeypatch.setattr(students, "run_stage", stage)
+    for variant in VARIANTS:
+        with pytest.raises(StartedError):
+            students.distil(workspace, variant, INPUTS, never, silent)
+    own, job = found.pop("pyramid/distillation")
+    expected = {"backbone": "repvit_m0_9", "image_size": 128, "neck": "pyramid", "stride": 16}
+    assert (own["last_norm"], own["student"]) == ("teacher", expected)
+    assert job.student == VARIANTS[-1].student(workspace.profile)
+    for made_from, job in found.values():
+        assert "last_norm" not in made_from
+        assert made_from["student"] == {"backbone": "repvit_m0_9", "image_size": 128}
+        assert job.student == workspace.profile.student
 
 
 @pytest.mark.parametrize("name", ["plan", "teacher", "answers", "no answers", "distilled"])

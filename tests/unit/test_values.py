@@ -84,6 +84,7 @@ PLAIN: list[tuple[Any, dict[str, Any]]] = [
             "fingerprint": "j" * 64,
             "out": "/home/out",
             "precision": "float32",
+            "student": None,
         },
     ),
 ]

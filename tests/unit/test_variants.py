@@ -4,7 +4,7 @@ import pytest
 
 from medsam_core.learning.stages import DISTILLATION, FINETUNING
 from pipelines.base.asset_keys import distillation_asset
-from pipelines.base.profile import Profile, load_profile
+from pipelines.base.profile import Profile, ProfileError, load_profile
 from pipelines.base.variants import ABLATIONS, PROPOSED, VARIANTS, Variant
 from pipelines.teacher.cache_user import variant_user
 
@@ -17,13 +17,14 @@ def profile(request: pytest.FixtureRequest) -> Profile:
 
 
 def test_the_table_holds_the_papers_ablations_beside_the_proposed_model() -> None:
-    assert list(BY_NAME) == ["proposed", "no_mask_distillation", "no_mixing", "no_distillation_augmentation"]
-    assert [variant.is_ablation for variant in VARIANTS] == [False, True, True, True]
+    assert list(BY_NAME) == ["proposed", "no_mask_distillation", "no_mixing", "no_distillation_augmentation", "pyramid"]
+    assert [variant.is_ablation for variant in VARIANTS] == [False, True, True, True, True]
 
 
 def test_the_proposed_model_is_the_profile_unchanged(profile: Profile) -> None:
     assert PROPOSED.distillation(profile) == profile.distillation
     assert PROPOSED.finetuning(profile) == profile.finetuning
+    assert PROPOSED.student(profile) == profile.student
 
 
 @pytest.mark.parametrize("variant", ABLATIONS, ids=lambda variant: variant.name)
@@ -35,7 +36,7 @@ def test_an_ablation_stops_at_the_ablation_epoch_and_changes_one_thing(variant: 
         assert variant.distillation(profile) == profile.distillation
     else:
         assert variant.finetuning(profile) == shorter
-        assert variant.distillation(profile) != profile.distillation
+        assert (variant.distillation(profile) != profile.distillation) != (variant.student(profile) != profile.student)
 
 
 def test_no_mixing_keeps_the_geometric_augmentation(profile: Profile) -> None:
@@ -74,3 +75,24 @@ def test_a_profile_may_leave_the_teachers_masks_out_of_every_variant() -> None:
     assert not any(variant.finetuning(profile).mask_distillation for variant in VARIANTS)
     assert variant_user(PROPOSED, FINETUNING).settings(profile) is None
     assert variant_user(PROPOSED, DISTILLATION).settings(profile) == profile.distillation
+
+
+def test_the_pyramid_is_another_student_on_the_same_grid(profile: Profile) -> None:
+    student = BY_NAME["pyramid"].student(profile)
+    assert student.neck == "pyramid"
+    assert student.geometry == profile.student.geometry
+    assert (student.backbone, student.image_size) == (profile.student.backbone, profile.student.image_size)
+
+
+def test_the_pyramid_distils_its_own_encoder_from_the_proposed_models_plan_and_cache() -> None:
+    variant = BY_NAME["pyramid"]
+    assert distillation_asset(variant, "student_distilled") == ["pyramid", "student_distilled"]
+    for name in ("distillation_plan", "teacher_embeddings"):
+        assert distillation_asset(variant, name) == [name]
+
+
+def test_a_student_without_a_choice_of_necks_has_no_pyramid() -> None:
+    profile = load_profile("sample", {"student": {"backbone": "stand_in"}})
+    assert PROPOSED.student(profile).backbone == "stand_in"
+    with pytest.raises(ProfileError, match=r"variant pyramid: expected a student\.backbone with a choice .* stand_in"):
+        BY_NAME["pyramid"].student(profile)

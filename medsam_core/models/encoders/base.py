@@ -34,6 +34,18 @@ class Encoder(ABC):
         """Rename the keys of a published checkpoint, decoder included, to a `Segmenter`'s; by default they agree."""
         return dict(state)
 
+    def last_norm(self, network: nn.Module) -> nn.Module | None:
+        """Return the norm that gives the embeddings their scale and shift for each channel; by default none is known.
+
+        Args:
+            network: What `build` returned.
+
+        Returns:
+            A module with `weight` and `bias`, (256,), as SAM's neck ends with.
+        """
+        del network
+        return None
+
     def resize_positions(self, state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Carry weights to another image side; by default none depends on it.
 

@@ -7,7 +7,7 @@ Installed packages add encoders of their own through the entry point group `repv
 names an `EncoderSpec`. A model file can only name an encoder that is known here or installed, never code.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from types import MappingProxyType
@@ -29,7 +29,8 @@ class EncoderSpec:
     Attributes:
         name: Its name in profiles and model files.
         builder: `module:attribute` of its `base.Encoder`.
-        stride: Model pixels along each side of an embedding cell.
+        stride: Model pixels along each side of an embedding cell, or what says it from the values of all settings;
+            that raises a ValueError where they contradict each other.
         input_kind: How raw grey values are normalised for it.
         frame: How slices are brought into its square by default, a key of `medsam_core.base.geometry.FRAMES`.
         settings: Its own settings, with their defaults.
@@ -39,16 +40,52 @@ class EncoderSpec:
 
     name: str
     builder: str
-    stride: int
+    stride: int | Callable[[Mapping[str, Setting]], int]
     input_kind: InputKind
     frame: str = SQUARE
     settings: Mapping[str, Setting] = field(default_factory=dict)
     published_side: int | None = None
     weights: str | None = None
 
-    def geometry(self, image_side: int, frame: str | None = None) -> Geometry:
-        """Return the geometry for an image side in pixels; errors as in `Geometry.of_stride`."""
-        return Geometry.of_stride(image_side, self.stride, frame or self.frame)
+    def stride_with(self, settings: Mapping[str, Setting]) -> int:
+        """Return the stride with these settings, and the defaults of those not given.
+
+        Raises:
+            ValueError: If the settings contradict each other.
+        """
+        return self.stride({**self.settings, **settings}) if callable(self.stride) else self.stride
+
+    def geometry(
+        self, image_side: int, frame: str | None = None, settings: Mapping[str, Setting] = MappingProxyType({})
+    ) -> Geometry:
+        """Return the geometry for an image side in pixels; errors as in `stride_with` and `Geometry.of_stride`."""
+        return Geometry.of_stride(image_side, self.stride_with(settings), frame or self.frame)
+
+
+PLAIN, PYRAMID = "plain", "pyramid"
+"""RepViT's necks: the paper's, on the last stage alone, and one that all stages reach (`docs/adr/0023`)."""
+
+_NECK_STRIDES = MappingProxyType({PLAIN: (16,), PYRAMID: (4, 8, 16)})
+"""The strides that each neck can have; the first unless another is set."""
+
+_NECKS: Mapping[str, Setting] = MappingProxyType({"neck": PLAIN, "stride": 0})
+"""Settings of RepViT; stride 0 is the neck's own."""
+
+
+def repvit_stride(settings: Mapping[str, Setting]) -> int:
+    """Return the stride of RepViT with a neck.
+
+    Raises:
+        ValueError: If there is no such neck, or it cannot have the stride asked for.
+    """
+    neck, stride = str(settings["neck"]), int(settings["stride"])
+    if neck not in _NECK_STRIDES:
+        raise ValueError(f"neck: expected one of {', '.join(_NECK_STRIDES)}, found {neck!r}")
+    possible = _NECK_STRIDES[neck]
+    if stride and stride not in possible:
+        listed = " or ".join(map(str, possible))
+        raise ValueError(f"stride: expected {listed} with neck {neck}, found {stride}; leave it out, or set the neck")
+    return stride or possible[0]
 
 
 def _specs(*specs: EncoderSpec) -> Mapping[str, EncoderSpec]:
@@ -58,8 +95,20 @@ def _specs(*specs: EncoderSpec) -> Mapping[str, EncoderSpec]:
 _HERE = "medsam_core.models.encoders"
 
 ENCODERS = _specs(
-    EncoderSpec(name="repvit_m0_9", builder=f"{_HERE}.repvit:M0_9", stride=16, input_kind="standardised"),
-    EncoderSpec(name="repvit_m1_1", builder=f"{_HERE}.repvit:M1_1", stride=16, input_kind="standardised"),
+    EncoderSpec(
+        name="repvit_m0_9",
+        builder=f"{_HERE}.repvit:M0_9",
+        stride=repvit_stride,
+        input_kind="standardised",
+        settings=_NECKS,
+    ),
+    EncoderSpec(
+        name="repvit_m1_1",
+        builder=f"{_HERE}.repvit:M1_1",
+        stride=repvit_stride,
+        input_kind="standardised",
+        settings=_NECKS,
+    ),
     EncoderSpec(
         name="stand_in",
         builder=f"{_HERE}.sam_vit:STAND_IN",

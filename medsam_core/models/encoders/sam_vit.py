@@ -70,6 +70,10 @@ class SamViT(Encoder):
         """Resize absolute and relative position tables."""
         return resize_positions(state, target)
 
+    def last_norm(self, network: nn.Module) -> nn.Module:
+        """Return its neck's."""
+        return network.get_submodule("vit.neck.3")
+
 
 class StandIn(SamViT):
     """The stand-in: small, with global attention in every block."""

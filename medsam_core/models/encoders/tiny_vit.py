@@ -19,21 +19,13 @@ from torch import Tensor, nn
 
 from medsam_core.models.encoders.base import Encoder
 from medsam_core.models.encoders.registry import Setting
-from medsam_core.models.layers import embedding_neck
+from medsam_core.models.layers import ConvNorm, embedding_neck
 
 _EXPANSION = 4
 """Hidden channels of bottlenecks and feed-forward layers, as a multiple of a stage's."""
 
 _INITIAL_DEVIATION = 0.02
 """Of the weights of fresh linear layers."""
-
-
-class ConvNorm(nn.Sequential):
-    """A convolution without bias that keeps the grid at stride 1, and batch norm."""
-
-    def __init__(self, channels: int, out_channels: int, kernel: int = 1, *, stride: int = 1, groups: int = 1) -> None:
-        convolution = nn.Conv2d(channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
-        super().__init__(OrderedDict(c=convolution, bn=nn.BatchNorm2d(out_channels)))
 
 
 class Separable(nn.Module):
@@ -223,6 +215,10 @@ class LiteMedSam(Encoder):
         """Build it; it has no settings."""
         del image_side, settings
         return TinyViTEncoder(kernel=1, stride=1)
+
+    def last_norm(self, network: nn.Module) -> nn.Module:
+        """Return its neck's."""
+        return network.get_submodule("neck.3")
 
 
 LITE_MEDSAM = LiteMedSam()
