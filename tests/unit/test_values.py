@@ -90,7 +90,7 @@ PLAIN: list[tuple[Any, dict[str, Any]]] = [
 ]
 """Each type with its JSON, which earlier versions wrote too but for `ADDED`."""
 
-ADDED = {StoreRef: {"lost"}, TrainerJob: {"precision"}}
+ADDED = {StoreRef: {"lost"}, TrainerJob: {"precision", "student"}}
 """Fields that JSON of earlier versions lacks."""
 
 NAMED = [type(value).__name__ for value, _ in PLAIN]
