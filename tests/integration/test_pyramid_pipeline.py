@@ -5,8 +5,6 @@ weights of its own, as the published file is none of the project's.
 """
 
 import json
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,7 +23,7 @@ teacher: {{kind: lite_medsam}}
 
 
 @pytest.fixture(scope="module")
-def fine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def fine(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
     """Run the whole pipeline."""
     folder = tmp_path_factory.mktemp("fine")
     (folder / "fine.yaml").write_text(PROFILE)
@@ -37,7 +35,7 @@ def fine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     weights = str(folder / "teacher.safetensors")
     deployment = deploy(folder / "home", str(folder / "fine.yaml"), MEDSAM_TEACHER=weights)
     deployment.run_pipeline()
-    yield deployment
+    return deployment
 
 
 def model_of(deployment: Deployment, name: str) -> Segmenter:
