@@ -9,6 +9,7 @@ Legend: B images, K boxes an image, N = B * K prompts, T tokens, h w the embeddi
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsam_core.base.geometry import EMBEDDING_CHANNELS
@@ -81,13 +82,13 @@ class PromptEncoder(nn.Module):
             boxes: (N, 4) float, xyxy_px in the model frame. SAM moves each corner by half a pixel; so does this.
 
         Returns:
-            Sparse embeddings (N, 2, 256), one token a corner, and dense embeddings (N, 256, h, w), which say that
-            there is no mask prompt.
+            Sparse embeddings (N, 2, 256), one token a corner, and a dense embedding (1, 256, h, w), which says that
+            there is no mask prompt and is the same for all boxes.
         """
         corners = (boxes.float().reshape(-1, 2, 2) + _PIXEL_CENTRE) / self.image_size
         kinds = torch.cat([self.point_embeddings[row].get_parameter("weight") for row in _CORNERS])
         sparse = self.pe_layer(corners) + kinds
-        dense = self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(len(boxes), -1, self.grid, self.grid)
+        dense = self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(-1, -1, self.grid, self.grid)
         return sparse, dense
 
     def dense_positions(self) -> Tensor:
@@ -127,7 +128,7 @@ class MaskDecoder(nn.Module):
             embeddings: (B, 256, h, w); image b belongs to prompts b * K to (b + 1) * K.
             image_pe: (1, 256, h, w), of `PromptEncoder.dense_positions`.
             sparse: (N, T, 256), of `PromptEncoder.forward`.
-            dense: (N, 256, h, w), likewise.
+            dense: (1, 256, h, w), likewise.
             multimask_output: Return the three ambiguous masks rather than the single one.
 
         Returns:
@@ -135,13 +136,30 @@ class MaskDecoder(nn.Module):
         """
         own_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
-        image = embeddings.repeat_interleave(len(sparse) // len(embeddings), dim=0) + dense
-        tokens, image_tokens = self.transformer(
-            image.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2), tokens
-        )
-        upscaled = self.output_upscaling(image_tokens.transpose(1, 2).unflatten(2, image.shape[2:]))
+        image, positions = (grid.flatten(2).transpose(1, 2).contiguous() for grid in (embeddings + dense, image_pe))
+        tokens, cells = self.transformer(image, positions, tokens)
         wanted = range(1, MASK_TOKENS) if multimask_output else range(1)
         kernels = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in wanted], dim=1)
-        logits = (kernels @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
         iou = self.iou_prediction_head(tokens[:, 0])
-        return logits, iou[:, wanted.start : wanted.stop]
+        return self._logits(cells, kernels, embeddings.shape[3]), iou[:, wanted.start : wanted.stop]
+
+    def _logits(self, cells: Tensor, kernels: Tensor, width: int) -> Tensor:
+        """Upscale cells (N, h * w, 256) twice and take their products with kernels (N, M, 32): (N, M, 4h, 4w).
+
+        The upscaled cells of a cell stay beside each other, channels last, until one number is left of each: a
+        transposed convolution whose stride is its kernel is a linear layer of every cell alone.
+        """
+        first, norm, gelu, second, last_gelu = self.output_upscaling
+        quarters = _quartered(first, cells)
+        quarters = gelu(F.layer_norm(quarters, norm.weight.shape, norm.weight, norm.bias, norm.epsilon))
+        sixteenths = last_gelu(_quartered(second, quarters))
+        logits = sixteenths.flatten(1, 3) @ kernels.transpose(1, 2)
+        # Rows and columns: of the cell, of its quarter, of that one's quarter.
+        grid = logits.view(len(cells), -1, width, 2, 2, 2, 2, kernels.shape[1])
+        return grid.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5, 7).flatten(2, 4)
+
+
+def _quartered(upscaling: nn.Module, cells: Tensor) -> Tensor:
+    """Map cells (..., C) to their quarters (..., 4, C'), by row and then column, as the 2x2 layer of stride 2 does."""
+    weight = upscaling.get_parameter("weight").permute(2, 3, 1, 0).flatten(0, 2)
+    return F.linear(cells, weight, upscaling.get_parameter("bias").repeat(4)).unflatten(-1, (4, -1))

@@ -2,9 +2,15 @@
 
 Not here: what the tokens mean and what becomes of them (`sam`). Keys and shapes are those of published checkpoints.
 
-Legend: N prompts, T tokens, h w the embedding grid, C channels.
+An image has thousands of cells and a box seven tokens. So cells are not projected to queries, keys and values where
+each box has its own: the tokens take the projection's place, (x W) k = x (W k). And what all boxes of an image have in
+common, all that the first block reads of it, is computed once an image (`docs/adr/0024`).
+
+Legend: B images, N prompts, N / B of each image one after another, T tokens, S = h * w cells of the embedding grid,
+C channels, H heads of d channels.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,11 +35,58 @@ class Attention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend from `q` (N, Tq, C) to `k`, `v` (N, Tk, C); returns (N, Tq, C)."""
-        heads = F.scaled_dot_product_attention(
-            self._heads(self.q_proj(q)), self._heads(self.k_proj(k)), self._heads(self.v_proj(v))
+        return self._merged(
+            F.scaled_dot_product_attention(
+                self._heads(self.q_proj(q)), self._heads(self.k_proj(k)), self._heads(self.v_proj(v))
+            )
         )
+
+    def _merged(self, heads: Tensor) -> Tensor:
+        """Map (N, H, T, d) to (N, T, C)."""
         out: Tensor = self.out_proj(heads.transpose(1, 2).flatten(2))
         return out
+
+    def _by_head(self, projection: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Return weight (H, d, C) and bias (H, d, 1) of a projection to the inner width."""
+        shape = (self.num_heads, -1)
+        return projection.weight.unflatten(0, shape), projection.bias.unflatten(0, shape).unsqueeze(-1)
+
+    def _scaled_heads(self, projected: Tensor) -> Tensor:
+        heads = self._heads(projected)
+        return heads * heads.shape[-1] ** -0.5
+
+    def tokens_to_image(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend from tokens `q` (N, T, C) to cells `k`, `v`, (N, S, C), or (B, S, C) where boxes share them.
+
+        Returns:
+            (N, T, C), what `forward` gives for cells that are repeated for each box.
+        """
+        if len(k) != len(q):
+            out: Tensor = self(q.reshape(len(k), -1, q.shape[2]), k, v)
+            return out.reshape(q.shape)
+        heads = self._scaled_heads(self.q_proj(q))
+        weight, bias = self._by_head(self.k_proj)
+        queries = heads @ weight
+        scores = torch.baddbmm((heads @ bias).flatten(1, 2), queries.flatten(1, 2), k.transpose(1, 2))
+        attended = (scores.softmax(dim=-1) @ v).view(queries.shape)
+        weight, bias = self._by_head(self.v_proj)
+        return self._merged(attended @ weight.transpose(1, 2) + bias.transpose(1, 2))
+
+    def image_to_tokens(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend from cells `q`, (N, S, C), or (B, S, C) where boxes share them, to tokens `k`, `v` (N, T, C).
+
+        Returns:
+            (N, S, C), what `forward` gives for cells that are repeated for each box.
+        """
+        heads = self._scaled_heads(self.k_proj(k))
+        weight, bias = self._by_head(self.q_proj)
+        keys, shift = (heads @ weight).reshape(len(q), -1, q.shape[2]), (heads @ bias).reshape(len(q), 1, -1)
+        scores = torch.baddbmm(shift, q, keys.transpose(1, 2))
+        weights = scores.unflatten(2, (-1, self.num_heads, k.shape[1])).softmax(dim=-1)
+        per_box = weights.transpose(1, 2).reshape(len(k), q.shape[1], -1)
+        out_weight = self.out_proj.weight.unflatten(1, (self.num_heads, -1)).permute(1, 2, 0)
+        values = self._heads(self.v_proj(v)) @ out_weight
+        return torch.baddbmm(self.out_proj.bias, per_box, values.flatten(1, 2))
 
 
 class TransformerMlp(nn.Module):
@@ -66,7 +119,7 @@ class TwoWayBlock(nn.Module):
         self.cross_attn_image_to_token = Attention(channels, num_heads, downsample_rate=2)
 
     def forward(self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
-        """Update tokens (N, T, C) and image (N, h * w, C) with each other's.
+        """Update tokens (N, T, C) and image, (N, S, C), or (B, S, C) where boxes share it, with each other's.
 
         The first block's tokens still equal their own positional encoding: there SAM adds none and keeps no residual.
         """
@@ -77,10 +130,12 @@ class TwoWayBlock(nn.Module):
             tokens = tokens + self.self_attn(q, q, tokens)
         tokens = self.norm1(tokens)
         image_keys = image + image_pe
-        tokens = self.norm2(tokens + self.cross_attn_token_to_image(tokens + token_pe, image_keys, image))
+        attended = self.cross_attn_token_to_image.tokens_to_image(tokens + token_pe, image_keys, image)
+        tokens = self.norm2(tokens + attended)
         tokens = self.norm3(tokens + self.mlp(tokens))
-        image = self.norm4(image + self.cross_attn_image_to_token(image_keys, tokens + token_pe, tokens))
-        return tokens, image
+        attended = self.cross_attn_image_to_token.image_to_tokens(image_keys, tokens + token_pe, tokens)
+        own = attended.unflatten(0, (len(image), -1)) + image.unsqueeze(1)
+        return tokens, self.norm4(own.flatten(0, 1))
 
 
 class TwoWayTransformer(nn.Module):
@@ -95,9 +150,9 @@ class TwoWayTransformer(nn.Module):
         self.norm_final_attn = nn.LayerNorm(channels)
 
     def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tokens (N, T, C) and image (N, h * w, C) from `image` (N, h * w, C) and `image_pe` (1, h * w, C)."""
+        """Return tokens (N, T, C) and image (N, S, C), from `image` (B, S, C), `image_pe` (1, S, C) and tokens."""
         token_pe = tokens
         for layer in self.layers:
             tokens, image = layer(tokens, image, token_pe, image_pe)
-        attended = self.final_attn_token_to_image(tokens + token_pe, image + image_pe, image)
+        attended = self.final_attn_token_to_image.tokens_to_image(tokens + token_pe, image + image_pe, image)
         return self.norm_final_attn(tokens + attended), image

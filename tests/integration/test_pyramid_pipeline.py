@@ -5,6 +5,7 @@ weights of its own, as the published file is none of the project's.
 """
 
 import json
+
 import numpy as np
 import pandas as pd
 import pytest

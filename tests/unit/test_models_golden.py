@@ -90,7 +90,7 @@ def prompt_deviations(module: PromptEncoder) -> dict[str, float]:
     positions = module.dense_positions()
     return {
         "sparse": deviation(sparse, "sparse"),
-        "dense": deviation(dense[:, ::16, ::8, ::8], "dense_sample"),
+        "dense": deviation(dense.expand(len(sparse), -1, -1, -1)[:, ::16, ::8, ::8], "dense_sample"),
         "dense_pe": deviation(positions[:, ::16, ::8, ::8], "dense_pe_sample"),
     }
 
