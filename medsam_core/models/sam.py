@@ -151,15 +151,17 @@ class MaskDecoder(nn.Module):
         """
         first, norm, gelu, second, last_gelu = self.output_upscaling
         quarters = _quartered(first, cells)
-        quarters = gelu(F.layer_norm(quarters, norm.weight.shape, norm.weight, norm.bias, norm.epsilon))
+        quarters = gelu(norm(quarters.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         sixteenths = last_gelu(_quartered(second, quarters))
         logits = sixteenths.flatten(1, 3) @ kernels.transpose(1, 2)
         # Rows and columns: of the cell, of its quarter, of that one's quarter.
         grid = logits.view(len(cells), -1, width, 2, 2, 2, 2, kernels.shape[1])
-        return grid.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5, 7).flatten(2, 4)
+        rows_and_columns: Tensor = grid.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5, 7).flatten(2, 4)
+        return rows_and_columns
 
 
 def _quartered(upscaling: nn.Module, cells: Tensor) -> Tensor:
     """Map cells (..., C) to their quarters (..., 4, C'), by row and then column, as the 2x2 layer of stride 2 does."""
     weight = upscaling.get_parameter("weight").permute(2, 3, 1, 0).flatten(0, 2)
-    return F.linear(cells, weight, upscaling.get_parameter("bias").repeat(4)).unflatten(-1, (4, -1))
+    quarters = F.linear(cells, weight, upscaling.get_parameter("bias").repeat(4))
+    return quarters.view(*cells.shape[:-1], 4, -1)

@@ -48,12 +48,13 @@ class Attention(nn.Module):
 
     def _by_head(self, projection: nn.Linear) -> tuple[Tensor, Tensor]:
         """Return weight (H, d, C) and bias (H, d, 1) of a projection to the inner width."""
-        shape = (self.num_heads, -1)
-        return projection.weight.unflatten(0, shape), projection.bias.unflatten(0, shape).unsqueeze(-1)
+        heads = self.num_heads
+        return projection.weight.view(heads, -1, projection.in_features), projection.bias.view(heads, -1, 1)
 
     def _scaled_heads(self, projected: Tensor) -> Tensor:
         heads = self._heads(projected)
-        return heads * heads.shape[-1] ** -0.5
+        scaled: Tensor = heads * heads.shape[-1] ** -0.5
+        return scaled
 
     def tokens_to_image(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend from tokens `q` (N, T, C) to cells `k`, `v`, (N, S, C), or (B, S, C) where boxes share them.
@@ -82,9 +83,9 @@ class Attention(nn.Module):
         weight, bias = self._by_head(self.q_proj)
         keys, shift = (heads @ weight).reshape(len(q), -1, q.shape[2]), (heads @ bias).reshape(len(q), 1, -1)
         scores = torch.baddbmm(shift, q, keys.transpose(1, 2))
-        weights = scores.unflatten(2, (-1, self.num_heads, k.shape[1])).softmax(dim=-1)
+        weights = scores.view(*scores.shape[:2], -1, self.num_heads, k.shape[1]).softmax(dim=-1)
         per_box = weights.transpose(1, 2).reshape(len(k), q.shape[1], -1)
-        out_weight = self.out_proj.weight.unflatten(1, (self.num_heads, -1)).permute(1, 2, 0)
+        out_weight = self.out_proj.weight.t().view(self.num_heads, -1, self.out_proj.out_features)
         values = self._heads(self.v_proj(v)) @ out_weight
         return torch.baddbmm(self.out_proj.bias, per_box, values.flatten(1, 2))
 
@@ -134,7 +135,7 @@ class TwoWayBlock(nn.Module):
         tokens = self.norm2(tokens + attended)
         tokens = self.norm3(tokens + self.mlp(tokens))
         attended = self.cross_attn_image_to_token.image_to_tokens(image_keys, tokens + token_pe, tokens)
-        own = attended.unflatten(0, (len(image), -1)) + image.unsqueeze(1)
+        own = attended.view(len(image), -1, *image.shape[1:]) + image.unsqueeze(1)
         return tokens, self.norm4(own.flatten(0, 1))
 
 

@@ -1,4 +1,4 @@
-"""The mask decoder gives what the straightforward one gives, values and gradients, and computes once what boxes share."""
+"""The mask decoder gives what the straightforward one gives, values and gradients, and shares what boxes share."""
 
 import pytest
 import torch
