@@ -4,7 +4,7 @@ Not here: what the tokens mean and what becomes of them (`sam`). Keys and shapes
 
 An image has thousands of cells and a box seven tokens. So cells are not projected to queries, keys and values where
 each box has its own: the tokens take the projection's place, (x W) k = x (W k). And what all boxes of an image have in
-common, all that the first block reads of it, is computed once an image (`docs/adr/0024`).
+common, all that the first block reads of it, is computed once an image (`docs/adr/0027`).
 
 Legend: B images, N prompts, N / B of each image one after another, T tokens, S = h * w cells of the embedding grid,
 C channels, H heads of d channels.

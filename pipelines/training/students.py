@@ -139,6 +139,8 @@ def adapt(
         "learning": learning(config),
     }
     job = _job(workspace, ADAPTATION, config, inputs, made_from=made_from, starts_from=inputs.teacher)
+    # A teacher's own training stays float32, whatever its students are trained in: every later result stands on it.
+    job = replace(job, precision="float32")
     return run_stage(workspace, "teacher/adaptation", made_from, job, launch, log)
 
 
