@@ -60,6 +60,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         _workspace: Workspace, _name: str, made_from: Mapping[str, object], job: TrainerJob, *_rest: object
     ) -> NoReturn:
         assert job.fingerprint == fingerprint(made_from)
+        assert job.precision == made_from.get("precision", "float32")
         found.append(job.fingerprint)
         raise StartedError
 
@@ -140,6 +141,15 @@ def test_a_stated_number_format_is_another_training_and_float32_what_there_was(
             begin(workspace)
     assert asked[0] == asked[1]
     assert len(set(asked)) == 3
+
+
+def test_a_teacher_is_adapted_in_float32_whatever_students_are_trained_in(tmp_path: Path, asked: list[str]) -> None:
+    for stated in ("float32", "bfloat16"):
+        name = profile_with(stated, tmp_path / f"{stated}.yaml")
+        workspace = Workspace(read_settings({"MEDSAM_HOME": str(tmp_path), "MEDSAM_PROFILE": name}))
+        with pytest.raises(StartedError):
+            students.adapt(workspace, workspace.profile.finetuning, INPUTS, never, silent)
+    assert asked[0] == asked[1]
 
 
 def profile_with(precision: str | None, file: Path) -> str:
