@@ -188,3 +188,17 @@ def init_last_norm_from(student: Segmenter, teacher: Segmenter) -> None:
     with torch.no_grad():
         for name in ("weight", "bias"):
             own.get_parameter(name).copy_(given.get_parameter(name))
+
+
+def same_encoder(models: Sequence[Segmenter]) -> bool:
+    """Return whether all models give the same embedding for every image: equal architectures and encoder weights."""
+    first, *others = models
+    return all(_encodes_as(other, first) for other in others)
+
+
+def _encodes_as(model: Segmenter, other: Segmenter) -> bool:
+    if model.architecture != other.architecture:
+        return False
+    own, weights = model.state_dict(), other.state_dict()
+    named = [name for name in weights if name.startswith(("image_encoder.", "pixel_"))]
+    return all(torch.equal(own[name], weights[name]) for name in named)

@@ -12,7 +12,7 @@ from pipelines.base.results import Picture, TaskResult
 from pipelines.base.values import TeacherRef
 from pipelines.base.variants import Variant
 from pipelines.base.workspace import Workspace
-from pipelines.evaluation.predictors import box_predictors, device_of, predictor
+from pipelines.evaluation.predictors import box_predictors, device_of, predictor, predictors_of
 from pipelines.evaluation.versions import SPLITS, predicted_from
 from pipelines.ingest.releases import release_reader
 from storage.base.artefacts import Artefact
@@ -130,7 +130,7 @@ def _baselines(workspace: Workspace, inputs: BaselineInputs) -> dict[str, "Predi
     if inputs.given_teacher.fingerprint == inputs.teacher.fingerprint:
         del teachers[TEACHER_AS_GIVEN]
     return {
-        **{name: predictor(load_segmenter(workspace, model), device=device) for name, model in teachers.items()},
+        **predictors_of({name: load_segmenter(workspace, model) for name, model in teachers.items()}, device=device),
         **box_predictors(),
         "untrained_student": predictor(untrained, device=device),
         "student_no_image": predictor(student, constant_image=CONSTANT_GREY, device=device),

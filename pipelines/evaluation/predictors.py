@@ -1,11 +1,13 @@
 """Predictors: functions of a case, from models or boxes. What belongs here: making them. Not here: scoring."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pipelines.base.workspace import Workspace
 
 if TYPE_CHECKING:
     from medsam_core.models.segmenter import Segmenter
+    from medsam_core.models.torch_model import TorchModel
     from pipelines.evaluation.cases import Predict
 
 
@@ -15,6 +17,25 @@ def predictor(model: "Segmenter", *, constant_image: int | None = None, device: 
 
     runner = Predictor(model.eval().to(device), constant_image=constant_image)
     return lambda imgs, boxes, is_3d: runner.predict(imgs, boxes, is_3d=is_3d)
+
+
+def predictors_of(models: Mapping[str, "Segmenter"], *, device: str = "cpu") -> dict[str, "Predict"]:
+    """Return a function for each model that predicts a case; those of one encoder encode an image once for all."""
+    from medsam_core.inference.predictor import Predictor
+    from medsam_core.inference.shared_encoder import SharedEncoder, WithSharedEncoder
+    from medsam_core.models.segmenter import same_encoder
+
+    if len(models) < 2 or not same_encoder(list(models.values())):
+        return {name: predictor(model, device=device) for name, model in models.items()}
+    ready = {name: model.eval().to(device).promptable() for name, model in models.items()}
+    first = next(iter(ready.values()))
+    encoder = SharedEncoder(first)
+
+    def predict_with(model: "TorchModel") -> "Predict":
+        runner = Predictor(WithSharedEncoder(model, encoder), resampler=model.resampler)
+        return lambda imgs, boxes, is_3d: runner.predict(imgs, boxes, is_3d=is_3d)
+
+    return {name: predict_with(model) for name, model in ready.items()}
 
 
 def box_predictors() -> dict[str, "Predict"]:

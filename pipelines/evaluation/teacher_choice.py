@@ -16,7 +16,7 @@ from pipelines.base.results import Link, TaskResult
 from pipelines.base.values import BELIEVED, TeacherRef
 from pipelines.base.workspace import Workspace
 from pipelines.evaluation.predictions import TEACHER_AS_GIVEN, load_segmenter
-from pipelines.evaluation.predictors import box_predictors, device_of, predictor
+from pipelines.evaluation.predictors import box_predictors, device_of, predictors_of
 from pipelines.evaluation.versions import PREDICTION_VERSION, scored_from
 from pipelines.ingest.releases import release_reader, split_fingerprint
 from pipelines.runs.launch import Launch
@@ -89,9 +89,8 @@ def _choose(
     from pipelines.evaluation.cases import cases_of_release
     from pipelines.evaluation.scoring import predict_and_score
 
-    device = device_of(workspace)
     models = {name: load_segmenter(workspace, model) for name, model in candidates.items()}
-    predictors = {name: predictor(model, device=device) for name, model in models.items()}
+    predictors = predictors_of(models, device=device_of(workspace))
     predictors[ELLIPSE] = box_predictors()[ELLIPSE]
     cases = cases_of_release(release_reader(workspace, release, _VALIDATION), _VALIDATION)
     rows = predict_and_score(cases, predictors, folder, log).cases
