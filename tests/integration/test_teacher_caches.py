@@ -396,7 +396,9 @@ def test_the_job_that_verifies_caches_asks_again_about_both(own: Deployment) -> 
         for event in instance.all_logs(run.run_id)
         if event.dagster_event and event.dagster_event.event_type_value == "ASSET_CHECK_EVALUATION"
     ]
-    assert {tuple(check.asset_key.path) for check in found} == {("teacher_embeddings",), ("teacher_logits",)}
+    asked = {check.asset_key.to_user_string() for check in found}
+    assert asked == {"teacher_embeddings", "teacher_logits", "adaptation_embeddings"}
+    assert "adaptation_embeddings: nothing is cached" in output
     assert all(check.passed for check in found)
 
 

@@ -102,6 +102,8 @@ def test_the_job_that_verifies_caches_reads_every_byte(own: Deployment) -> None:
             check = event.dagster_event.asset_check_evaluation_data
             found[check.asset_key.to_user_string(), check.check_name] = check.passed
     assert found == {
+        ("adaptation_embeddings", "is_whole"): True,
+        ("adaptation_embeddings", "answers_recomputed"): True,
         ("teacher_embeddings", "is_whole"): True,
         ("teacher_embeddings", "answers_recomputed"): True,
         ("teacher_logits", "is_whole"): False,

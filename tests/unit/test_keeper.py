@@ -50,7 +50,9 @@ def _wait_for(file: Path) -> int:
 def starter(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """A process that keeps a server, as make does, with short patience; its id is in `keeper`."""
     script = (
-        "import subprocess, sys; from pathlib import Path\n"
+        "import signal, subprocess, sys; from pathlib import Path\n"
+        # Under nohup it would be ignored here, and so by the keeper.
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "keeper = 'import sys; from pipelines.runs import keeper; keeper.GENTLY_S = 0.3; "
         "sys.exit(keeper.keep(sys.argv[1:]))'\n"
         f"child = subprocess.Popen([sys.executable, '-c', keeper, sys.executable, '-c', {SERVER!r}, *sys.argv[1:]])\n"
