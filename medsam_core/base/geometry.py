@@ -1,4 +1,4 @@
-"""The sizes of a model's input and output. What belongs here: sides of grids, and frames by name.
+"""The sizes of a model's input and output. What belongs here: sides of grids, frames and resampling by name.
 
 Not here: bringing pixels or boxes into a frame (`preprocessing`), or which encoder has which geometry
 (`medsam_core.models.encoders.registry`). Nothing here imports torch.
@@ -41,28 +41,42 @@ FRAMES: MappingProxyType[str, Callable[[int, int, int], tuple[int, int]]] = Mapp
 """Frame -> function of native height, native width and S that returns the slice's height and width in model pixels."""
 
 
+BILINEAR = "bilinear"
+"""Images are resized bilinearly with antialias: a new pixel is a weighted mean, over twice its own area where it is
+larger than the old ones. The paper's."""
+
+AREA = "area"
+"""A new pixel is the mean of what it covers of the old ones, as OpenCV's INTER_AREA has it; LiteMedSAM's."""
+
+RESAMPLINGS = (BILINEAR, AREA)
+
+
 @dataclass(frozen=True)
 class Geometry:
-    """The sizes of a model's input, embedding and logits, as cells along each side.
+    """The sizes of a model's input, embedding and logits, as cells along each side, and how images come into it.
 
     Attributes:
         image_side: S, side of the square input in model pixels.
         embedding_side: Side of the image embedding.
         logit_side: Side of the low-resolution logits, which is the grid of the losses.
         frame: How a slice is brought into the square, a key of `FRAMES`.
+        resampling: How its pixels are resized, one of `RESAMPLINGS`.
     """
 
     image_side: int
     embedding_side: int
     logit_side: int
     frame: str = SQUARE
+    resampling: str = BILINEAR
 
     def __post_init__(self) -> None:
         """Refuse a geometry that no encoder can have.
 
         Raises:
-            ValueError: If the frame is unknown, or a grid is empty or does not divide the image.
+            ValueError: If frame or resampling are unknown, or a grid is empty or does not divide the image.
         """
+        if self.resampling not in RESAMPLINGS:
+            raise ValueError(f"resampling: expected one of {', '.join(RESAMPLINGS)}, found {self.resampling!r}")
         if self.frame not in FRAMES:
             raise ValueError(f"frame: expected one of {', '.join(FRAMES)}, found {self.frame!r}; add it to FRAMES")
         if self.embedding_side < 1 or self.image_side % self.embedding_side:
@@ -72,21 +86,22 @@ class Geometry:
             )
 
     @classmethod
-    def of_stride(cls, image_side: int, stride: int, frame: str = SQUARE) -> "Geometry":
+    def of_stride(cls, image_side: int, stride: int, frame: str = SQUARE, resampling: str = BILINEAR) -> "Geometry":
         """Return the geometry of a model with an encoder of this stride and SAM's mask decoder.
 
         Args:
             image_side: S, model pixels.
             stride: Model pixels along each side of an embedding cell.
             frame: A key of `FRAMES`.
+            resampling: One of `RESAMPLINGS`.
 
         Raises:
-            ValueError: If the stride does not divide the image side, or the frame is unknown.
+            ValueError: If the stride does not divide the image side, or frame or resampling are unknown.
         """
         cells, rest = divmod(image_side, stride)
         if rest:
             raise ValueError(f"image_side: expected a multiple of the stride {stride}, found {image_side}; choose one")
-        return cls(image_side, cells, DECODER_UPSCALING * cells, frame)
+        return cls(image_side, cells, DECODER_UPSCALING * cells, frame, resampling)
 
     @property
     def embedding_shape(self) -> tuple[int, int, int]:

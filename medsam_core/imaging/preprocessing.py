@@ -13,8 +13,8 @@ All steps are float32; nothing is rounded to uint8 in between.
 import numpy as np
 import numpy.typing as npt
 
-from medsam_core.base.geometry import Geometry
-from medsam_core.imaging.resampling import Floats, Resampler
+from medsam_core.base.geometry import AREA, Geometry
+from medsam_core.imaging.resampling import Floats, Resampler, area_resized
 from medsam_core.imaging.views import View, orient
 
 _TIE = 1e-6
@@ -28,14 +28,16 @@ def image_to_model(image: npt.NDArray[np.uint8], view: View, geometry: Geometry,
         image: (H, W) or (H, W, 3) uint8; grey is repeated over the three channels.
         view: What to show of it.
         geometry: Of the model.
-        resampler: Resizes the image.
+        resampler: Resizes the image where it is done bilinearly.
 
     Returns:
-        (3, S, S) float32, raw grey values in 0..255, not rounded: bilinear with antialias (`docs/adr/0003`). The three
-        channels of a grey image share their memory and are read-only.
+        (3, S, S) float32, raw grey values in 0..255, not rounded: bilinear with antialias (`docs/adr/0003`), or means
+        over areas (`docs/adr/0028`), as the geometry says. The three channels of a grey image share their memory and
+        are read-only.
     """
     shown, side = image[view.window], geometry.image_side
-    resized = resampler.resize_image(shown, *geometry.content(*shown.shape[:2]))
+    resize = area_resized if geometry.resampling == AREA else resampler.resize_image
+    resized = resize(shown, *geometry.content(*shown.shape[:2]))
     planes = orient(_padded(resized, side), view)
     return planes if len(planes) == 3 else np.broadcast_to(planes, (3, side, side))
 

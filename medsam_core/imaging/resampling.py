@@ -4,8 +4,8 @@ What belongs here: the Protocol of a resampler, and an implementation in numpy a
 in training (`torch_resampling`), or what is resampled and why (`preprocessing`). Nothing here imports torch.
 
 Legend: H W size before, h w size after, C channels, K boxes, G side of the loss grid.
-All resampling is linear and separable. Pixel i covers [i, i + 1) in both frames, so the corners of the two frames
-coincide (`align_corners=False` in torch).
+All resampling is linear and separable; images are resized bilinearly or to means over areas. Pixel i covers [i, i + 1)
+in both frames, so the corners of the two frames coincide (`align_corners=False` in torch).
 """
 
 from functools import lru_cache
@@ -98,6 +98,38 @@ def triangle_weights(length: int, wanted: int) -> Floats:
     inside = (pixels >= first[:, None]) & (pixels < last[:, None])
     weights = np.where(inside, np.maximum(1 - np.abs(distances), 0), 0).astype(np.float32)
     weights /= weights.sum(axis=1, keepdims=True)
+    weights.flags.writeable = False
+    return weights
+
+
+def area_resized(image: npt.NDArray[np.uint8], height: int, width: int) -> Floats:
+    """Resize an image to means over the area of each new pixel, on every engine alike.
+
+    Args:
+        image: (H, W) or (H, W, C) uint8.
+        height: h.
+        width: w.
+
+    Returns:
+        (C, h, w) float32, C = 1 for (H, W), not rounded. OpenCV's INTER_AREA rounds the same values to uint8.
+    """
+    planes = np.moveaxis(image.reshape(*image.shape[:2], -1), -1, 0).astype(np.float32, order="C")
+    rows, columns = area_weights(image.shape[0], height), area_weights(image.shape[1], width)
+    return _weighted(_weighted(planes, columns).swapaxes(1, 2), rows).swapaxes(1, 2)
+
+
+@lru_cache(maxsize=4)
+def area_weights(length: int, wanted: int) -> Floats:
+    """Return (wanted, length) float32: the share of each pixel in the mean over each of `wanted` pixels.
+
+    Args:
+        length: Pixels along one axis.
+        wanted: New pixels along it.
+    """
+    edges = np.arange(wanted + 1)[:, None] * (length / wanted)
+    pixels = np.arange(length)
+    overlap = np.maximum(np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels), 0)
+    weights: Floats = (overlap * (wanted / length)).astype(np.float32)
     weights.flags.writeable = False
     return weights
 

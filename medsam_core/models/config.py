@@ -17,7 +17,7 @@ def _known_encoder(name: str) -> str:
     return encoder_spec(name).name
 
 
-LATER_SETTINGS = ("frame", "settings", "neck", "stride")
+LATER_SETTINGS = ("frame", "resampling", "settings", "neck", "stride")
 """Settings that models of earlier versions did not have: left out of dumps, and so of fingerprints, at the default."""
 
 EncoderName = Annotated[str, AfterValidator(_known_encoder)]
@@ -30,6 +30,8 @@ class Architecture(Config):
     """Side S of the square model frame in pixels; 1024 [P]."""
     frame: str | None = None
     """How slices are brought into the square, a key of `medsam_core.base.geometry.FRAMES`; None: the encoder's own."""
+    resampling: str | None = None
+    """How their pixels are resized, one of `medsam_core.base.geometry.RESAMPLINGS`; None: the encoder's own."""
     settings: dict[str, Setting] = Field(default={})
     """Settings of the encoder, by names of its spec; those not given have the spec's defaults."""
 
@@ -40,8 +42,8 @@ class Architecture(Config):
 
     @property
     def geometry(self) -> Geometry:
-        """Sides of image, embedding and logits, and the frame."""
-        return self.encoder.geometry(self.image_size, self.frame, self.encoder_settings)
+        """Sides of image, embedding and logits, frame and resampling."""
+        return self.encoder.geometry(self.image_size, self.frame, self.encoder_settings, self.resampling)
 
     @property
     def encoder_stride(self) -> int:

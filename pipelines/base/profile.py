@@ -195,12 +195,16 @@ class Profile(Config):
                 f"teacher.kind: expected an encoder of stride {stride} like student.backbone {self.student.backbone}"
                 f"{neck}, found {self.teacher.kind} of stride {found_stride}; answers of another grid cannot be learnt"
             )
-        frame, found = self.student.geometry.frame, self.teacher.geometry.frame
-        if frame != found:
-            problems.append(
-                f"teacher.frame: expected student.frame {frame}, found {found}; set both to the one the teacher was "
-                "trained on"
-            )
+        student, teacher = self.student.geometry, self.teacher.geometry
+        for name, wanted, found in (
+            ("frame", student.frame, teacher.frame),
+            ("resampling", student.resampling, teacher.resampling),
+        ):
+            if wanted != found:
+                problems.append(
+                    f"teacher.{name}: expected student.{name} {wanted}, found {found}; set both to the one the teacher "
+                    "was trained on"
+                )
         return problems
 
 

@@ -18,7 +18,7 @@ from tests.integration.deployment import TINY, Deployment, deploy
 PROFILE = f"""
 extends: {TINY}
 name: fine
-student: {{neck: pyramid}}
+student: {{neck: pyramid, resampling: area}}
 teacher: {{kind: lite_medsam}}
 """
 

@@ -65,14 +65,22 @@ def test_a_profile_whose_student_has_another_grid_than_the_teacher_is_refused_in
     lite = "teacher: {kind: lite_medsam, image_size: 256}, teacher_pretraining: null"
     assert (
         load_profile(
-            "real", {"student": {"neck": "pyramid"}, "teacher": {"kind": "lite_medsam"}, "teacher_pretraining": None}
+            "real",
+            {
+                "student": {"neck": "pyramid", "resampling": "area"},
+                "teacher": {"kind": "lite_medsam"},
+                "teacher_pretraining": None,
+            },
         ).student.geometry.logit_side
         == 256
     )
     for changes, told in (
-        (f"{{extends: real, {lite}}}", "stride 16 like student.backbone repvit_m1_1, found lite_medsam of stride 4;"),
         (
-            f"{{extends: real, {lite}, student: {{neck: pyramid, stride: 8}}}}",
+            f"{{extends: real, {lite}, student: {{resampling: area}}}}",
+            "stride 16 like student.backbone repvit_m1_1, found lite_medsam of stride 4;",
+        ),
+        (
+            f"{{extends: real, {lite}, student: {{neck: pyramid, stride: 8, resampling: area}}}}",
             "stride 8 like student.backbone repvit_m1_1 with neck pyramid, found lite_medsam of stride 4;",
         ),
         (
@@ -171,7 +179,7 @@ def test_weights_of_another_geometry_than_the_profiles_are_refused(tmp_path: Pat
     path = tmp_path / "teacher.safetensors"
     save_model(path, build_teacher(config.model_copy(update={"image_size": 128})), {})
     assert teacher_tasks.load_weights(path, config).geometry == config.geometry
-    with pytest.raises(InputError, match=r"expected a teacher of Geometry\(.*'padded'\), found .*'square'"):
+    with pytest.raises(InputError, match=r"expected a teacher of Geometry\(.*'padded', .*\), found .*'square'"):
         teacher_tasks.load_weights(path, config.model_copy(update={"frame": "padded"}))
 
 
@@ -207,3 +215,19 @@ def test_an_entry_point_that_is_no_encoder_is_refused(tmp_path: Path, monkeypatc
         ValueError, match="other_encoders:NONE: expected the EncoderSpec of 'other', found 'no encoder'"
     ):
         encoder_spec("other")
+
+
+def test_student_and_teacher_see_images_resampled_alike(tmp_path: Path) -> None:
+    assert encoder_spec("lite_medsam").geometry(256).resampling == "area"
+    assert encoder_spec("repvit_m1_1").geometry(256).resampling == "bilinear"
+    lite = "teacher: {kind: lite_medsam}, teacher_pretraining: null"
+    found = problems_of(tmp_path, f"{{extends: real, {lite}, student: {{neck: pyramid}}}}")
+    assert "teacher.resampling: expected student.resampling bilinear, found area; set both" in found
+    assert "has 1 problem(s)" in found
+
+
+def test_resampling_is_dumped_where_it_is_set() -> None:
+    assert "resampling" not in StudentConfig().model_dump()
+    assert StudentConfig(resampling="area").model_dump()["resampling"] == "area"
+    with pytest.raises(ValueError, match="resampling: expected one of bilinear, area, found 'cubic'"):
+        StudentConfig(resampling="cubic")

@@ -44,3 +44,8 @@ def test_a_slice_fits_into_every_frame(frame: str) -> None:
     sizes = [geometry.content(height, width) for height in (1, 29, 512, 4000) for width in (1, 30, 512, 3000)]
     assert all(1 <= side <= 128 for size in sizes for side in size)
     assert all(max(size) == 128 for size in sizes)
+
+
+def test_an_unknown_resampling_is_refused() -> None:
+    with pytest.raises(ValueError, match="resampling: expected one of bilinear, area, found 'cubic'"):
+        Geometry.of_stride(64, 16, resampling="cubic")

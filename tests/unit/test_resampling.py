@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from medsam_core.base.geometry import Geometry
+from medsam_core.base.geometry import AREA, Geometry
 from medsam_core.imaging.preprocessing import image_to_model, masks_to_grid
-from medsam_core.imaging.resampling import NumpyResampler, triangle_weights
+from medsam_core.imaging.resampling import NumpyResampler, area_resized, triangle_weights
 from medsam_core.imaging.torch_resampling import TorchResampler, as_tensor
 from medsam_core.imaging.views import View
 
@@ -114,3 +114,31 @@ def test_a_tensor_shares_what_may_be_written_and_copies_what_may_not() -> None:
     array.flags.writeable = False
     as_tensor(array)[1] = 1
     assert array[1] == 0
+
+
+small = st.integers(1, 24)
+
+
+@settings(deadline=None, max_examples=100)
+@given(small, small, small, small, st.sampled_from([(), (3,)]))
+@example(16, 16, 4, 4, (3,))
+@example(3, 2, 24, 3, ())
+def test_an_area_mean_is_that_of_pixels_cut_into_equal_pieces(
+    height: int, width: int, to_height: int, to_width: int, channels: tuple[int, ...]
+) -> None:
+    image = np.random.default_rng(width).integers(0, 256, (height, width, *channels), dtype=np.uint8)
+    pieces = np.atleast_3d(image).astype(np.float64).repeat(to_height, axis=0).repeat(to_width, axis=1)
+    wanted = pieces.reshape(to_height, height, to_width, width, -1).mean(axis=(1, 3)).transpose(2, 0, 1)
+    found = area_resized(image, to_height, to_width)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=255e-5)
+
+
+def test_a_model_is_shown_images_as_it_says() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (96, 80, 3), dtype=np.uint8)
+    view = View.whole(96, 80)
+    by_area = image_to_model(image, view, Geometry(64, 4, 16, resampling=AREA), TORCH)
+    np.testing.assert_array_equal(by_area, area_resized(image, 64, 64))
+    blurred = image_to_model(image, view, Geometry(64, 4, 16), TORCH)
+    # The triangle reaches twice as far, so it leaves less of the contrast.
+    assert blurred.std() < 0.9 * by_area.std()

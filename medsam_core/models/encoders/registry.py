@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Literal
 
-from medsam_core.base.geometry import SQUARE, Geometry
+from medsam_core.base.geometry import AREA, BILINEAR, SQUARE, Geometry
 
 Setting = bool | int | float | str
 InputKind = Literal["standardised", "min_max"]
@@ -33,6 +33,7 @@ class EncoderSpec:
             that raises a ValueError where they contradict each other.
         input_kind: How raw grey values are normalised for it.
         frame: How slices are brought into its square by default, a key of `medsam_core.base.geometry.FRAMES`.
+        resampling: How their pixels are resized by default, one of `medsam_core.base.geometry.RESAMPLINGS`.
         settings: Its own settings, with their defaults.
         published_side: Side of the input of its published checkpoints, pixels; None where there are none.
         weights: File name of its weights: published ones must be given, others lie in `medsam_core/weights`.
@@ -43,6 +44,7 @@ class EncoderSpec:
     stride: int | Callable[[Mapping[str, Setting]], int]
     input_kind: InputKind
     frame: str = SQUARE
+    resampling: str = BILINEAR
     settings: Mapping[str, Setting] = field(default_factory=dict)
     published_side: int | None = None
     weights: str | None = None
@@ -56,10 +58,15 @@ class EncoderSpec:
         return self.stride({**self.settings, **settings}) if callable(self.stride) else self.stride
 
     def geometry(
-        self, image_side: int, frame: str | None = None, settings: Mapping[str, Setting] = MappingProxyType({})
+        self,
+        image_side: int,
+        frame: str | None = None,
+        settings: Mapping[str, Setting] = MappingProxyType({}),
+        resampling: str | None = None,
     ) -> Geometry:
         """Return the geometry for an image side in pixels; errors as in `stride_with` and `Geometry.of_stride`."""
-        return Geometry.of_stride(image_side, self.stride_with(settings), frame or self.frame)
+        stride = self.stride_with(settings)
+        return Geometry.of_stride(image_side, stride, frame or self.frame, resampling or self.resampling)
 
 
 PLAIN, PYRAMID = "plain", "pyramid"
@@ -130,6 +137,7 @@ ENCODERS = _specs(
         builder=f"{_HERE}.tiny_vit:LITE_MEDSAM",
         stride=4,
         input_kind="min_max",
+        resampling=AREA,
         published_side=256,
         weights="lite_medsam.pth",
     ),
