@@ -38,7 +38,8 @@ def _sample(settings: Settings, _args: argparse.Namespace) -> int:
     from pipelines.ingest.scanning import make_sample
 
     if settings.profile.source.kind != "synthetic":
-        _log(f"profile {settings.profile.name} reads {settings.data}; there is no sample data to make")
+        folders = ", ".join(map(str, settings.folders))
+        _log(f"profile {settings.profile.name} reads {folders}; there is no sample data to make")
         return 0
     make_sample(Workspace(settings), _log)
     return 0

@@ -6,8 +6,8 @@ Not here: any number that changes a result; those are in `pipelines.base.profile
 |---|---|---|
 | MEDSAM_HOME | folder of all state | `.medsam` |
 | MEDSAM_PROFILE | `sample`, `real`, `paper`, or the path of a YAML profile | `sample` |
-| MEDSAM_DATA | folder of npz files, for runs of profiles whose source is a folder | none |
-| MEDSAM_GROUPS | CSV file,dataset,group: the patient of each file | `groups.csv` beside or in the data |
+| MEDSAM_DATA | folder of npz files, for runs of profiles whose source is a folder; or several, `/a:train=/b` | none |
+| MEDSAM_GROUPS | CSV file,dataset,group: the patient of each file; or one a folder | `groups.csv` beside or in each |
 | MEDSAM_STORES | path or `s3://bucket/prefix` of the slice stores | `stores` of the profile's state |
 | MEDSAM_TEACHER | path or http(s) URL of the teacher's weights | the shipped stand-in |
 | MEDSAM_TEACHER_SHA256 | expected SHA-256 of these weights | not checked, only recorded |
@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from pipelines.base.data_folders import DataFolder, folders_text, maps_text, parse_folders, parse_maps
 from pipelines.base.profile import Profile, ProfileError, load_profile
 from pipelines.base.variables import Variables, read_variables
 
@@ -41,8 +42,8 @@ class Settings:
     profile_name: str
     profile: Profile
     seed: str | None
-    given_data: Path | None
-    given_groups: Path | None
+    given_data: tuple[DataFolder, ...] | None
+    given_groups: tuple[Path | None, ...] | None
     given_stores: str | None
     teacher: str | None
     teacher_sha256: str | None
@@ -59,10 +60,19 @@ class Settings:
 
     @property
     def data(self) -> Path:
-        """Folder of the npz files.
+        """Folder of the npz files; the first of several.
 
         Raises:
             ProfileError: If it was not set; only commands that are given a folder themselves start without it.
+        """
+        return self.folders[0].path
+
+    @property
+    def folders(self) -> tuple[DataFolder, ...]:
+        """The folders of the npz files, in the order given.
+
+        Raises:
+            ProfileError: If none was set; only commands that are given a folder themselves start without it.
         """
         if self.given_data is None:
             raise ProfileError(_no_data(self.profile))
@@ -70,9 +80,13 @@ class Settings:
 
     @property
     def groups_csv(self) -> Path | None:
-        """The map of files to patients: MEDSAM_GROUPS, else `groups.csv` in the data or beside it, else None."""
-        candidates = (self.data / "groups.csv", self.data.parent / "groups.csv")
-        return self.given_groups or next((path for path in candidates if path.is_file()), None)
+        """The map of files to patients, of the first folder."""
+        return self.maps[0]
+
+    @property
+    def maps(self) -> tuple[Path | None, ...]:
+        """The map of each folder: MEDSAM_GROUPS, else `groups.csv` in the folder or beside it, else None."""
+        return self.given_groups or tuple(_found_map(folder.path) for folder in self.folders)
 
     @property
     def stores(self) -> str:
@@ -103,8 +117,8 @@ class Settings:
             "MLFLOW_TRACKING_URI": self.tracking_uri,
         }
         optional = {
-            "MEDSAM_DATA": self.given_data,
-            "MEDSAM_GROUPS": self.given_groups,
+            "MEDSAM_DATA": self.given_data and folders_text(self.given_data),
+            "MEDSAM_GROUPS": self.given_groups and maps_text(self.given_groups),
             "MEDSAM_STORES": self.given_stores,
             "MEDSAM_TEACHER": self.teacher,
             "MEDSAM_TEACHER_SHA256": self.teacher_sha256,
@@ -116,6 +130,20 @@ class Settings:
 def _sqlite_url(file: Path) -> str:
     """Return the URL of a database file; characters that would end or change its path are encoded."""
     return f"sqlite:///{str(file).replace('%', '%25').replace('?', '%3F')}"
+
+
+def _found_map(folder: Path) -> Path | None:
+    candidates = (folder / "groups.csv", folder.parent / "groups.csv")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _other_count(folders: tuple[DataFolder, ...] | None, maps: tuple[Path | None, ...] | None) -> list[str]:
+    if folders is None or maps is None or len(folders) == len(maps):
+        return []
+    return [
+        f"MEDSAM_GROUPS: expected one map for each of the {len(folders)} folders of MEDSAM_DATA, in order, found "
+        f"{len(maps)}; separate them by {os.pathsep!r}, and leave an entry empty for a folder without a map"
+    ]
 
 
 def _no_data(profile: Profile) -> str:
@@ -146,9 +174,11 @@ def read_settings(environment: Mapping[str, str] | None = None, *, needs_data: b
     """
     variables, problems = read_variables(os.environ if environment is None else environment)
     profile = _profile(variables, problems)
-    home, data = variables.home, variables.data
+    home, data = variables.home, parse_folders(variables.data) if variables.data else None
+    maps = parse_maps(variables.groups) if variables.groups else None
     if profile is not None and profile.source.kind == "synthetic":
-        data = home / profile.name / "raw"
+        data = (DataFolder(home / profile.name / "raw"),)
+    problems += _other_count(data, maps)
     unset = data is None and not any(line.startswith("MEDSAM_DATA:") for line in problems)
     if needs_data and unset and profile is not None:
         problems.append(_no_data(profile))
@@ -160,7 +190,7 @@ def read_settings(environment: Mapping[str, str] | None = None, *, needs_data: b
         profile=profile,
         seed=variables.seed,
         given_data=data,
-        given_groups=variables.groups,
+        given_groups=maps,
         given_stores=variables.stores,
         teacher=variables.teacher,
         teacher_sha256=variables.teacher_sha256,

@@ -14,6 +14,8 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from pipelines.base.data_folders import folders_text, parse_folders
+
 logger = logging.getLogger(__name__)
 
 _ELSEWHERE = ("MEDSAM_MLFLOW_PAGE", "MEDSAM_PARENT_PID", "MEDSAM_GOLDEN_DATA")
@@ -27,6 +29,10 @@ def _absolute(value: object) -> object:
 def _place(value: object) -> object:
     """Return a URL unchanged, and a path as an absolute path."""
     return value if not isinstance(value, str) or "://" in value else str(_absolute(value))
+
+
+def _folders(value: str) -> str:
+    return folders_text(parse_folders(value))
 
 
 def _seed(value: str) -> str:
@@ -54,6 +60,7 @@ def _switch(value: object) -> object:
 
 
 _Folder = Annotated[Path, BeforeValidator(_absolute)]
+_Folders = Annotated[str, BeforeValidator(_folders)]
 _Place = Annotated[str, BeforeValidator(_place)]
 _Count = Annotated[int, BeforeValidator(_count)]
 
@@ -65,8 +72,8 @@ class Variables(BaseSettings):
 
     home: _Folder = Field(default_factory=lambda: Path(".medsam").absolute(), validation_alias="MEDSAM_HOME")
     profile: str = Field("sample", validation_alias="MEDSAM_PROFILE")
-    data: _Folder | None = Field(None, validation_alias="MEDSAM_DATA")
-    groups: _Folder | None = Field(None, validation_alias="MEDSAM_GROUPS")
+    data: _Folders | None = Field(None, validation_alias="MEDSAM_DATA")
+    groups: str | None = Field(None, validation_alias="MEDSAM_GROUPS")
     stores: _Place | None = Field(None, validation_alias="MEDSAM_STORES")
     teacher: _Place | None = Field(None, validation_alias="MEDSAM_TEACHER")
     teacher_sha256: Annotated[str, BeforeValidator(str.lower)] | None = Field(

@@ -111,6 +111,13 @@ def no_leakage(dataset_release: ArtefactRef) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=not leaks, metadata={"leaks": "\n".join(leaks) or "none"})
 
 
+@dg.asset_check(asset=dataset_release, blocking=True)
+def train_folders_only_train(dataset_release: ArtefactRef) -> dg.AssetCheckResult:
+    """No case of a folder that only trains selects or tests a model."""
+    strays = dataset_release.info.get("strays", [])
+    return dg.AssetCheckResult(passed=not strays, metadata={"held out": "\n".join(strays) or "none"})
+
+
 @dg.asset(group_name="ingest", kinds={"numpy"})
 def pixel_statistics(
     context: dg.AssetExecutionContext, workspace: WorkspaceResource, dataset_release: ArtefactRef
@@ -125,4 +132,4 @@ ASSETS = [raw_manifest, *slice_stores, slice_index, dataset_release, pixel_stati
 STORE_CHECKS = [_whole(modality) for modality in MODALITIES]
 """They read every byte, so they run when they are asked for and not with every materialisation."""
 
-CHECKS = [no_leakage, *STORE_CHECKS]
+CHECKS = [no_leakage, train_folders_only_train, *STORE_CHECKS]

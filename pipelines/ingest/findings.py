@@ -26,10 +26,13 @@ _SHOWN = 200
 
 def findings(found: Scan, spacing_order: str) -> list[str]:
     """Say what was found, taken, rejected and skipped, how the map of patients fits, and what speaks for a mistake."""
-    lines = [closing_line(found)]
+    lines = [closing_line(found), *_by_folder(found)]
     lines += [f"rejected, {code}: {count}" for code, count in _reasons(found.table).items()]
     for row in found.skipped.to_dict("records"):
-        lines.append(f"skipped, {row['reason']}: {row['count']}, such as {printable(str(row['examples']))[:_SHOWN]}")
+        where = f" in {row['folder']}" if "folder" in row else ""
+        lines.append(
+            f"skipped{where}, {row['reason']}: {row['count']}, such as {printable(str(row['examples']))[:_SHOWN]}"
+        )
     if found.patients is not None:
         lines += [f"map of patients: {name}: {value}" for name, value in _fit(found.patients).items()]
     return lines + warnings(found.table, spacing_order)
@@ -43,12 +46,26 @@ def closing_line(found: Scan) -> str:
     return f"{total} files found: {n_accepted} accepted, {n_skipped} skipped, {n_rejected} rejected"
 
 
+def _by_folder(found: Scan) -> list[str]:
+    """Return for each of several folders what became of its files, and what came from each role in all."""
+    if found.folders is None:
+        return []
+    lines = [
+        f"{row.folder} ({row.role}): {row.found} files found: {row.accepted} accepted, {row.skipped} skipped, "
+        f"{row.rejected} rejected"
+        for row in found.folders.itertuples()
+    ]
+    by_role = found.folders.groupby("role")["accepted"].sum()
+    return [*lines, "accepted by role: " + ", ".join(f"{role} {count}" for role, count in by_role.items())]
+
+
 def notes(found: Scan, spacing_order: str) -> dict[str, str | pd.DataFrame]:
     """Return what the page shows of a scan."""
     refused = rejected(found.table)
     fit = {f"map of patients: {name}": value for name, value in _fit(found.patients).items()} if found.patients else {}
     return {
         "files": closing_line(found),
+        **({} if found.folders is None else {"by folder": found.folders}),
         "warnings": "\n".join(warnings(found.table, spacing_order)) or "none",
         "by modality": counts_by_modality(found.table),
         "rejections by reason": ", ".join(f"{code} {count}" for code, count in _reasons(found.table).items()) or "none",

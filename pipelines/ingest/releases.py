@@ -5,6 +5,7 @@ gets which split (`storage.releases.splits`), what a release is (`storage.releas
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -33,10 +34,12 @@ from storage.releases.splits import (
     assign_splits,
     families,
     labelled_patients,
+    left_to_draw,
     patients_by_split,
     patients_to_draw,
     require_all_splits,
 )
+from storage.sources.manifest_table import roles
 
 Log = Callable[[str], None]
 
@@ -51,20 +54,21 @@ def _pinned_release(workspace: Workspace) -> Artefact | None:
 def _assigned(workspace: Workspace, table: pd.DataFrame) -> dict[str, str]:
     """Give each labelled patient of a slice index its split, and record those that are new.
 
-    A patient whose ground truth is blank throughout takes no place in a split: it trains, where nothing is drawn of it.
+    Patients of `split` folders are divided. Others train, unless they share content with one that is held out. A
+    patient whose ground truth is blank throughout takes no place in a split: it trains, where nothing is drawn of it.
 
     Raises:
         StorageError: If none would train, none select or none test; nothing is recorded then.
     """
     recorded = workspace.splits.read() or {}
     split = workspace.profile.split
-    shown, tied = patients_to_draw(table), families(table)
-    splits = assign_splits(shown, recorded, SplitFractions(split.validation, split.test), split.seed, tied)
+    divided, tied = patients_to_draw(table[roles(table) == "split"]), families(table)
+    splits = assign_splits(divided, recorded, SplitFractions(split.validation, split.test), split.seed, tied)
     patients = labelled_patients(table)["group"].astype("str").unique()
-    blank = set(patients) - set(shown["group"].astype("str"))
-    splits |= {patient: "train" for patient in sorted(blank) if patient not in splits}
+    splits |= {patient: "train" for patient in sorted(patients) if patient not in splits}
     if workspace.profile.release == "latest":
-        require_all_splits(shown, splits, tied, _besides(table, len(blank)))
+        blank = set(patients) - set(patients_to_draw(table)["group"].astype("str"))
+        require_all_splits(left_to_draw(table, splits), splits, tied, _besides(table, len(blank)))
     if splits != recorded:
         workspace.splits.write({**recorded, **splits})
     return {str(patient): splits[str(patient)] for patient in patients}
@@ -96,23 +100,47 @@ def freeze_release(workspace: Workspace, index: ArtefactRef, log: Log) -> TaskRe
     chosen = pinned or made
     counts = release.table.groupby(["modality", "split"], observed=True)["case_id"].agg(slices="size", cases="nunique")
     twins = duplicates(table[table["gt_array"] != ""])
+    strays = _strays(load_release(pinned.path) if pinned else release, table)
     notes = {
         "slices": chosen.info["slices"],
         "by modality and split": counts.reset_index(),
         **_patients(table, used),
         "leaks between splits": "\n".join(chosen.info["leaks"]) or "none",
         "content that several cases share": twins.head(200) if len(twins) else "none",
-        "left out, for a more held out split has them": release.left_out if left_out else "none",
+        **_left_out(release, table),
         "recorded splits": workspace.splits.path,
         **_moves(workspace, made, pinned, release, log),
     }
-    return TaskResult(chosen.reference(), chosen.fingerprint, int(not made.reused), int(made.reused), notes)
+    reference = chosen.reference()
+    value = replace(reference, info={**reference.info, "strays": strays}) if strays else reference
+    return TaskResult(value, chosen.fingerprint, int(not made.reused), int(made.reused), notes)
+
+
+def _strays(release: Release, index: pd.DataFrame) -> list[str]:
+    """Return a line for each case of a release that is held out, though its folder is now one that only trains."""
+    only_trains = index.loc[roles(index) == "train", "case_id"]
+    held_out = release.table.loc[release.table["split"] != "train", ["case_id", "split"]].drop_duplicates("case_id")
+    found = held_out[held_out["case_id"].isin(only_trains)]
+    return [f"{case_id} in {split}" for case_id, split in zip(found["case_id"], found["split"], strict=True)]
+
+
+def _left_out(release: Release, index: pd.DataFrame) -> dict[str, str | pd.DataFrame]:
+    """Say what is left out of a release and why, and, where folders have roles, how many cases came from each."""
+    table = release.left_out
+    doubled, strays = table[table["kept_in"] != ""], table[table["kept_in"] == ""]
+    notes = {"left out, for a more held out split has them": doubled if len(doubled) else "none"}
+    if not (roles(index) == "train").any():
+        return notes
+    cases = release.table.assign(role=roles(release.table)).groupby(["role", "split"])["case_id"].nunique()
+    return notes | {
+        "left out, for their folder only trains and their patient is held out": strays if len(strays) else "none",
+        "cases by role and split": cases.rename("cases").reset_index(),
+    }
 
 
 def _patients(index: pd.DataFrame, splits: dict[str, str]) -> dict[str, str | pd.DataFrame]:
-    shown = patients_to_draw(index)
-    counts = patients_by_split(shown, splits)
-    blank = sorted(splits.keys() - set(shown["group"].astype("str")))
+    counts = patients_by_split(left_to_draw(index, splits), splits)
+    blank = sorted(splits.keys() - set(patients_to_draw(index)["group"].astype("str")))
     untested = counts[counts["test"] == 0]
     totals = untested["train"] + untested["validation"]
     named = [f"{name} ({total} patients)" for name, total in zip(untested["modality"], totals, strict=True)]

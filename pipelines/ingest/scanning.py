@@ -5,11 +5,13 @@ What belongs here: which source a profile means, scanning it, what stops it. Not
 (`pipelines.ingest.tasks`).
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from pipelines.base.data_folders import DataFolder
 from pipelines.base.profile import Profile
 from pipelines.base.results import TaskResult
 from pipelines.base.settings import InputError
@@ -18,9 +20,10 @@ from pipelines.ingest.findings import findings, notes, other_format, two_files_w
 from storage.base.artefacts import Artefact
 from storage.base.atomic import write_parquet
 from storage.base.references import ArtefactRef
+from storage.sources.folders import Folder, Folders, require_apart
 from storage.sources.kinds import open_source
 from storage.sources.losses import require_kept
-from storage.sources.manifest_table import manifest_fingerprint, rejected
+from storage.sources.manifest_table import manifest_fingerprint, rejected, with_places
 from storage.sources.raw_manifest import ReadLimits, Scan, scan
 from storage.sources.source import Source, SourceConfig
 
@@ -36,6 +39,29 @@ def source_at(root: Path, profile: Profile) -> Source:
     settings = profile.source
     config = SourceConfig(spacing_order=settings.spacing_order, max_case_bytes=settings.max_case_bytes)
     return open_source(settings.kind, root, config)
+
+
+def source_of(workspace: Workspace, log: Log | None = None) -> Source:
+    """Return the source of a workspace: its folder, or its folders as one.
+
+    Args:
+        workspace: Where everything lies.
+        log: Given to read cases of the last scan, which says where among several folders each lies.
+
+    Raises:
+        StorageError: If a folder is another, or lies in it.
+    """
+    settings = workspace.settings
+    if len(settings.folders) == 1:
+        return source_at(settings.data, workspace.profile)
+    require_apart([folder.path for folder in settings.folders])
+    folders = [
+        Folder(source_at(folder.path, workspace.profile), folder.role, groups_csv)
+        for folder, groups_csv in zip(settings.folders, settings.maps, strict=True)
+    ]
+    last = last_scan(workspace, log) if log else None
+    where = {} if last is None else dict(zip(last["case_id"], with_places(last)["folder"], strict=True))
+    return Folders(folders, where)
 
 
 def make_sample(workspace: Workspace, log: Log) -> int:
@@ -62,28 +88,41 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult[ArtefactRef]:
         LossError: If half or more of what the last scan found is lost, or a whole folder, unless the settings accept
             that.
     """
-    data = workspace.settings.data
     if workspace.profile.source.kind == "synthetic":
         make_sample(workspace, log)
-    if not data.is_dir():
-        raise FileNotFoundError(
-            f"MEDSAM_DATA: expected a folder of npz files, found none at {data}; set it, then run again"
-        )
+    _require_folders(workspace.settings.folders)
     before = last_scan(workspace, log)
-    found = _scan(workspace, source_at(data, workspace.profile), before, log)
+    source = source_of(workspace)
+    found = _scan(workspace, source, before, log)
     order = workspace.profile.source.spacing_order
     told = findings(found, order)
     for line in told:
         log(line)
     if not workspace.settings.accept_loss and before is not None:
         before = before[~before["case_id"].isin(workspace.withdrawn.read() or ())]
-        require_kept(before, found.table, str(data), _ACCEPT if _usable(found.table) else _NO_FILES)
-    _require_cases(found, told, data)
+        require_kept(before, found.table, source.place, _ACCEPT if _usable(found.table) else _NO_FILES)
+    _require_cases(found, told, source.place)
     write_parquet(workspace.scan_file, found.table)
     workspace.unfinished_scan_file.unlink(missing_ok=True)
     made = _manifest_artefact(workspace, found.table)
     shown = {**made.info, **notes(found, order), "all rejections": made.path / "rejected.csv"}
     return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), shown)
+
+
+def _require_folders(folders: Sequence[DataFolder]) -> None:
+    """Refuse to scan while a folder is not there.
+
+    Raises:
+        FileNotFoundError: Naming those that are not.
+    """
+    missing = [str(folder.path) for folder in folders if not folder.path.is_dir()]
+    if not missing:
+        return
+    several = f"; in a list of folders no path may hold {os.pathsep!r}" if len(folders) > 1 else ""
+    raise FileNotFoundError(
+        f"MEDSAM_DATA: expected a folder of npz files, found none at {', '.join(missing)}; set it, then run "
+        f"again{several}"
+    )
 
 
 def last_scan(workspace: Workspace, log: Log) -> pd.DataFrame | None:
@@ -137,7 +176,7 @@ def _usable(table: pd.DataFrame) -> bool:
     return bool((table["status"] == "accepted").any() or (table["reason_code"] == "withdrawn").any())
 
 
-def _require_cases(found: Scan, told: list[str], data: Path) -> None:
+def _require_cases(found: Scan, told: list[str], place: str) -> None:
     """Refuse a source without a single good case; `told` is what was found, its first line the counts.
 
     Raises:
@@ -146,7 +185,7 @@ def _require_cases(found: Scan, told: list[str], data: Path) -> None:
     table = found.table
     apart = two_files_warning(table)
     if apart and not table["has_gts"].any():
-        raise InputError(f"{data}: expected cases with gts, found none: {apart.removeprefix('warning: ')}; {told[0]}")
+        raise InputError(f"{place}: expected cases with gts, found none: {apart.removeprefix('warning: ')}; {told[0]}")
     if _usable(table):
         return
     refused = rejected(table)
@@ -154,7 +193,7 @@ def _require_cases(found: Scan, told: list[str], data: Path) -> None:
     examples = [f"{row.case_id}: {row.reason}" for row in refused.head(3).itertuples()]
     remedy = _NO_GOOD_FILES if len(table) else other_format(found.skipped) or _NO_FILES
     raise InputError(
-        "\n  ".join([f"{data}: expected cases, found none that can be used: {instead}. {remedy}", *examples])
+        "\n  ".join([f"{place}: expected cases, found none that can be used: {instead}. {remedy}", *examples])
     )
 
 

@@ -14,7 +14,7 @@ from pipelines.base.results import Picture, TaskResult
 from pipelines.base.values import StorePartsMade, StoreRef
 from pipelines.base.workspace import Workspace
 from pipelines.ingest.part_writing import LostCases, process_count, write_parts
-from pipelines.ingest.scanning import source_at
+from pipelines.ingest.scanning import source_of
 from storage.base.atomic import write_parquet
 from storage.base.errors import StorageError
 from storage.base.modalities import MODALITIES
@@ -74,7 +74,7 @@ def write_store_parts(workspace: Workspace, modality: str, part_ids: Sequence[st
 
     A part is not written if a case of it is no longer the one that was planned; such cases are named.
     """
-    source = source_at(workspace.settings.data, workspace.profile)
+    source = source_of(workspace, log)
     parts = layout.load_plan(workspace.stores, modality, set(part_ids))
     processes = process_count(parts, workspace.settings.workers, workspace.settings.memory_bytes)
     made: list[str] = []

@@ -19,6 +19,7 @@ from storage.base.errors import StorageError
 from storage.base.fingerprints import array_hash, combine, file_hash, fingerprint, require_same
 from storage.releases.columns import SliceColumns
 from storage.releases.splits import SPLITS
+from storage.sources.manifest_table import roles
 
 FORMAT_VERSION: Final = 1
 """Raised by hand whenever the files of a release change their meaning."""
@@ -41,7 +42,8 @@ class Release:
     fingerprints: dict[str, str]
     """Fingerprints of the slices of `train`, `validation` and `test`, and under `all` of the three together."""
     left_out: pd.DataFrame
-    """case_id, split, kept_in: cases left out of `split`, because the split `kept_in` holds the same content."""
+    """case_id, split, kept_in: cases left out of `split`, because the split `kept_in` holds the same content, or,
+    where `kept_in` is empty, because they come from a `train` folder and their patient is held out."""
 
     def split(self, name: str) -> pd.DataFrame:
         """Return the rows of one split, numbered from 0.
@@ -58,7 +60,8 @@ def make_release(index: pd.DataFrame, splits: Mapping[str, str]) -> Release:
     """Freeze the slices that have ground truth.
 
     Content that cases of several splits share, because their patients were recorded before it was found to be the same,
-    stays in the most held out of them and is left out of the others.
+    stays in the most held out of them and is left out of the others. Cases of `train` folders are never held out: those
+    of patients whose split is validation or test are left out.
 
     Args:
         index: The slice index.
@@ -75,7 +78,7 @@ def make_release(index: pd.DataFrame, splits: Mapping[str, str]) -> Release:
     if lacking:
         raise StorageError(f"splits: expected one for each patient, found none for {lacking[:20]}; assign splits again")
     table["split"] = table["group"].astype("str").map(dict(splits)).astype("str")
-    left_out = _leaking(table)
+    left_out = _all_left_out(table)
     table = table[~table["case_id"].isin(left_out["case_id"])].reset_index(drop=True)
     used = table["group"].astype("str").unique()
     return Release(table, {patient: splits[patient] for patient in used}, _fingerprints(table), left_out)
@@ -88,6 +91,19 @@ def _leaking(table: pd.DataFrame) -> pd.DataFrame:
     highest = rank.groupby(cases["content_hash"]).transform("max")
     found = cases.assign(kept_in=[SPLITS[number] for number in highest])[rank < highest]
     return found[["case_id", "split", "kept_in"]].reset_index(drop=True)
+
+
+def _all_left_out(table: pd.DataFrame) -> pd.DataFrame:
+    """Return what is left out, as `Release.left_out` has it."""
+    leaking, strays = _leaking(table), held_out_of_train_folders(table)
+    strays = strays[~strays["case_id"].isin(leaking["case_id"])].assign(kept_in="")
+    return pd.concat([leaking, strays], ignore_index=True) if len(strays) else leaking
+
+
+def held_out_of_train_folders(table: pd.DataFrame) -> pd.DataFrame:
+    """Return case_id and split of the cases of `train` folders in validation and test."""
+    stray = (roles(table) == "train") & (table["split"] != "train")
+    return table.loc[stray, ["case_id", "split"]].drop_duplicates("case_id").astype("str").reset_index(drop=True)
 
 
 def duplicates(table: pd.DataFrame) -> pd.DataFrame:

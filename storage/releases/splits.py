@@ -14,6 +14,7 @@ import pandas as pd
 
 from storage.base.errors import StorageError
 from storage.base.modalities import MODALITIES
+from storage.sources.manifest_table import roles
 
 SPLITS: Final = ("train", "validation", "test")
 """From the least to the most held out. Content in several splits is kept only in the last of them."""
@@ -59,6 +60,11 @@ def patients_to_draw(index: pd.DataFrame) -> pd.DataFrame:
     return index.loc[(index["gt_array"] != "") & (index["fg_px"] > 0), ["modality", "group"]].drop_duplicates(
         ignore_index=True
     )
+
+
+def left_to_draw(index: pd.DataFrame, splits: Mapping[str, str]) -> pd.DataFrame:
+    """Return what `patients_to_draw` does, without slices of `train` folders whose patient is held out."""
+    return patients_to_draw(index[(roles(index) == "split") | (index["group"].map(dict(splits)) == "train")])
 
 
 def families(index: pd.DataFrame) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 What belongs here: the tables, their columns and building them from the parts. Not here: pixels, splits.
 
-The rows of a part are written with the part and depend only on its pixels. Data set and patient are joined from the
-manifest when the index is built, so that a changed map of patients does not require any pixel to be stored again.
+The rows of a part are written with the part and depend only on its pixels. Data set, patient and role are joined from
+the manifest when the index is built, so that a changed map of patients does not require any pixel to be stored again.
 The column of the patient is named `group`, here and in every table, as in the map (`docs/store_format.md`).
 """
 
@@ -24,6 +24,7 @@ from storage.slices.label_statistics import label_statistics
 from storage.slices.manifest import load_manifest
 from storage.slices.planned import rows_key
 from storage.sources.case import Case
+from storage.sources.manifest_table import with_places
 
 PART_SCHEMA: Final = pa.schema(
     [
@@ -61,8 +62,8 @@ SliceRow = dict[str, object]
 """A row of a part, by column."""
 
 _NAMES: Final = list(PART_SCHEMA.names)
-INDEX_COLUMNS: Final = [*_NAMES[:3], "dataset", "group", *_NAMES[3:]]
-"""Columns of the slice index, in order."""
+INDEX_COLUMNS: Final = [*_NAMES[:3], "dataset", "group", *_NAMES[3:], "role"]
+"""Columns of the slice index, in order; earlier versions wrote no `role` (`storage.sources.manifest_table`)."""
 
 
 def slice_row(case: Case, z: int, img_offset: int, gt_offset: int) -> SliceRow:
@@ -164,9 +165,9 @@ def _joined(rows: pd.DataFrame, modality: str, accepted: pd.DataFrame) -> pd.Dat
             f"slice store {modality}: expected the {len(expected)} cases of the manifest, found {len(differing)} "
             f"added, removed or changed since, such as {differing[:5]}; make the slice store of {modality} again"
         )
-    by_case = accepted.set_index("case_id")
-    rows["dataset"] = rows["case_id"].map(by_case["dataset"]).astype(rows["case_id"].dtype)
-    rows["group"] = rows["case_id"].map(by_case["group"]).astype(rows["case_id"].dtype)
+    by_case = with_places(accepted).set_index("case_id")
+    for name in ("dataset", "group", "role"):
+        rows[name] = rows["case_id"].map(by_case[name]).astype(rows["case_id"].dtype)
     return rows[INDEX_COLUMNS]
 
 

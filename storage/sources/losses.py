@@ -12,6 +12,7 @@ import pandas as pd
 
 from storage.base.errors import StorageError
 from storage.base.modalities import MODALITIES
+from storage.sources.manifest_table import with_places
 
 HANDFUL: Final = 3
 """A folder that held so many cases, here or in its folders, is not emptied by chance."""
@@ -86,9 +87,26 @@ def _moved(before: pd.DataFrame, now: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def _emptied(before: pd.DataFrame, now: pd.DataFrame) -> dict[str, int]:
-    """Return the folders whose accepted cases are all lost; one whose cases were moved elsewhere is none."""
+    """Return the folders whose accepted cases are all lost; one whose cases were moved elsewhere is none.
+
+    Of a source of several folders each is judged alone, named in front of what lies in it, or by its name if all of it
+    is lost. A case that another folder has now is not lost.
+    """
+    before, now = with_places(before), with_places(now)
     good, still = (table[table["status"] == "accepted"] for table in (before, now))
-    return emptied_folders(good.loc[~_moved(good, still), "case_id"], still["case_id"])
+    good = good[~_moved(good, still)]
+    emptied: dict[str, int] = {}
+    for place in good["folder"].unique().tolist():
+        own = good[good["folder"] == place]
+        left = still["case_id"].isin(own["case_id"])
+        if place and len(own) >= HANDFUL and not left.any():
+            emptied[str(place)] = len(own)
+            continue
+        # A place that is not scanned by this name any more is compared with all there is.
+        here = still["folder"] == place
+        found = emptied_folders(own["case_id"], still.loc[here | left if here.any() else still.index, "case_id"])
+        emptied |= {f"{place}/{folder}" if place else folder: count for folder, count in found.items()}
+    return emptied
 
 
 def require_kept(before: pd.DataFrame, now: pd.DataFrame, place: str, remedy: str) -> None:

@@ -38,13 +38,32 @@ COLUMNS: Final[dict[str, str]] = {
     "spacing_y": "float64",
     "spacing_x": "float64",
     "reader": "str",
+    "folder": "str",
+    "role": "str",
 }
-"""Column -> dtype. `case_id` is the path below the root without `.npz`; `reader` fingerprints how files were read."""
+"""Column -> dtype. `case_id` is the path below the root without `.npz`; `reader` fingerprints how files were read.
+
+`folder` is the address of the case's folder where there are several, else empty; `role` is `split` or `train`
+(`storage.sources.folders`)."""
+
+_PLACES: Final = {"folder": "", "role": "split"}
+"""Columns that earlier manifests lack -> what they would hold."""
 
 _LOGICAL: Final = ["case_id", "content_hash", "modality", "dataset", "group", "status", "reason_code"]
 
 Facts = dict[str, str | bool | int | float]
 """The columns of a row that reading its file fills."""
+
+
+def with_places(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of cases or slices with `folder` and `role`, as they are where earlier versions left them out."""
+    lacking = {name: value for name, value in _PLACES.items() if name not in table.columns}
+    return table.assign(**lacking).fillna(_PLACES)
+
+
+def roles(table: pd.DataFrame) -> "pd.Series[str]":
+    """Return the role of each row of a table of cases or slices, as `with_places` does."""
+    return table["role"] if "role" in table.columns else pd.Series("split", index=table.index, dtype="str")
 
 
 def typed(table: pd.DataFrame) -> pd.DataFrame:
@@ -94,8 +113,10 @@ def rejected_facts(error: BadSampleError) -> Facts:
 
 def manifest_fingerprint(table: pd.DataFrame) -> str:
     """Return the fingerprint of a manifest's cases; file sizes, times and messages are left out."""
-    ordered = table.sort_values("case_id")
-    return fingerprint({name: combine(ordered[name].astype("str").tolist()) for name in _LOGICAL})
+    ordered = with_places(table).sort_values("case_id")
+    # Left out where all folders are split, so that the manifests of one folder keep their fingerprints.
+    names = [*_LOGICAL, *(["role"] if (ordered["role"] != "split").any() else [])]
+    return fingerprint({name: combine(ordered[name].astype("str").tolist()) for name in names})
 
 
 def rejected(table: pd.DataFrame) -> pd.DataFrame:

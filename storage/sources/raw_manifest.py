@@ -18,7 +18,8 @@ import pandas as pd
 from storage.base.errors import BadSampleError
 from storage.base.memory_budget import MemoryBudget
 from storage.base.modalities import MODALITIES, modality_of_word
-from storage.sources.manifest_table import COLUMNS, Facts, accepted_facts, rejected_facts, typed
+from storage.sources.folders import Folders
+from storage.sources.manifest_table import COLUMNS, Facts, accepted_facts, rejected_facts, typed, with_places
 from storage.sources.patient_map import PatientMap, read_patient_map
 from storage.sources.source import SKIPPED_COLUMNS, Reading, Source, reject
 
@@ -51,6 +52,8 @@ class Scan:
     """Files of the source that are no cases: reason, count, examples."""
     patients: PatientMap | None
     """How the map of patients fits; None without one."""
+    folders: pd.DataFrame | None = None
+    """What became of the files of each folder, the columns of `storage.sources.folders.FOLDER_COUNTS`; None for one."""
 
 
 def scan(
@@ -71,7 +74,7 @@ def scan(
     is a patient of its own.
 
     Args:
-        source: Where the cases are.
+        source: Where the cases are; folders bring maps of their own.
         groups_csv: Map of files to data sets and patients; see `read_patient_map`.
         previous: The table of an earlier scan of the same source.
         limits: How much is read at once.
@@ -83,7 +86,8 @@ def scan(
         StorageError: If the source or `groups_csv` cannot be used; the message lists everything wrong with the latter.
     """
     listing = source.list()
-    patients = read_patient_map(groups_csv, listing.files["case_id"], source.place) if groups_csv else None
+    several = source if isinstance(source, Folders) else None
+    patients = _patients(source, groups_csv, listing.files["case_id"])
     modalities = pd.Series([source.modality(case_id) for case_id in listing.files["case_id"]], dtype="str")
     files = listing.files.assign(modality=modalities)
     files["reader"] = source.reading.now
@@ -95,9 +99,17 @@ def scan(
     for number, batch in enumerate(_examine_all(source, fresh, limits or ReadLimits(), progress), start=1):
         tables.append(batch)
         if checkpoint and number % _CHECKPOINT_BATCHES == 0:
-            checkpoint(_joined(tables, patients))
+            checkpoint(_joined(tables, patients, several))
+    table = _joined(tables, patients, several)
     # A source that skips nothing may give a table without columns.
-    return Scan(_joined(tables, patients), listing.skipped.reindex(columns=list(SKIPPED_COLUMNS)), patients)
+    skipped = listing.skipped.reindex(columns=[*SKIPPED_COLUMNS, *(["folder"] if several else [])])
+    return Scan(table, skipped, patients, several.counts(table, skipped) if several else None)
+
+
+def _patients(source: Source, groups_csv: Path | None, case_ids: "pd.Series[str]") -> PatientMap | None:
+    if isinstance(source, Folders):
+        return source.patients(case_ids)
+    return read_patient_map(groups_csv, case_ids, source.place) if groups_csv else None
 
 
 def _without_withdrawn(files: pd.DataFrame, withdrawn: Collection[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -110,6 +122,7 @@ def _without_withdrawn(files: pd.DataFrame, withdrawn: Collection[str]) -> tuple
 
 def _taken_over(files: pd.DataFrame, previous: pd.DataFrame | None, reading: Reading) -> pd.DataFrame:
     """Return the rows of `previous` that are still valid for a listed file."""
+    previous = None if previous is None else with_places(previous)
     if previous is None or not set(COLUMNS) <= set(previous.columns):
         return typed(pd.DataFrame(columns=list(COLUMNS)))
     rows = typed(previous[~previous["reason_code"].isin(["unreadable", "withdrawn"])]).drop_duplicates("case_id")
@@ -151,15 +164,16 @@ def _require_modality(modality: str) -> None:
         reject("no_modality", f"expected one of {', '.join(MODALITIES)}, found none; {remedy}")
 
 
-def _joined(tables: list[pd.DataFrame], patients: PatientMap | None) -> pd.DataFrame:
-    """Put the batches together, sorted, with data set and patient."""
+def _joined(tables: list[pd.DataFrame], patients: PatientMap | None, several: Folders | None) -> pd.DataFrame:
+    """Put the batches together, sorted, with data set and patient, folder and role."""
     table = pd.concat([part for part in tables if len(part)] or tables[:1], ignore_index=True)
     table["dataset"] = [_dataset(*row) for row in zip(table["case_id"], table["modality"], strict=True)]
     table["group"] = table["case_id"]
     if patients is not None:
         for column in ("dataset", "group"):
             table[column] = table["case_id"].map(patients.by_case[column]).fillna(table[column])
-    return typed(table).sort_values("case_id", ignore_index=True)
+    places = several.places(table["case_id"]) if several else {"folder": "", "role": "split"}
+    return typed(table.assign(**places)).sort_values("case_id", ignore_index=True)
 
 
 def _dataset(case_id: str, modality: str) -> str:
