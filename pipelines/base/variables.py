@@ -18,7 +18,13 @@ from pipelines.base.data_folders import folders_text, parse_folders
 
 logger = logging.getLogger(__name__)
 
-_ELSEWHERE = ("MEDSAM_MLFLOW_PAGE", "MEDSAM_PARENT_PID", "MEDSAM_GOLDEN_DATA")
+_ELSEWHERE = (
+    "MEDSAM_MLFLOW_PAGE",
+    "MEDSAM_PARENT_PID",
+    "MEDSAM_GOLDEN_DATA",
+    "MEDSAM_LITE_MEDSAM",
+    "MEDSAM_LITE_MEDSAM_SEGS",
+)
 """Variables that other modules and the tests read themselves."""
 
 

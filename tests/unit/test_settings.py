@@ -176,7 +176,7 @@ def test_every_problem_is_listed_at_once() -> None:
 
 def test_an_unknown_variable_is_named_with_the_nearest_known_one(caplog: pytest.LogCaptureFixture) -> None:
     name = "MEDSAM_PROFLE"
-    read_settings({name: "real", "MEDSAM_GOLDEN_DATA": "/data", "OTHERS": "x"})
+    read_settings({name: "real", "MEDSAM_GOLDEN_DATA": "/data", "MEDSAM_LITE_MEDSAM": "a.pth", "OTHERS": "x"})
     read_settings({name: "real"})
     assert caplog.messages == [f"{name}: expected a variable of this project, found an unknown one; MEDSAM_PROFILE?"]
 
