@@ -93,6 +93,7 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult[ArtefactRef]:
     _require_folders(workspace.settings.folders)
     before = last_scan(workspace, log)
     source = source_of(workspace)
+    place = ", ".join(str(folder.path) for folder in workspace.settings.folders)
     found = _scan(workspace, source, before, log)
     order = workspace.profile.source.spacing_order
     told = findings(found, order)
@@ -100,8 +101,8 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult[ArtefactRef]:
         log(line)
     if not workspace.settings.accept_loss and before is not None:
         before = before[~before["case_id"].isin(workspace.withdrawn.read() or ())]
-        require_kept(before, found.table, source.place, _ACCEPT if _usable(found.table) else _NO_FILES)
-    _require_cases(found, told, source.place)
+        require_kept(before, found.table, place, _ACCEPT if _usable(found.table) else _NO_FILES)
+    _require_cases(found, told, place)
     write_parquet(workspace.scan_file, found.table)
     workspace.unfinished_scan_file.unlink(missing_ok=True)
     made = _manifest_artefact(workspace, found.table)
