@@ -5,7 +5,7 @@ Not here: paths, executors, settings of one machine. Sources: [P] stated by the 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     AliasChoices,
@@ -35,6 +35,22 @@ class Config(BaseModel):
     """Base of all settings: frozen, and an unknown name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    later_settings: ClassVar[tuple[str, ...]] = ()
+    """Settings that earlier versions did not have: left out of dumps, and so of fingerprints, at the default."""
+
+    @model_serializer(mode="wrap")
+    def _as_earlier_versions(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leave out what earlier versions did not have where it is at its default, so that what they made is found."""
+        values, fields = dump(self), type(self).model_fields
+        later = self.later_settings
+        kept = {name: value for name, value in values.items() if name not in later or value != fields[name].default}
+        return {self.stored_name(name): value for name, value in kept.items()}
+
+    @classmethod
+    def stored_name(cls, name: str) -> str:
+        """Return the name under which a setting is dumped; by default its own."""
+        return name
 
 
 class AugmentationConfig(Config):
@@ -100,10 +116,6 @@ def with_present_names(settings: Mapping[str, T]) -> dict[str, T]:
     return {present.get(name, name): value for name, value in settings.items()}
 
 
-LATER_SETTINGS = ("box_jitter_share", "box_jitter_inward", "mask_distillation_rule")
-"""Settings of a stage that earlier versions did not have: left out of dumps, and so of fingerprints, at the default."""
-
-
 @dataclass(frozen=True)
 class BoxJitter:
     """How far each side of a tight box may move.
@@ -121,6 +133,8 @@ class BoxJitter:
 
 class StageConfig(Config):
     """Settings of one training stage: what is drawn, how it is augmented and how the model is trained."""
+
+    later_settings: ClassVar[tuple[str, ...]] = ("box_jitter_share", "box_jitter_inward", "mask_distillation_rule")
 
     epochs: Positive = 9
     microbatch_size: Positive = Field(10, validation_alias=AliasChoices("microbatch_size", "group_size"))
@@ -149,15 +163,10 @@ class StageConfig(Config):
     """`validation`: ground truth takes the place of the teacher's masks in every modality where, on validation
     patients, the teacher is not better than the ellipse inscribed in the box."""
 
-    @model_serializer(mode="wrap")
-    def _writes_stored_names(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
-        fields = type(self).model_fields
-        kept = {
-            name: value
-            for name, value in dump(self).items()
-            if name not in LATER_SETTINGS or value != fields[name].default
-        }
-        return {STORED_NAMES.get(name, name): value for name, value in kept.items()}
+    @classmethod
+    def stored_name(cls, name: str) -> str:
+        """Return the earlier name of a setting that has one."""
+        return STORED_NAMES.get(name, name)
 
     @property
     def box_jitter(self) -> BoxJitter:

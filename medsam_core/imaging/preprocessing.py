@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medsam_core.base.geometry import AREA, Geometry
-from medsam_core.imaging.resampling import Floats, Resampler, area_resized
+from medsam_core.imaging.resampling import Floats, Resampler, area_resized, area_weights
 from medsam_core.imaging.views import View, orient
 
 _TIE = 1e-6
@@ -62,7 +62,9 @@ def masks_to_grid(
     shown = masks[:, *view.window]
     height, width = shown.shape[1:]
     content_height, content_width = geometry.content(height, width)
-    rows, columns = _area_weights(height, content_height, geometry), _area_weights(width, content_width, geometry)
+    side, grid = geometry.image_side, geometry.logit_side
+    rows = area_weights(height, grid, content_height / side)
+    columns = area_weights(width, grid, content_width / side)
     cells = resampler.cover(shown, rows, columns) >= 0.5 - _TIE
     lost = np.flatnonzero(shown.any(axis=(1, 2)) & ~cells.any(axis=(1, 2)))
     # A share within the rounding error of zero does not count as touching.
@@ -126,22 +128,3 @@ def _padded(planes: Floats, side: int) -> Floats:
     square = np.zeros((len(planes), side, side), dtype=np.float32)
     square[:, : planes.shape[1], : planes.shape[2]] = planes
     return square
-
-
-def _area_weights(size: int, content: int, geometry: Geometry) -> Floats:
-    """Return (G, size) float32: the share of each native pixel in the mean over each cell of the loss grid.
-
-    Pixels on the border of a cell count by the part inside. torch's `area` mode averages whole pixels over overlapping
-    windows instead, which differs from the area where one size does not divide the other.
-
-    Args:
-        size: Native pixels of the axis.
-        content: Model pixels that they take.
-        geometry: Of the model.
-    """
-    grid, side = geometry.logit_side, geometry.image_side
-    edges = np.arange(grid + 1)[:, None] * (size / grid * (side / content))
-    pixels = np.arange(size)
-    overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
-    weights: Floats = (np.maximum(overlap, 0) * (grid / size * (content / side))).astype(np.float32)
-    return weights

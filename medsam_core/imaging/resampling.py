@@ -59,9 +59,7 @@ class NumpyResampler:
 
     def resize_image(self, image: npt.NDArray[np.uint8], height: int, width: int) -> Floats:
         """Resize an image bilinearly with antialias; see `Resampler`."""
-        planes = np.moveaxis(image.reshape(*image.shape[:2], -1), -1, 0).astype(np.float32, order="C")
-        rows, columns = triangle_weights(image.shape[0], height), triangle_weights(image.shape[1], width)
-        return _weighted(_weighted(planes, columns).swapaxes(1, 2), rows).swapaxes(1, 2)
+        return _resized(image, triangle_weights(image.shape[0], height), triangle_weights(image.shape[1], width))
 
     def resize_logits(self, logits: Floats, height: int, width: int) -> Floats:
         """Resize logits bilinearly without antialias; see `Resampler`."""
@@ -113,25 +111,33 @@ def area_resized(image: npt.NDArray[np.uint8], height: int, width: int) -> Float
     Returns:
         (C, h, w) float32, C = 1 for (H, W), not rounded. OpenCV's INTER_AREA rounds the same values to uint8.
     """
-    planes = np.moveaxis(image.reshape(*image.shape[:2], -1), -1, 0).astype(np.float32, order="C")
-    rows, columns = area_weights(image.shape[0], height), area_weights(image.shape[1], width)
-    return _weighted(_weighted(planes, columns).swapaxes(1, 2), rows).swapaxes(1, 2)
+    return _resized(image, area_weights(image.shape[0], height), area_weights(image.shape[1], width))
 
 
 @lru_cache(maxsize=4)
-def area_weights(length: int, wanted: int) -> Floats:
-    """Return (wanted, length) float32: the share of each pixel in the mean over each of `wanted` pixels.
+def area_weights(length: int, cells: int, filled: float = 1.0) -> Floats:
+    """Return (cells, length) float32: the share of each pixel in the mean over each of a row of cells.
+
+    Pixels on the border of a cell count by the part inside. torch's `area` mode averages whole pixels over overlapping
+    windows instead, which differs from the area where one size does not divide the other.
 
     Args:
         length: Pixels along one axis.
-        wanted: New pixels along it.
+        cells: Cells along it.
+        filled: The share of the cells that the pixels fill; nothing lies in those beyond.
     """
-    edges = np.arange(wanted + 1)[:, None] * (length / wanted)
+    edges = np.arange(cells + 1)[:, None] * (length / cells * (1 / filled))
     pixels = np.arange(length)
     overlap = np.maximum(np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels), 0)
-    weights: Floats = (overlap * (wanted / length)).astype(np.float32)
+    weights: Floats = (overlap * (cells / length * filled)).astype(np.float32)
     weights.flags.writeable = False
     return weights
+
+
+def _resized(image: npt.NDArray[np.uint8], rows: Floats, columns: Floats) -> Floats:
+    """Return (C, h, w) float32 of an image (H, W) or (H, W, C), by weights (h, H) of its rows and (w, W) of columns."""
+    planes = np.moveaxis(image.reshape(*image.shape[:2], -1), -1, 0).astype(np.float32, order="C")
+    return _weighted(_weighted(planes, columns).swapaxes(1, 2), rows).swapaxes(1, 2)
 
 
 def _weighted(values: Floats, weights: Floats) -> Floats:

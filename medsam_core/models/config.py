@@ -4,9 +4,9 @@ Not here: which encoders there are (`encoders.registry`), stages (`medsam_core.b
 """
 
 from abc import abstractmethod
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from medsam_core.base.config import Config, Positive
 from medsam_core.base.geometry import Geometry
@@ -17,14 +17,13 @@ def _known_encoder(name: str) -> str:
     return encoder_spec(name).name
 
 
-LATER_SETTINGS = ("frame", "resampling", "settings", "neck", "stride")
-"""Settings that models of earlier versions did not have: left out of dumps, and so of fingerprints, at the default."""
-
 EncoderName = Annotated[str, AfterValidator(_known_encoder)]
 
 
 class Architecture(Config):
     """Settings of student and teacher alike: an encoder by name, the side of its square input, its settings."""
+
+    later_settings: ClassVar[tuple[str, ...]] = ("frame", "resampling", "settings", "neck", "stride")
 
     image_size: Annotated[int, Field(ge=64, multiple_of=64)] = 1024
     """Side S of the square model frame in pixels; 1024 [P]."""
@@ -68,15 +67,6 @@ class Architecture(Config):
             raise ValueError(f"settings: expected those of {spec.name}: {expected}, found {self.settings}")
         _ = self.geometry
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_defaults_of_later_versions(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Leave out what models of earlier versions did not have, so that their fingerprints stay as they are."""
-        values: dict[str, object] = handler(self)
-        fields = type(self).model_fields
-        return {
-            name: value for name, value in values.items() if name not in LATER_SETTINGS or value != fields[name].default
-        }
 
 
 class StudentConfig(Architecture):

@@ -5,18 +5,10 @@ executors and other settings of one deployment (`pipelines.base.settings`).
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    Field,
-    SerializerFunctionWrapHandler,
-    TypeAdapter,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from medsam_core.base.config import Config, Positive, PrecisionSetting, StageConfig, with_present_names
 from medsam_core.models.config import StudentConfig, TeacherConfig
@@ -122,6 +114,8 @@ class TrainingSettings(Config):
 class Profile(Config):
     """A whole run."""
 
+    later_settings: ClassVar[tuple[str, ...]] = ("teacher_adaptation",)
+
     name: str
     source: SourceSettings = SourceSettings()
     store: StoreSettings = StoreSettings()
@@ -141,12 +135,6 @@ class Profile(Config):
     cache: CacheSettings = CacheSettings()
     training: TrainingSettings = TrainingSettings()
     seeds: SeedSettings = SeedSettings()
-
-    @model_serializer(mode="wrap")
-    def _without_defaults_of_later_versions(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Leave out what profiles of earlier versions did not have, so that the runs made of them are found."""
-        values: dict[str, object] = handler(self)
-        return {name: value for name, value in values.items() if value is not None or name != "teacher_adaptation"}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
