@@ -32,7 +32,7 @@ class SharedEncoder:
 
     def encode(self, image: Floats) -> object:
         """Return the embedding of an image, (3, S, S), computed if it is not remembered."""
-        key = hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest()
+        key = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
         if key not in self._embeddings:
             self._embeddings[key] = self._model.encode(image)
             if len(self._embeddings) > self._remembered:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+FACTS: Final = ("weights", "weights_sha256", "licence", "source", "trained_on")
+"""Names of what is recorded of weights."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wheel:
@@ -55,13 +58,7 @@ class Publication:
 
     def facts(self) -> dict[str, str]:
         """Return what is recorded with a model made from the file, and told in reports."""
-        return {
-            "weights": f"{self.title} ({self.file})",
-            "weights_sha256": self.sha256,
-            "licence": self.licence,
-            "source": self.source,
-            "trained_on": self.trained_on,
-        }
+        return _facts(f"{self.title} ({self.file})", self.sha256, self.licence, self.source, self.trained_on)
 
 
 LITE_MEDSAM: Final = Publication(
@@ -115,10 +112,8 @@ def facts_of(sha256: str, name: str) -> dict[str, str]:
         if publication.sha256 == sha256:
             return publication.facts()
     unknown = "not known: no file with this SHA-256 is recorded"
-    return {
-        "weights": name,
-        "weights_sha256": sha256,
-        "licence": unknown,
-        "source": f"the file {name}, as it was given",
-        "trained_on": unknown,
-    }
+    return _facts(name, sha256, unknown, f"the file {name}, as it was given", unknown)
+
+
+def _facts(*values: str) -> dict[str, str]:
+    return dict(zip(FACTS, values, strict=True))

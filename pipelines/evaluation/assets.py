@@ -14,8 +14,8 @@ from pipelines.evaluation.scores import better_than_ellipse, score_predictions
 from pipelines.runs.executors import TRACKED
 from pipelines.runs.launch import launch_trainer
 from pipelines.runs.resources import WorkspaceResource
-from pipelines.teacher.adaptation import AdaptationInputs
 from pipelines.training.assets import TRAINER_POOL
+from pipelines.training.students import StageInputs
 from storage.base.references import ArtefactRef
 
 
@@ -30,7 +30,7 @@ def adapted_teacher(
 ) -> dg.Output[TeacherRef]:
     """The teacher with its decoder tuned on the training patients, if validation patients improve; else as given."""
     space = workspace.open()
-    inputs = AdaptationInputs(dataset_release, adaptation_plan, teacher_checkpoint, adaptation_embeddings)
+    inputs = StageInputs(dataset_release, None, adaptation_plan, teacher_checkpoint, adaptation_embeddings)
     result = teacher_choice.adapted_teacher(space, inputs, launch_trainer(context), context.log.info)
     return materialised(context.op_execution_context, space, "adapted_teacher", result)
 

@@ -44,6 +44,12 @@ class BaselineInputs:
     student: ArtefactRef
     given_teacher: TeacherRef
 
+    @property
+    def teachers(self) -> dict[str, TeacherRef]:
+        """The teacher, and beside an adapted one the teacher that was given, by names of predictors."""
+        adapted = self.given_teacher.fingerprint != self.teacher.fingerprint
+        return {"teacher": self.teacher, **({TEACHER_AS_GIVEN: self.given_teacher} if adapted else {})}
+
 
 def evaluated_cases(workspace: Workspace, release: ArtefactRef) -> Iterator["EvaluationCase"]:
     """Yield the cases that are predicted and scored, one at a time."""
@@ -99,7 +105,7 @@ def predict_baselines(workspace: Workspace, inputs: BaselineInputs, log: Log) ->
     """Predict validation and test cases with the baselines."""
     profile = workspace.profile
     made_from = {
-        "teacher": inputs.teacher.fingerprint,
+        **{name: teacher.fingerprint for name, teacher in inputs.teachers.items()},
         "student": inputs.student.fingerprint,
         "untrained": {
             "student": profile.student.model_dump(mode="json"),
@@ -109,8 +115,6 @@ def predict_baselines(workspace: Workspace, inputs: BaselineInputs, log: Log) ->
         "constant_grey": CONSTANT_GREY,
         **predicted_from(inputs.release),
     }
-    if inputs.given_teacher.fingerprint != inputs.teacher.fingerprint:
-        made_from[TEACHER_AS_GIVEN] = inputs.given_teacher.fingerprint
     made = workspace.artefacts.make(
         "predictions",
         made_from,
@@ -126,11 +130,9 @@ def _baselines(workspace: Workspace, inputs: BaselineInputs) -> dict[str, "Predi
     pixels = inputs.statistics.info
     untrained = build_student(profile.student, pixels["mean"], pixels["std"], profile.seeds.init)
     student = load_segmenter(workspace, inputs.student)
-    teachers = {"teacher": inputs.teacher, TEACHER_AS_GIVEN: inputs.given_teacher}
-    if inputs.given_teacher.fingerprint == inputs.teacher.fingerprint:
-        del teachers[TEACHER_AS_GIVEN]
+    teachers = {name: load_segmenter(workspace, model) for name, model in inputs.teachers.items()}
     return {
-        **predictors_of({name: load_segmenter(workspace, model) for name, model in teachers.items()}, device=device),
+        **predictors_of(teachers, device=device),
         **box_predictors(),
         "untrained_student": predictor(untrained, device=device),
         "student_no_image": predictor(student, constant_image=CONSTANT_GREY, device=device),

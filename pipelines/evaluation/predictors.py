@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from pipelines.base.workspace import Workspace
 
 if TYPE_CHECKING:
+    from medsam_core.inference.predictor import Predictor
     from medsam_core.models.segmenter import Segmenter
-    from medsam_core.models.torch_model import TorchModel
     from pipelines.evaluation.cases import Predict
 
 
@@ -15,7 +15,10 @@ def predictor(model: "Segmenter", *, constant_image: int | None = None, device: 
     """Return a function that predicts a case with a model."""
     from medsam_core.inference.predictor import Predictor
 
-    runner = Predictor(model.eval().to(device), constant_image=constant_image)
+    return _of(Predictor(model.eval().to(device), constant_image=constant_image))
+
+
+def _of(runner: "Predictor") -> "Predict":
     return lambda imgs, boxes, is_3d: runner.predict(imgs, boxes, is_3d=is_3d)
 
 
@@ -28,14 +31,11 @@ def predictors_of(models: Mapping[str, "Segmenter"], *, device: str = "cpu") -> 
     if len(models) < 2 or not same_encoder(list(models.values())):
         return {name: predictor(model, device=device) for name, model in models.items()}
     ready = {name: model.eval().to(device).promptable() for name, model in models.items()}
-    first = next(iter(ready.values()))
-    encoder = SharedEncoder(first)
-
-    def predict_with(model: "TorchModel") -> "Predict":
-        runner = Predictor(WithSharedEncoder(model, encoder), resampler=model.resampler)
-        return lambda imgs, boxes, is_3d: runner.predict(imgs, boxes, is_3d=is_3d)
-
-    return {name: predict_with(model) for name, model in ready.items()}
+    encoder = SharedEncoder(next(iter(ready.values())))
+    return {
+        name: _of(Predictor(WithSharedEncoder(model, encoder), resampler=model.resampler))
+        for name, model in ready.items()
+    }
 
 
 def box_predictors() -> dict[str, "Predict"]:

@@ -1,6 +1,6 @@
 """Which teacher is asked and compared with. What belongs here: the choice by validation patients, and what is believed.
 
-Not here: tuning the teacher (`pipelines.teacher.adaptation`).
+Not here: tuning the teacher (`pipelines.training.students.adapt`).
 
 A tuned teacher is kept only if its mean over validation patients is better than that of the teacher as given. The masks
 of the one kept are believed in the modalities where it is better than the ellipse inscribed in the box, again on
@@ -17,13 +17,14 @@ from pipelines.base.values import BELIEVED, TeacherRef
 from pipelines.base.workspace import Workspace
 from pipelines.evaluation.predictions import TEACHER_AS_GIVEN, load_segmenter
 from pipelines.evaluation.predictors import box_predictors, device_of, predictors_of
+from pipelines.evaluation.reports import choosing_means
 from pipelines.evaluation.versions import PREDICTION_VERSION, scored_from
 from pipelines.ingest.releases import release_reader, split_fingerprint
 from pipelines.runs.launch import Launch
 from pipelines.teacher import adaptation
-from pipelines.teacher.adaptation import AdaptationInputs
 from pipelines.tracking.tracker import TrackedRun, Tracker
-from pipelines.training.students import parent_run
+from pipelines.training import students
+from pipelines.training.students import StageInputs, parent_run
 from storage.base.artefacts import Artefact
 from storage.base.references import ArtefactRef
 
@@ -37,7 +38,7 @@ ELLIPSE = "ellipse"
 _VALIDATION = "validation"
 
 
-def adapted_teacher(workspace: Workspace, inputs: AdaptationInputs, launch: Launch, log: Log) -> TaskResult[TeacherRef]:
+def adapted_teacher(workspace: Workspace, inputs: StageInputs, launch: Launch, log: Log) -> TaskResult[TeacherRef]:
     """Tune the teacher where the profile says so, and return the better one on validation patients.
 
     Where the profile neither tunes the teacher nor asks whether it is believed, it is returned as given.
@@ -50,7 +51,7 @@ def adapted_teacher(workspace: Workspace, inputs: AdaptationInputs, launch: Laun
     notes: dict[str, object] = {}
     made = 0
     if config is not None:
-        tuned = adaptation.adapt(workspace, config, inputs, launch, log)
+        tuned = students.adapt(workspace, config, inputs, launch, log)
         candidates[ADAPTED], notes, made = tuned.value, dict(tuned.notes), tuned.made
     choice = _choice(workspace, inputs.release, candidates, log)
     kept = str(choice.info["kept"])
@@ -96,8 +97,8 @@ def _choose(
     rows = predict_and_score(cases, predictors, folder, log).cases
     table = rows.pivot_table(index="modality", columns="predictor", values=CHOOSING, aggfunc="mean", observed=True)
     gain = choosing().gain
+    means = choosing_means(rows)[f"{_VALIDATION}_{CHOOSING}"]
     # The first of equals, which is the teacher as given.
-    means: dict[str, float] = {str(name): float(value) for name, value in table.mean().items()}
     kept = max(candidates, key=lambda name: gain(means[name]))
     better = table[kept].map(gain) > table[ELLIPSE].map(gain)
     by_modality = {str(name): column.dropna().to_dict() for name, column in table.items()}

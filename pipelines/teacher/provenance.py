@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from medsam_core.models.publications import facts_of
+from medsam_core.models.publications import FACTS, facts_of
 from pipelines.base.workspace import Workspace
 from storage.base.errors import IntegrityError
 from storage.base.finished import read_origin
@@ -20,12 +20,10 @@ TRAINED_HERE: Final = "trained_here"
 _STARTS_FROM: Final = "starts_from"
 """Input of a model that a stage of this project trained: the fingerprint of the model it began with."""
 
-_FACTS: Final = ("weights", "weights_sha256", "licence", "source", "trained_on")
-
 
 def recorded_facts(header: Mapping[str, str]) -> dict[str, str]:
     """Return the facts that the header of a model file holds; empty where it holds none."""
-    return {name: header[name] for name in _FACTS} if set(_FACTS) <= set(header) else {}
+    return {name: header[name] for name in FACTS} if set(FACTS) <= set(header) else {}
 
 
 def given_facts(file: Path, sha256: str) -> dict[str, str]:
@@ -70,5 +68,5 @@ def teacher_facts(workspace: Workspace, fingerprint: str) -> dict[str, str]:
 
 def told(facts: Mapping[str, str]) -> str:
     """Return facts as one line."""
-    names = [name for name in (*_FACTS, TRAINED_HERE) if name in facts and name != "weights_sha256"]
+    names = [name for name in (*FACTS, TRAINED_HERE) if name in facts and name != "weights_sha256"]
     return "; ".join(f"{name.replace('_', ' ')}: {facts[name]}" for name in names)

@@ -113,9 +113,9 @@ def rejected_facts(error: BadSampleError) -> Facts:
 
 def manifest_fingerprint(table: pd.DataFrame) -> str:
     """Return the fingerprint of a manifest's cases; file sizes, times and messages are left out."""
-    ordered = with_places(table).sort_values("case_id")
+    ordered = table.sort_values("case_id")
     # Left out where all folders are split, so that the manifests of one folder keep their fingerprints.
-    names = [*_LOGICAL, *(["role"] if (ordered["role"] != "split").any() else [])]
+    names = [*_LOGICAL, *(["role"] if (roles(ordered) != "split").any() else [])]
     return fingerprint({name: combine(ordered[name].astype("str").tolist()) for name in names})
 
 
