@@ -30,6 +30,7 @@ class SliceTable:
         label_id: (L,) int32, original ids, ascending within a slice.
         label_area: (L,) int64, foreground pixels.
         label_box: (L, 4) int32, tight `xyxy_px` of each label in the native slice, half-open.
+        unlabelled: (N,) bool, slices without a label map; None: there are none.
     """
 
     modalities: tuple[str, ...]
@@ -40,14 +41,16 @@ class SliceTable:
     label_id: npt.NDArray[np.int32]
     label_area: npt.NDArray[np.int64]
     label_box: npt.NDArray[np.int32]
+    unlabelled: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         """Return N."""
         return len(self.modality)
 
     def drawable(self) -> npt.NDArray[np.int64]:
-        """Return the rows that hold at least one label; the others are stored but never drawn."""
-        return np.flatnonzero(np.diff(self.label_start) > 0)
+        """Return the rows that hold at least one label, or have no label map; blank ones are stored but never drawn."""
+        labelled = np.diff(self.label_start) > 0
+        return np.flatnonzero(labelled if self.unlabelled is None else labelled | self.unlabelled)
 
 
 class SliceReader(Protocol):

@@ -49,6 +49,7 @@ class Stage(ABC):
         name: Its name in profiles, plans and fingerprints.
         question: What it asks of the teacher, where it asks one.
         mixes: Whether the images of a microbatch may be mixed.
+        draws_unlabelled: Whether it learns from images without ground truth, too.
         trains_decoder: Whether prompt encoder and mask decoder are trained, from the teacher's weights on. If not, the
             encoder is published with batch-norm statistics of clean images.
     """
@@ -56,6 +57,7 @@ class Stage(ABC):
     name: ClassVar[StageName]
     question: ClassVar[Question]
     mixes: ClassVar[bool]
+    draws_unlabelled: ClassVar[bool] = False
     trains_decoder: ClassVar[bool]
 
     @property
@@ -133,6 +135,7 @@ class Distillation(Stage):
     name: ClassVar[StageName] = "distillation"
     question: ClassVar[Question] = EMBEDDINGS
     mixes: ClassVar[bool] = True
+    draws_unlabelled: ClassVar[bool] = True
     trains_decoder: ClassVar[bool] = False
 
     def n_prompts(self, config: StageConfig) -> int:

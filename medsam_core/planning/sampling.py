@@ -52,7 +52,7 @@ def balanced_rows(table: SliceTable, rng: CounterRng, first: int, count: int) ->
     its drawable slices in a permutation drawn for each pass over them. Cycles and passes continue across epochs.
 
     Args:
-        table: The slices; those without a label are never drawn.
+        table: The slices; those whose label map is blank are never drawn.
         rng: Random numbers of the plan.
         first: Number of the first slot.
         count: n.
@@ -61,7 +61,7 @@ def balanced_rows(table: SliceTable, rng: CounterRng, first: int, count: int) ->
         (n,) int32 rows of the table.
 
     Raises:
-        ValueError: If no slice holds a label.
+        ValueError: If no slice can be drawn.
     """
     drawable = table.drawable()
     present = np.unique(table.modality[drawable])

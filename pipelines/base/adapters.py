@@ -6,7 +6,7 @@ it is in `pipelines.teacher.tasks`.
 
 from medsam_core.base.data import SliceTable
 from storage.base.modalities import MODALITIES
-from storage.releases.columns import SliceColumns
+from storage.releases.columns import GT_ARRAY_NAMES, SliceColumns
 
 
 def slice_table(columns: SliceColumns) -> SliceTable:
@@ -16,6 +16,7 @@ def slice_table(columns: SliceColumns) -> SliceTable:
         columns: A split of a release, in release order.
     """
     label_start, label_id = columns.lists("labels")
+    without = columns.codes("gt_array") == GT_ARRAY_NAMES.index("")
     return SliceTable(
         modalities=MODALITIES,
         modality=columns.codes("modality"),
@@ -25,4 +26,5 @@ def slice_table(columns: SliceColumns) -> SliceTable:
         label_id=label_id,
         label_area=columns.lists("areas")[1],
         label_box=columns.lists("boxes")[1].reshape(-1, 4),
+        unlabelled=without if without.any() else None,
     )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from pipelines.base.variants import PROPOSED, Variant
+from storage.releases.release import DISTILLATION
 from storage.releases.splits import SPLITS
 
 
@@ -22,12 +23,15 @@ def recomputed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
 
     Assets that depend only on the training split are kept while its fingerprint is the same.
     """
-    changed = {split for split in SPLITS if old.get(split) != new.get(split)}
+    changed = {split for split in (*SPLITS, DISTILLATION) if old.get(split) != new.get(split)}
     lines = []
     if "train" in changed:
         lines += ["pixel_statistics", "distillation_plan and finetuning_plan", "teacher_checkpoint, if trained here"]
         lines += ["adaptation_plan, adaptation_embeddings and adapted_teacher, if the teacher is adapted"]
         lines += ["teacher_embeddings and teacher_logits", "student_distilled and student_finetuned of every variant"]
+    elif DISTILLATION in changed:
+        lines += ["pixel_statistics", "distillation_plan", "teacher_embeddings"]
+        lines += ["student_distilled and student_finetuned of every variant"]
     if changed:
         lines += [
             "baseline_predictions and baseline_scores",

@@ -37,12 +37,16 @@ def _known_kind(kind: str) -> str:
 class SourceSettings(Config):
     """The source of cases and the reading of its files."""
 
+    later_settings: ClassVar[tuple[str, ...]] = ("unlabelled",)
+
     kind: Annotated[str, AfterValidator(_known_kind)] = "folder"
     """`synthetic`: cases that the project makes; `folder`: the npz files below `MEDSAM_DATA`; or a registered kind."""
     spacing_order: Literal["zyx", "xyz"] = "zyx"
     """Axis order of `spacing` in the files. It is stated, never guessed: the challenge's converter writes xyz."""
     max_case_bytes: Positive = 8 * 2**30
     """Most array bytes of a file; a file whose headers state more is rejected without being read."""
+    unlabelled: bool = False
+    """Whether distillation also draws images of files without `gts`."""
     synthetic_seed: int = 7
     synthetic_cases: Positive = 18
     """Two-dimensional cases of each modality that the synthetic source makes."""

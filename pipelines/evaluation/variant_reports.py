@@ -19,6 +19,7 @@ from pipelines.evaluation.report_logging import log_report
 from pipelines.evaluation.reports import choosing_means, write_report
 from pipelines.evaluation.scores import make_scores, newly_made, open_scores
 from pipelines.evaluation.versions import scored_from
+from pipelines.ingest import unlabelled
 from pipelines.teacher.provenance import teacher_facts, told
 from pipelines.tracking.tracker import TrackedRun, Tracker
 from pipelines.training.training_cases import training_cases_file
@@ -67,6 +68,7 @@ def report(workspace: Workspace, variant: Variant, inputs: ReportInputs, log: Lo
         "pictures": Picture(own.pictures),
         "report": made.path,
         "MLflow run": Link(run.url),
+        **unlabelled.told(inputs.release),
     }
     if variant.name == PROPOSED.name:
         notes["registered version"] = _register(workspace, tracker, run, inputs.student, made)

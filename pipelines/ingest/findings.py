@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipelines.base.profile import SourceSettings
 from pipelines.base.terminal import printable
 from pipelines.ingest.spacing_evidence import spacing_warning
 from storage.sources.manifest_table import counts_by_modality, rejected
@@ -24,9 +25,10 @@ _SHOWN = 200
 """Rows, names and letters that are shown of a list."""
 
 
-def findings(found: Scan, spacing_order: str) -> list[str]:
+def findings(found: Scan, source: SourceSettings) -> list[str]:
     """Say what was found, taken, rejected and skipped, how the map of patients fits, and what speaks for a mistake."""
     lines = [closing_line(found), *_by_folder(found)]
+    lines += [f"{name}: {value}" for name, value in _without_gts(found, source).items()]
     lines += [f"rejected, {code}: {count}" for code, count in _reasons(found.table).items()]
     for row in found.skipped.to_dict("records"):
         where = f" in {row['folder']}" if "folder" in row else ""
@@ -35,7 +37,7 @@ def findings(found: Scan, spacing_order: str) -> list[str]:
         )
     if found.patients is not None:
         lines += [f"map of patients: {name}: {value}" for name, value in _fit(found.patients).items()]
-    return lines + warnings(found.table, spacing_order)
+    return lines + warnings(found.table, source.spacing_order)
 
 
 def closing_line(found: Scan) -> str:
@@ -59,14 +61,22 @@ def _by_folder(found: Scan) -> list[str]:
     return [*lines, "accepted by role: " + ", ".join(f"{role} {count}" for role, count in by_role.items())]
 
 
-def notes(found: Scan, spacing_order: str) -> dict[str, str | pd.DataFrame]:
+def _without_gts(found: Scan, source: SourceSettings) -> dict[str, str]:
+    """Say how many accepted files have no labels, and what becomes of them; nothing if there are none."""
+    count = int(((found.table["status"] == "accepted") & ~found.table["has_gts"]).sum())
+    use = "distillation alone draws them" if source.unlabelled else "nothing uses them: source.unlabelled is off"
+    return {"accepted without gts": f"{count}, {use}"} if count else {}
+
+
+def notes(found: Scan, source: SourceSettings) -> dict[str, str | pd.DataFrame]:
     """Return what the page shows of a scan."""
     refused = rejected(found.table)
     fit = {f"map of patients: {name}": value for name, value in _fit(found.patients).items()} if found.patients else {}
     return {
         "files": closing_line(found),
         **({} if found.folders is None else {"by folder": found.folders}),
-        "warnings": "\n".join(warnings(found.table, spacing_order)) or "none",
+        **_without_gts(found, source),
+        "warnings": "\n".join(warnings(found.table, source.spacing_order)) or "none",
         "by modality": counts_by_modality(found.table),
         "rejections by reason": ", ".join(f"{code} {count}" for code, count in _reasons(found.table).items()) or "none",
         "rejections": refused.head(_SHOWN) if len(refused) else "none",

@@ -11,15 +11,20 @@ from pathlib import Path
 import pandas as pd
 
 from medsam_core.imaging.pixel_statistics import balanced_statistics
+from medsam_core.learning import stages
+from medsam_core.learning.stages import Stage
 from pipelines.base.asset_keys import recomputed
 from pipelines.base.results import TaskResult
 from pipelines.base.workspace import Workspace
+from pipelines.ingest import unlabelled
+from pipelines.ingest.unlabelled import chosen_unlabelled, distils_alone
 from storage.base.artefacts import Artefact
 from storage.base.errors import IntegrityError
 from storage.base.modalities import MODALITIES
 from storage.base.references import ArtefactRef
 from storage.releases.reader import ReleaseReader
 from storage.releases.release import (
+    DISTILLATION,
     Release,
     duplicates,
     leakage,
@@ -66,7 +71,7 @@ def _assigned(workspace: Workspace, table: pd.DataFrame) -> dict[str, str]:
     splits = assign_splits(divided, recorded, SplitFractions(split.validation, split.test), split.seed, tied)
     patients = labelled_patients(table)["group"].astype("str").unique()
     splits |= {patient: "train" for patient in sorted(patients) if patient not in splits}
-    if workspace.profile.release == "latest":
+    if workspace.profile.release == "latest" and not distils_alone(workspace, table):
         blank = set(patients) - set(patients_to_draw(table)["group"].astype("str"))
         require_all_splits(left_to_draw(table, splits), splits, tied, _besides(table, len(blank)))
     if splits != recorded:
@@ -79,18 +84,25 @@ def _besides(index: pd.DataFrame, n_blank: int) -> str:
     labelled = index.loc[index["gt_array"] != "", "group"]
     n_without = index.loc[~index["group"].isin(labelled), "group"].nunique()
     told = f"; {n_blank} more have gts that are blank, of which nothing is drawn" if n_blank else ""
-    return told + (f"; {n_without} more have no gts in the file of their imgs" if n_without else "")
+    return told + (
+        f"; {n_without} more have no gts in the file of their imgs (distillation alone can use them: source.unlabelled)"
+        if n_without
+        else ""
+    )
 
 
 def freeze_release(workspace: Workspace, index: ArtefactRef, log: Log) -> TaskResult[ArtefactRef]:
     """Choose the accepted slices with ground truth, give each patient its recorded split, and freeze the choice."""
     table = pd.read_parquet(workspace.artefacts.get(index).path / "slice_index.parquet")
     used = _assigned(workspace, table)
-    release = make_release(table, used)
+    extra = chosen_unlabelled(workspace, table, used, log)
+    release = make_release(table, used, extra.table)
 
     def build(folder: Path) -> dict[str, object]:
         save_release(folder, release)
-        return {"fingerprints": release.fingerprints, "leaks": leakage(release)[:50], "slices": len(release.table)}
+        found = {"fingerprints": release.fingerprints, "leaks": leakage(release)[:50], "slices": len(release.table)}
+        to_train = (release.table["split"] == "train") & (release.table["fg_px"] > 0)
+        return {**found, **unlabelled.facts(release.unlabelled, int(to_train.sum()))}
 
     left_out = release.left_out.to_dict("records")
     made = workspace.artefacts.make(
@@ -108,6 +120,8 @@ def freeze_release(workspace: Workspace, index: ArtefactRef, log: Log) -> TaskRe
         "leaks between splits": "\n".join(chosen.info["leaks"]) or "none",
         "content that several cases share": twins.head(200) if len(twins) else "none",
         **_left_out(release, table),
+        **unlabelled.told(chosen.reference()),
+        **({"without labels, left out": extra.left_out.head(200)} if len(extra.left_out) else {}),
         "recorded splits": workspace.splits.path,
         **_moves(workspace, made, pinned, release, log),
     }
@@ -197,12 +211,19 @@ def split_fingerprint(release: ArtefactRef, split: str) -> str:
     return str(release.info["fingerprints"][split])
 
 
+def drawn_split(release: ArtefactRef, stage: Stage) -> str:
+    """Return the name of what a stage draws: the training split, with slices without ground truth if it takes them."""
+    extended = stage.draws_unlabelled and DISTILLATION in release.info["fingerprints"]
+    return DISTILLATION if extended else "train"
+
+
 def measure_pixels(workspace: Workspace, release: ArtefactRef) -> TaskResult[ArtefactRef]:
-    """Compute the student's normalisation over the training split."""
-    made_from = {"train": split_fingerprint(release, "train"), "version": 1}
+    """Compute the student's normalisation over what it is distilled on."""
+    split = drawn_split(release, stages.DISTILLATION)
+    made_from = {"train": split_fingerprint(release, split), "version": 1}
 
     def build(_folder: Path) -> dict[str, object]:
-        reader = release_reader(workspace, release, "train")
+        reader = release_reader(workspace, release, split)
         codes = reader.columns.codes("modality")
         mean, std = balanced_statistics((MODALITIES[code], reader.read(row)[0]) for row, code in enumerate(codes))
         return {"mean": mean.tolist(), "std": std.tolist(), "slices": len(reader)}

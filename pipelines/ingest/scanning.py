@@ -6,7 +6,7 @@ What belongs here: which source a profile means, scanning it, what stops it. Not
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -41,12 +41,13 @@ def source_at(root: Path, profile: Profile) -> Source:
     return open_source(settings.kind, root, config)
 
 
-def source_of(workspace: Workspace, log: Log | None = None) -> Source:
+def source_of(workspace: Workspace, log: Log, case_ids: Collection[str] = ()) -> Source:
     """Return the source of a workspace: its folder, or its folders as one.
 
     Args:
         workspace: Where everything lies.
-        log: Given to read cases of the last scan, which says where among several folders each lies.
+        log: Where a damaged record of the last scan is told.
+        case_ids: Cases that are to be read without listing the source first; the last scan says which folder has them.
 
     Raises:
         StorageError: If a folder is another, or lies in it.
@@ -59,9 +60,12 @@ def source_of(workspace: Workspace, log: Log | None = None) -> Source:
         Folder(source_at(folder.path, workspace.profile), folder.role, groups_csv)
         for folder, groups_csv in zip(settings.folders, settings.maps, strict=True)
     ]
-    last = last_scan(workspace, log) if log else None
-    where = {} if last is None else dict(zip(last["case_id"], with_places(last)["folder"], strict=True))
-    return Folders(folders, where)
+    last = last_scan(workspace, log) if case_ids else None
+    if last is None:
+        return Folders(folders, {})
+    # Only these: the source is sent to every process that reads.
+    rows = with_places(last[last["case_id"].isin(case_ids)])
+    return Folders(folders, dict(zip(rows["case_id"], rows["folder"], strict=True)))
 
 
 def make_sample(workspace: Workspace, log: Log) -> int:
@@ -92,11 +96,10 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult[ArtefactRef]:
         make_sample(workspace, log)
     _require_folders(workspace.settings.folders)
     before = last_scan(workspace, log)
-    source = source_of(workspace)
+    source = source_of(workspace, log)
     place = ", ".join(str(folder.path) for folder in workspace.settings.folders)
     found = _scan(workspace, source, before, log)
-    order = workspace.profile.source.spacing_order
-    told = findings(found, order)
+    told = findings(found, workspace.profile.source)
     for line in told:
         log(line)
     if not workspace.settings.accept_loss and before is not None:
@@ -106,7 +109,7 @@ def scan_source(workspace: Workspace, log: Log) -> TaskResult[ArtefactRef]:
     write_parquet(workspace.scan_file, found.table)
     workspace.unfinished_scan_file.unlink(missing_ok=True)
     made = _manifest_artefact(workspace, found.table)
-    shown = {**made.info, **notes(found, order), "all rejections": made.path / "rejected.csv"}
+    shown = {**made.info, **notes(found, workspace.profile.source), "all rejections": made.path / "rejected.csv"}
     return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), shown)
 
 

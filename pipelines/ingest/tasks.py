@@ -74,8 +74,8 @@ def write_store_parts(workspace: Workspace, modality: str, part_ids: Sequence[st
 
     A part is not written if a case of it is no longer the one that was planned; such cases are named.
     """
-    source = source_of(workspace, log)
     parts = layout.load_plan(workspace.stores, modality, set(part_ids))
+    source = source_of(workspace, log, {case.case_id for part in parts for case in part.cases})
     processes = process_count(parts, workspace.settings.workers, workspace.settings.memory_bytes)
     made: list[str] = []
     lost: dict[str, str] = {}

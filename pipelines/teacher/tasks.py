@@ -14,6 +14,7 @@ from pipelines.base.settings import InputError
 from pipelines.base.teacher_file import teacher_file
 from pipelines.base.values import TeacherRef, TrainerJob
 from pipelines.base.workspace import Workspace
+from pipelines.ingest.unlabelled import has_labels
 from pipelines.runs.launch import Launch
 from pipelines.teacher.downloads import download, require_sha256
 from pipelines.teacher.provenance import given_facts, teacher_facts
@@ -87,7 +88,9 @@ def make_teacher(workspace: Workspace, release: ArtefactRef, launch: Launch, log
     log(f"teacher {profile.teacher.kind}: sha256 {sha256}")
     facts = teacher_facts(workspace, loaded.fingerprint)
     notes = {**facts, "kind": profile.teacher.kind, "sha256": sha256, "source": facts.get("source", source.name)}
-    if profile.teacher_pretraining is None:
+    if profile.teacher_pretraining is None or not has_labels(release):
+        if profile.teacher_pretraining is not None:
+            log("teacher_pretraining is left out: no training case has labels; the teacher stays as given")
         value = _teacher(loaded.reference(), profile.teacher.kind)
         return TaskResult(value, loaded.fingerprint, int(not loaded.reused), int(loaded.reused), notes)
     result = _train_stand_in(workspace, release, loaded.reference(), launch, log)

@@ -13,8 +13,10 @@ from medsam_core.learning.stages import Stage
 from medsam_core.planning.plan import Plan, plan_inputs
 from pipelines.base.adapters import slice_table
 from pipelines.base.results import Picture, TaskResult
+from pipelines.base.settings import InputError
 from pipelines.base.workspace import Workspace
-from pipelines.ingest.releases import release_reader, split_fingerprint
+from pipelines.ingest.releases import drawn_split, release_reader, split_fingerprint
+from pipelines.ingest.unlabelled import has_labels
 from storage.base.atomic import atomic_file
 from storage.base.references import ArtefactRef
 
@@ -24,7 +26,7 @@ def plan_description(
 ) -> dict[str, object]:
     """Return everything that a plan is made from."""
     inputs = plan_inputs(config, stage, workspace.profile.student.image_size, workspace.profile.seeds.plan)
-    return {"train": split_fingerprint(release, "train"), **inputs}
+    return {"train": split_fingerprint(release, drawn_split(release, stage)), **inputs}
 
 
 def _save_array(path: Path, array: npt.NDArray[np.generic]) -> None:
@@ -33,10 +35,16 @@ def _save_array(path: Path, array: npt.NDArray[np.generic]) -> None:
 
 
 def make_plan(workspace: Workspace, release: ArtefactRef, config: StageConfig, stage: Stage) -> TaskResult[ArtefactRef]:
-    """Build a stage's plan over the training split."""
+    """Build a stage's plan over the training split, which distillation extends by images without labels.
+
+    Raises:
+        InputError: If the stage needs labels and the release has none to train on.
+    """
+    if not stage.draws_unlabelled and not has_labels(release):
+        raise InputError(_no_labels(release, stage))
 
     def build(folder: Path) -> dict[str, object]:
-        reader = release_reader(workspace, release, "train")
+        reader = release_reader(workspace, release, drawn_split(release, stage))
         table = slice_table(reader.columns)
         size = workspace.profile.student.image_size
         plan = Plan.build(table, config, stage, size, workspace.profile.seeds.plan)
@@ -53,6 +61,15 @@ def make_plan(workspace: Workspace, release: ArtefactRef, config: StageConfig, s
         **{path.stem.replace("_", " "): Picture(path) for path in sorted(made.path.glob("*.png"))},
     }
     return TaskResult(made.reference(), made.fingerprint, int(not made.reused), int(made.reused), notes)
+
+
+def _no_labels(release: ArtefactRef, stage: Stage) -> str:
+    return (
+        f"{stage.section}: expected training cases with gts, found none: all {release.info['unlabelled_cases']} cases "
+        "are without labels. The student is distilled on them, and kept (proposed/student_distilled); it can be "
+        "fine-tuned, tested and registered once labelled cases of at least three patients are there: add them, and "
+        "run again"
+    )
 
 
 def _draw_batches(plan: Plan, reader: SliceReader, geometry: Geometry, folder: Path) -> None:

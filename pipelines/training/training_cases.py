@@ -18,7 +18,10 @@ _EARLIER_NAME = "seen_cases.json"
 def write_training_cases(folder: Path, release: Release) -> None:
     """Record the split of every case of a release by content hash, so that an evaluation elsewhere knows its cases."""
     cases = release.table[["content_hash", "split"]].astype(str).drop_duplicates()
-    write_json(folder / TRAINING_CASES, dict(zip(cases["content_hash"], cases["split"], strict=True)))
+    splits = dict(zip(cases["content_hash"], cases["split"], strict=True))
+    if release.unlabelled is not None:
+        splits |= dict.fromkeys(release.unlabelled["content_hash"].astype(str), "train")
+    write_json(folder / TRAINING_CASES, splits)
 
 
 def training_cases_file(folder: Path) -> Path | None:

@@ -24,7 +24,11 @@ from storage.sources.manifest_table import roles
 FORMAT_VERSION: Final = 1
 """Raised by hand whenever the files of a release change their meaning."""
 
+DISTILLATION: Final = "distillation"
+"""Beside the names of splits, in fingerprints and files: the training split with the slices without ground truth."""
+
 _TABLE: Final = "release.parquet"
+_UNLABELLED: Final = "unlabelled.parquet"
 _SUMMARY: Final = "release.json"
 _SPLITS: Final = "splits.json"
 _LEFT_OUT: Final = "left_out.json"
@@ -40,24 +44,35 @@ class Release:
     splits: dict[str, str]
     """Patient -> split, of the patients in `table`."""
     fingerprints: dict[str, str]
-    """Fingerprints of the slices of `train`, `validation` and `test`, and under `all` of the three together."""
+    """Fingerprints of the slices of `train`, `validation` and `test`, and under `all` of all together; where there are
+    slices without ground truth, under `distillation` that of those and the training split."""
     left_out: pd.DataFrame
     """case_id, split, kept_in: cases left out of `split`, because the split `kept_in` holds the same content, or,
     where `kept_in` is empty, because they come from a `train` folder and their patient is held out."""
+    unlabelled: pd.DataFrame | None = None
+    """Rows of the slice index without ground truth, sorted alike; None if there are none."""
 
     def split(self, name: str) -> pd.DataFrame:
-        """Return the rows of one split, numbered from 0.
+        """Return the rows of one split, or of what distillation draws, numbered from 0.
 
         Raises:
             StorageError: If there is no such split.
         """
+        if name == DISTILLATION and self.unlabelled is not None:
+            return _with_unlabelled(self.table[self.table["split"] == "train"], self.unlabelled)
         if name not in SPLITS:
             raise StorageError(f"split: expected {', '.join(SPLITS)}, found {name}; correct it")
         return self.table[self.table["split"] == name].reset_index(drop=True)
 
 
-def make_release(index: pd.DataFrame, splits: Mapping[str, str]) -> Release:
-    """Freeze the slices that have ground truth.
+def _with_unlabelled(labelled: pd.DataFrame, unlabelled: pd.DataFrame) -> pd.DataFrame:
+    """Return both, sorted together, so that a file which gains labels keeps its place."""
+    both = pd.concat([labelled, unlabelled.assign(split="train")], ignore_index=True)
+    return both.sort_values(["modality", "case_id", "z"], ignore_index=True)
+
+
+def make_release(index: pd.DataFrame, splits: Mapping[str, str], unlabelled: pd.DataFrame | None = None) -> Release:
+    """Freeze the slices that have ground truth, and those without that distillation draws.
 
     Content that cases of several splits share, because their patients were recorded before it was found to be the same,
     stays in the most held out of them and is left out of the others. Cases of `train` folders are never held out: those
@@ -66,6 +81,8 @@ def make_release(index: pd.DataFrame, splits: Mapping[str, str]) -> Release:
     Args:
         index: The slice index.
         splits: Patient -> split; further patients are ignored.
+        unlabelled: Rows of the index without ground truth (`storage.releases.unlabelled`); None or none: distillation
+            draws the training split alone.
 
     Raises:
         StorageError: If a patient has no split, or a slice is listed twice.
@@ -81,7 +98,8 @@ def make_release(index: pd.DataFrame, splits: Mapping[str, str]) -> Release:
     left_out = _all_left_out(table)
     table = table[~table["case_id"].isin(left_out["case_id"])].reset_index(drop=True)
     used = table["group"].astype("str").unique()
-    return Release(table, {patient: splits[patient] for patient in used}, _fingerprints(table), left_out)
+    extra = None if unlabelled is None or unlabelled.empty else unlabelled
+    return Release(table, {name: splits[name] for name in used}, _fingerprints(table, extra), left_out, extra)
 
 
 def _leaking(table: pd.DataFrame) -> pd.DataFrame:
@@ -114,8 +132,10 @@ def duplicates(table: pd.DataFrame) -> pd.DataFrame:
     return found.reset_index()
 
 
-def _fingerprints(table: pd.DataFrame) -> dict[str, str]:
+def _fingerprints(table: pd.DataFrame, unlabelled: pd.DataFrame | None) -> dict[str, str]:
     parts = {name: _fingerprint_of(table[table["split"] == name]) for name in SPLITS}
+    if unlabelled is not None:
+        parts[DISTILLATION] = _fingerprint_of(_with_unlabelled(table[table["split"] == "train"], unlabelled))
     return {**parts, "all": fingerprint(parts)}
 
 
@@ -139,13 +159,18 @@ def save_release(folder: Path, release: Release) -> None:
     write_parquet(folder / _TABLE, release.table)
     write_json(folder / _SPLITS, release.splits)
     write_json(folder / _LEFT_OUT, release.left_out.to_dict("records"))
-    for name in SPLITS:
+    names = [*SPLITS, *([] if release.unlabelled is None else [DISTILLATION])]
+    for name in names:
         SliceColumns.of(release.split(name)).save(folder / _columns_file(name))
+    files = [*_FILES, *map(_columns_file, names)]
+    if release.unlabelled is not None:
+        write_parquet(folder / _UNLABELLED, release.unlabelled)
+        files.append(_UNLABELLED)
     summary = {
         "format": FORMAT_VERSION,
         "fingerprints": release.fingerprints,
         "slices": {name: int((release.table["split"] == name).sum()) for name in SPLITS},
-        "sha256": {name: file_hash(folder / name) for name in (*_FILES, *map(_columns_file, SPLITS))},
+        "sha256": {name: file_hash(folder / name) for name in files},
     }
     write_json(folder / _SUMMARY, summary)
 
@@ -170,7 +195,7 @@ def _require_frozen(folder: Path, names: Sequence[str]) -> dict[str, Any]:
 
 
 def open_split(folder: Path, split: str) -> SliceColumns:
-    """Open the columns of one split, with rows as in `Release.split`, and check that the file is unchanged.
+    """Open the columns of one split, or of what distillation draws, rows as in `Release.split`; the file is checked.
 
     Raises:
         StorageError: If the folder holds no complete release.
@@ -191,14 +216,19 @@ def load_release(folder: Path) -> Release:
     table = pd.read_parquet(folder / _TABLE, engine="pyarrow")
     splits: dict[str, str] = read_json(folder / _SPLITS)
     left_out = pd.DataFrame(read_json(folder / _LEFT_OUT), columns=["case_id", "split", "kept_in"])
-    return Release(table, splits, summary["fingerprints"], left_out)
+    if _UNLABELLED not in summary["sha256"]:
+        return Release(table, splits, summary["fingerprints"], left_out)
+    _require_frozen(folder, [_UNLABELLED])
+    unlabelled = pd.read_parquet(folder / _UNLABELLED, engine="pyarrow")
+    return Release(table, splits, summary["fingerprints"], left_out, unlabelled)
 
 
 def release_difference(old: Release, new: Release) -> dict[str, list[str]]:
     """List the cases by which two releases differ.
 
     Returns:
-        Sorted case ids under `added`, `removed`, and `changed` (other content, modality, patient or split).
+        Sorted case ids under `added`, `removed`, and `changed` (other content, modality, patient or split, labels
+        gained or lost).
     """
     before, after = _cases(old), _cases(new)
     common = before.index.intersection(after.index)
@@ -212,12 +242,17 @@ def release_difference(old: Release, new: Release) -> dict[str, list[str]]:
 
 def _cases(release: Release) -> pd.DataFrame:
     columns = ["case_id", "content_hash", "modality", "group", "split"]
-    return release.table[columns].drop_duplicates("case_id").set_index("case_id").astype("str")
+    return _everything(release)[columns].drop_duplicates("case_id").set_index("case_id").astype("str")
+
+
+def _everything(release: Release) -> pd.DataFrame:
+    """Return all rows; those without ground truth are of the training split."""
+    return release.table if release.unlabelled is None else _with_unlabelled(release.table, release.unlabelled)
 
 
 def leakage(release: Release) -> list[str]:
     """Return a line for every patient, and every content that several cases share, found in more than one split."""
-    cases = release.table[["case_id", "group", "content_hash", "split"]].drop_duplicates()
+    cases = _everything(release)[["case_id", "group", "content_hash", "split"]].drop_duplicates()
     lines: list[str] = []
     for column, what in (("group", "patient"), ("content_hash", "content")):
         n_splits = cases.groupby(column)["split"].transform("nunique")

@@ -181,7 +181,8 @@ def modality_index(index: pd.DataFrame) -> pd.DataFrame:
     """Summarise the slice index by modality and data set.
 
     Returns:
-        modality, dataset, cases, slices, drawable_slices (with at least one label), labels (summed over slices),
+        modality, dataset, cases, slices, drawable_slices (with at least one label),
+        unlabelled_slices (without a label map), labels (summed over slices),
         foreground_share (labelled pixels over all pixels of slices that have a label map; NaN if none has),
         min_height, max_height, min_width, max_width (pixels), bytes (uncompressed images and label maps), label_ids
         (distinct ones, ascending) and imgs_first, imgs_stop: the elements of `imgs` between which its slices lie.
@@ -192,6 +193,7 @@ def modality_index(index: pd.DataFrame) -> pd.DataFrame:
     work = index.assign(
         label_count=index["labels"].map(len).astype("int64"),
         drawable=index["fg_px"] > 0,
+        unlabelled=~has_gts,
         labelled_px=pixels.where(has_gts, 0),
         stored_bytes=pixels * (index["channels"] + label_bytes),
         img_stop=index["img_offset"] + pixels * index["channels"],
@@ -200,6 +202,7 @@ def modality_index(index: pd.DataFrame) -> pd.DataFrame:
         cases=("case_id", "nunique"),
         slices=("z", "size"),
         drawable_slices=("drawable", "sum"),
+        unlabelled_slices=("unlabelled", "sum"),
         labels=("label_count", "sum"),
         foreground_share=("fg_px", "sum"),
         labelled_px=("labelled_px", "sum"),

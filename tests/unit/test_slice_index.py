@@ -169,6 +169,7 @@ def test_modality_index_counts(tmp_path: Path) -> None:
         "cases": 2,
         "slices": 4,
         "drawable_slices": 1,
+        "unlabelled_slices": 1,
         "labels": 2,
         "foreground_share": 7 / 60,
         "min_height": 4,
