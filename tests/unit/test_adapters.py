@@ -49,6 +49,7 @@ def test_a_slice_without_labels_keeps_its_row_and_is_never_drawn() -> None:
             "labels": [[2], [], [1, 9]],
             "areas": [[3], [], [4, 5]],
             "boxes": [[0, 0, 1, 3], [], [0, 1, 2, 3, 4, 5, 6, 6]],
+            "gt_array": ["gts_u8", "gts_u16", "gts_u8"],
         }
     )
     table = slice_table(SliceColumns.of(rows))
@@ -56,14 +57,28 @@ def test_a_slice_without_labels_keeps_its_row_and_is_never_drawn() -> None:
     assert table.drawable().tolist() == [0, 2]
     assert table.label_box.tolist() == [[0, 0, 1, 3], [0, 1, 2, 3], [4, 5, 6, 6]]
     assert table.modality.tolist() == [MODALITIES.index(name) for name in ("US", "CT", "US")]
+    assert table.unlabelled is None, "a slice whose ground truth is blank has labels: none of them"
+    marked = slice_table(SliceColumns.of(rows.assign(gt_array=["gts_u8", "", "gts_u8"]))).unlabelled
+    assert marked is not None
+    assert marked.tolist() == [False, True, False]
 
 
 def test_columns_have_the_types_that_the_table_promises() -> None:
     rows = pd.DataFrame(
-        {"modality": ["CT"], "height": [4], "width": [7], "labels": [[2]], "areas": [[3]], "boxes": [[0, 0, 1, 3]]}
+        {
+            "modality": ["CT"],
+            "height": [4],
+            "width": [7],
+            "labels": [[2]],
+            "areas": [[3]],
+            "boxes": [[0, 0, 1, 3]],
+            "gt_array": ["gts_u8"],
+        }
     )
     for table in (slice_table(SliceColumns.of(rows)), slice_table(SliceColumns.of(rows.iloc[:0]))):
-        types = {name: getattr(table, name).dtype.name for name in vars(table) if name != "modalities"}
+        types = {
+            name: getattr(table, name).dtype.name for name in vars(table) if name not in ("modalities", "unlabelled")
+        }
         assert types == {
             "modality": "int8",
             "height": "int32",
@@ -77,7 +92,7 @@ def test_columns_have_the_types_that_the_table_promises() -> None:
 
 
 def test_an_empty_split_is_an_empty_table() -> None:
-    columns = ["modality", "height", "width", "labels", "areas", "boxes"]
+    columns = ["modality", "height", "width", "labels", "areas", "boxes", "gt_array"]
     table = slice_table(SliceColumns.of(pd.DataFrame({name: [] for name in columns})))
     assert len(table) == 0
     assert table.label_start.tolist() == [0]
