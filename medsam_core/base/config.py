@@ -23,6 +23,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 
 MixKind = Literal["none", "mixpatch", "cutmix"]
+DiceKind = Literal["squared", "linear"]
 
 PrecisionSetting = Literal["auto", "float32", "bfloat16"]
 """The number format of training: one that is stated, or the one that is measured to be faster."""
@@ -134,7 +135,13 @@ class BoxJitter:
 class StageConfig(Config):
     """Settings of one training stage: what is drawn, how it is augmented and how the model is trained."""
 
-    later_settings: ClassVar[tuple[str, ...]] = ("box_jitter_share", "box_jitter_inward", "mask_distillation_rule")
+    later_settings: ClassVar[tuple[str, ...]] = (
+        "box_jitter_share",
+        "box_jitter_inward",
+        "mask_distillation_rule",
+        "dice",
+        "bce_weight",
+    )
 
     epochs: Positive = 9
     microbatch_size: Positive = Field(10, validation_alias=AliasChoices("microbatch_size", "group_size"))
@@ -162,6 +169,11 @@ class StageConfig(Config):
     mask_distillation_rule: Literal["always", "validation"] = "always"
     """`validation`: ground truth takes the place of the teacher's masks in every modality where, on validation
     patients, the teacher is not better than the ellipse inscribed in the box."""
+    dice: DiceKind = "squared"
+    """Denominator of the soft Dice of masks: squared probabilities [P], under which an object that cannot be made
+    out is answered with nothing, or probabilities (`linear`), under which it is filled as far as that pays."""
+    bce_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of the cross-entropy against ground truth beside the Dice term [P: 1]."""
 
     @classmethod
     def stored_name(cls, name: str) -> str:

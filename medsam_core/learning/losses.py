@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medsam_core.base.config import DiceKind
+
 DICE_SMOOTH = 1e-5
 """Added to numerator and denominator, MONAI's default, which the paper's public code uses [C]."""
 
@@ -27,20 +29,25 @@ def embedding_mse(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(student.float(), teacher.detach().float())
 
 
-def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, kind: DiceKind = "squared") -> Tensor:
     """Return one minus the soft Dice of sigmoid probabilities, mean over images and boxes.
 
-    The denominator is a sum of squares (Milletari et al. 2016, V-Net), as in the paper's public code [C].
+    Where all that is known of a region is the share q of foreground in it, squares are minimal at a probability of
+    sqrt(q), and below q = 0.25 that is an empty mask; sums are minimal at certainty, the region filled.
 
     Args:
         logits: (B, K, H, W).
         target: (B, K, H, W) in [0, 1].
+        kind: The denominator: a sum of squares (Milletari et al. 2016, V-Net), as in the paper's public code [C], or a
+            sum of values (Drozdzal et al. 2016).
     """
     _require_same_shape("target masks", logits, target)
     probability = logits.float().sigmoid()
     target = target.float()
     overlap = (probability * target).sum(dim=(-2, -1))
-    size = probability.square().sum(dim=(-2, -1)) + target.square().sum(dim=(-2, -1))
+    if kind == "squared":
+        probability, target = probability.square(), target.square()
+    size = probability.sum(dim=(-2, -1)) + target.sum(dim=(-2, -1))
     return (1 - (2 * overlap + DICE_SMOOTH) / (size + DICE_SMOOTH)).mean()
 
 
@@ -97,27 +104,36 @@ def iou_head_loss(predicted_iou: Tensor, logits: Tensor, target: Tensor) -> Tens
 
 
 def finetuning_loss(
-    logits: Tensor, predicted_iou: Tensor, masks: Tensor, probabilities: Tensor | None
+    logits: Tensor,
+    predicted_iou: Tensor,
+    masks: Tensor,
+    probabilities: Tensor | None,
+    *,
+    dice: DiceKind = "squared",
+    bce_weight: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the fine-tuning loss and its terms, all with weight 1 (paper, Table 2; weights [C]).
+    """Return the fine-tuning loss and its terms, by default all with weight 1 (paper, Table 2; weights [C]).
 
     Args:
         logits: (B, K, H, W), the student's low-resolution logits.
         predicted_iou: (B, K), the student's IoU head.
         masks: (B, K, H, W), ground truth brought to the logits' grid, 0 or 1.
         probabilities: (B, K, H, W), the teacher's, or None to learn from ground truth alone (ablation 1).
+        dice: Denominator of the Dice term.
+        bce_weight: Weight of the term `bce` in the sum.
 
     Returns:
         The sum, and its terms by name: `dice`, `bce`, `iou` and, with a teacher, `teacher_bce`.
     """
     terms = {
-        "dice": dice_loss(logits, masks),
+        "dice": dice_loss(logits, masks, dice),
         "bce": bce_with_logits(logits, masks),
         "iou": iou_head_loss(predicted_iou, logits, masks),
     }
     if probabilities is not None:
         terms["teacher_bce"] = teacher_bce(logits, probabilities)
-    return torch.stack(list(terms.values())).sum(), terms
+    weighted = [bce_weight * term if name == "bce" else term for name, term in terms.items()]
+    return torch.stack(weighted).sum(), terms
 
 
 def _require_same_shape(what: str, expected: Tensor, found: Tensor) -> None:

@@ -86,10 +86,13 @@ class Stage(ABC):
         """Return whether the parameter of this name is trained."""
 
     @abstractmethod
-    def losses(self, segmenter: "Segmenter", batch: "Microbatch", answers: "Tensor | None") -> "list[Tensor]":
+    def losses(
+        self, config: StageConfig, segmenter: "Segmenter", batch: "Microbatch", answers: "Tensor | None"
+    ) -> "list[Tensor]":
         """Return a microbatch's loss, which carries the gradient, followed by its terms; scalars as `terms` has them.
 
         Args:
+            config: Of the stage.
             segmenter: The model in training.
             batch: The rendered microbatch, on the model's device.
             answers: The teacher's, from `ask`.
@@ -162,10 +165,13 @@ class Distillation(Stage):
         """Return whether the parameter is the image encoder's."""
         return parameter.startswith("image_encoder.")
 
-    def losses(self, segmenter: "Segmenter", batch: "Microbatch", answers: "Tensor | None") -> "list[Tensor]":
+    def losses(
+        self, config: StageConfig, segmenter: "Segmenter", batch: "Microbatch", answers: "Tensor | None"
+    ) -> "list[Tensor]":
         """Return the mean square error of the embeddings, twice: as loss and as term."""
         from medsam_core.learning.losses import embedding_mse
 
+        del config
         if answers is None:
             raise ValueError("distillation: expected the teacher's embeddings, found none; give a teacher")
         loss = embedding_mse(segmenter.encode(batch.images), answers)
@@ -203,12 +209,16 @@ class FineTuning(Stage):
         """Return whether a box prompt reaches the parameter."""
         return not parameter.startswith(UNREACHED)
 
-    def losses(self, segmenter: "Segmenter", batch: "Microbatch", answers: "Tensor | None") -> "list[Tensor]":
+    def losses(
+        self, config: StageConfig, segmenter: "Segmenter", batch: "Microbatch", answers: "Tensor | None"
+    ) -> "list[Tensor]":
         """Return the sum of the terms, then each."""
         from medsam_core.learning.losses import finetuning_loss
 
         logits, predicted_iou = segmenter(batch.images, batch.boxes)
-        loss, terms = finetuning_loss(logits, predicted_iou, batch.masks, answers)
+        loss, terms = finetuning_loss(
+            logits, predicted_iou, batch.masks, answers, dice=config.dice, bce_weight=config.bce_weight
+        )
         return [loss, *terms.values()]
 
     def _trained_parts(self, segmenter: "Segmenter") -> "tuple[Module, ...]":
@@ -250,14 +260,18 @@ class Adaptation(Stage):
         """Return whether a box prompt reaches the parameter, outside the encoder."""
         return not parameter.startswith(("image_encoder.", *UNREACHED))
 
-    def losses(self, segmenter: "Segmenter", batch: "Microbatch", answers: "Tensor | None") -> "list[Tensor]":
+    def losses(
+        self, config: StageConfig, segmenter: "Segmenter", batch: "Microbatch", answers: "Tensor | None"
+    ) -> "list[Tensor]":
         """Return the sum of the terms, then each; only the decoder runs."""
         from medsam_core.learning.losses import finetuning_loss
 
         if answers is None:
             raise ValueError("adaptation: expected the teacher's embeddings, found none; give a teacher")
         logits, predicted_iou = segmenter.decode(answers, batch.boxes)
-        loss, terms = finetuning_loss(logits, predicted_iou, batch.masks, None)
+        loss, terms = finetuning_loss(
+            logits, predicted_iou, batch.masks, None, dice=config.dice, bce_weight=config.bce_weight
+        )
         return [loss, *terms.values()]
 
     def _trained_parts(self, segmenter: "Segmenter") -> "tuple[Module, ...]":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from medsam_core.base.allocator import keep_freed_memory
 from medsam_core.base.geometry import Geometry
 from medsam_core.imaging.resampling import Floats
 from medsam_core.imaging.torch_resampling import TorchResampler, as_tensor
@@ -33,6 +34,7 @@ class TorchModel:
         self._segmenter = segmenter
         self._device = next(segmenter.parameters()).device
         self.resampler = TorchResampler()
+        keep_freed_memory()
 
     @property
     def geometry(self) -> Geometry:

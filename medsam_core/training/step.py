@@ -94,7 +94,7 @@ class Stepper:
         batch = self._on_device(microbatch.batch)
         answers = self._answers(microbatch, batch)
         with self.precision.autocast():
-            losses = self._stage.losses(self.segmenter, batch, answers)
+            losses = self._stage.losses(self._config, self.segmenter, batch, answers)
         self.precision.scaler.scale(losses[0] / self._config.microbatches_per_step).backward()  # type: ignore[no-untyped-call]
         row = torch.stack([*(loss.detach() for loss in losses), losses[0].new_tensor(batch.n_small)])
         return row.double()

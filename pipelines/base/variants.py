@@ -56,7 +56,7 @@ class Variant:
             ProfileError: If the profile's student has no neck to choose; the message names both.
         """
         own = profile.student
-        if self.neck is None:
+        if self.neck in (None, own.encoder_settings.get("neck")):
             return own
         if "neck" not in own.encoder.settings:
             raise ProfileError(

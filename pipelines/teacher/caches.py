@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
+from medsam_core.base.allocator import keep_freed_memory
 from medsam_core.learning.questions import AnswerKind, Question
 from medsam_core.planning.plan import Plan, plan_inputs
 from pipelines.base.results import TaskResult
@@ -130,6 +131,7 @@ class Answerer:
         from medsam_core.training.precision import Precision, mixed_name
         from pipelines.base.devices import choose_device
 
+        keep_freed_memory()
         profile = work.workspace.profile
         self._work, self._reader = work, reader
         self._device = choose_device(profile)

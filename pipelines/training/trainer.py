@@ -16,6 +16,7 @@ import torch
 from dagster_pipes import open_dagster_pipes
 from torch import Tensor
 
+from medsam_core.base.allocator import keep_freed_memory
 from medsam_core.base.config import PrecisionSetting
 from medsam_core.base.data import SliceReader
 from medsam_core.learning.questions import TEACHER_PROBABILITIES
@@ -127,6 +128,7 @@ def run_job(job: TrainerJob, log: logging.Logger) -> None:
         job: As `pipelines.training.students` makes it.
         log: Where progress is said, for example Dagster's log through Pipes.
     """
+    keep_freed_memory()
     workspace = Workspace(read_settings({**os.environ, **job.settings}))
     config = job.config
     device = choose_device(workspace.profile)

@@ -34,7 +34,7 @@ def test_configurations_and_profiles_are_read_without_torch() -> None:
     code = (
         "import sys; from pipelines.base.profile import load_profile;"
         "sides = [load_profile(name).teacher.geometry.logit_side for name in ('sample', 'real', 'paper')];"
-        "assert sides == [32, 64, 256], sides; assert 'torch' not in sys.modules"
+        "assert sides == [32, 256, 256], sides; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -62,25 +62,14 @@ def test_a_neck_is_dumped_where_it_is_set(values: dict[str, object]) -> None:
 
 
 def test_a_profile_whose_student_has_another_grid_than_the_teacher_is_refused_in_one_line(tmp_path: Path) -> None:
-    lite = "teacher: {kind: lite_medsam, image_size: 256}, teacher_pretraining: null"
-    assert (
-        load_profile(
-            "real",
-            {
-                "student": {"neck": "pyramid", "resampling": "area"},
-                "teacher": {"kind": "lite_medsam"},
-                "teacher_pretraining": None,
-            },
-        ).student.geometry.logit_side
-        == 256
-    )
+    assert load_profile("real").student.geometry.logit_side == 256
     for changes, told in (
         (
-            f"{{extends: real, {lite}, student: {{resampling: area}}}}",
+            "{extends: real, student: {neck: plain}}",
             "stride 16 like student.backbone repvit_m1_1, found lite_medsam of stride 4;",
         ),
         (
-            f"{{extends: real, {lite}, student: {{neck: pyramid, stride: 8, resampling: area}}}}",
+            "{extends: real, student: {stride: 8}}",
             "stride 8 like student.backbone repvit_m1_1 with neck pyramid, found lite_medsam of stride 4;",
         ),
         (
@@ -220,8 +209,7 @@ def test_an_entry_point_that_is_no_encoder_is_refused(tmp_path: Path, monkeypatc
 def test_student_and_teacher_see_images_resampled_alike(tmp_path: Path) -> None:
     assert encoder_spec("lite_medsam").geometry(256).resampling == "area"
     assert encoder_spec("repvit_m1_1").geometry(256).resampling == "bilinear"
-    lite = "teacher: {kind: lite_medsam}, teacher_pretraining: null"
-    found = problems_of(tmp_path, f"{{extends: real, {lite}, student: {{neck: pyramid}}}}")
+    found = problems_of(tmp_path, "{extends: real, student: {resampling: bilinear}}")
     assert "teacher.resampling: expected student.resampling bilinear, found area; set both" in found
     assert "has 1 problem(s)" in found
 

@@ -131,3 +131,25 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
         dice_loss(_logits(), _masks()[:, :1])
     with pytest.raises(ValueError, match="teacher embeddings"):
         embedding_mse(torch.zeros(2, 4), torch.zeros(1, 4))
+
+
+def test_what_cannot_be_made_out_is_filled_by_the_linear_dice_and_dropped_by_the_squared_one() -> None:
+    """Of 100 pixels 9 are foreground, nobody knows which: the best single probability of all of them."""
+    mask = torch.zeros(1, 1, 10, 10)
+    mask[..., 0, :9] = 1
+    probabilities = torch.linspace(0.01, 0.99, 99)
+    logits = torch.logit(probabilities)[:, None, None, None].expand(-1, 1, 10, 10)
+    best = {}
+    for kind in ("squared", "linear"):
+        losses = torch.stack([dice_loss(one[None], mask, kind) for one in logits])
+        best[kind] = float(probabilities[losses.argmin()])
+    assert best == pytest.approx({"squared": 0.3, "linear": 0.99}, abs=0.006)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25])
+def test_the_weight_of_the_cross_entropy_changes_the_sum_and_not_the_term(weight: float) -> None:
+    logits, masks = _logits(), _masks()
+    plain, terms = finetuning_loss(logits, torch.zeros(2, 3), masks, None)
+    weighted, same = finetuning_loss(logits, torch.zeros(2, 3), masks, None, bce_weight=weight)
+    assert same == terms
+    assert weighted.item() == pytest.approx((plain - (1 - weight) * terms["bce"]).item(), rel=1e-6)

@@ -58,6 +58,28 @@ def test_shapes_at_every_size(build: Callable[[int], Segmenter], size: int) -> N
     assert iou.shape == (2, 3)
 
 
+@pytest.mark.parametrize("make", [student_of, stand_in_of])
+def test_an_image_is_encoded_alike_in_any_company(make: Callable[[int], Segmenter]) -> None:
+    model, raw = make(64), images(3, 64)
+    with torch.inference_mode():
+        together = model.encode(raw)
+        assert together.is_contiguous()
+        for number in range(3):
+            assert torch.equal(model.encode(raw[number : number + 1])[0], together[number])
+    learning = model.encode(raw)
+    assert learning.requires_grad
+    torch.testing.assert_close(learning.detach(), together, rtol=1e-4, atol=1e-4)
+
+
+def test_batch_statistics_are_of_the_whole_batch_without_gradients_too() -> None:
+    one, other, raw = student_of(64).train(), student_of(64).train(), images(4, 64)
+    with torch.no_grad():
+        one.encode(raw)
+    other.encode(raw)
+    for name, value in other.state_dict().items():
+        torch.testing.assert_close(one.state_dict()[name], value, msg=name)
+
+
 def test_standardised_input_is_zero_at_the_mean_and_one_a_deviation_above(student: Segmenter) -> None:
     mean = torch.tensor(MEAN).view(1, 3, 1, 1).expand(1, 3, 64, 64)
     above = mean + torch.tensor(STD).view(1, 3, 1, 1)

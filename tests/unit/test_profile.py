@@ -26,7 +26,7 @@ def problems(name: str) -> list[str]:
     ("name", "backbone", "size", "teacher", "source"),
     [
         ("sample", "repvit_m0_9", 128, "stand_in", "synthetic"),
-        ("real", "repvit_m1_1", 256, "stand_in", "folder"),
+        ("real", "repvit_m1_1", 256, "lite_medsam", "folder"),
         ("paper", "repvit_m1_1", 1024, "medsam_vit_b", "folder"),
     ],
 )
@@ -50,7 +50,7 @@ LATER = {"box_jitter_share": 0.1, "box_jitter_inward": True}
 """Settings of a stage that earlier versions did not have, at other values than those versions acted by."""
 
 
-@pytest.mark.parametrize("name", ["sample", "real", "paper"])
+@pytest.mark.parametrize("name", ["sample", "paper"])
 def test_settings_of_later_versions_are_dumped_where_they_are_set_and_nowhere_else(name: str) -> None:
     before = load_profile(name).finetuning.model_dump(mode="json")
     assert not set(LATER) & set(before)

@@ -34,6 +34,10 @@ def test_an_ablation_stops_at_the_ablation_epoch_and_changes_one_thing(variant: 
     if variant.name == "no_mask_distillation":
         assert variant.finetuning(profile) == shorter.model_copy(update={"mask_distillation": False})
         assert variant.distillation(profile) == profile.distillation
+    elif variant.neck is not None and variant.neck == profile.student.neck:
+        assert variant.student(profile) == profile.student, (
+            "nothing to change: its distilled encoder is the proposed one"
+        )
     else:
         assert variant.finetuning(profile) == shorter
         assert (variant.distillation(profile) != profile.distillation) != (variant.student(profile) != profile.student)
