@@ -196,15 +196,15 @@ STAGES_OF_A_PROFILE = ("teacher_pretraining", "teacher_adaptation", "distillatio
 def test_a_setting_of_a_stage_is_read_under_its_earlier_name_too(
     tmp_path: Path, stage: str, earlier: str, present: str
 ) -> None:
-    by_earlier = write(tmp_path, f"extends: real\n{stage}: {{{earlier}: 3}}\n", "earlier")
-    by_present = write(tmp_path, f"extends: real\n{stage}: {{{present}: 3}}\n", "present")
+    by_earlier = write(tmp_path, f"extends: sample\n{stage}: {{{earlier}: 3}}\n", "earlier")
+    by_present = write(tmp_path, f"extends: sample\n{stage}: {{{present}: 3}}\n", "present")
     assert getattr(getattr(load_profile(by_earlier), stage), present) == 3
-    assert load_profile(by_earlier) == load_profile(by_present) == load_profile("real", {stage: {earlier: 3}})
+    assert load_profile(by_earlier) == load_profile(by_present) == load_profile("sample", {stage: {earlier: 3}})
     onto_earlier = write(tmp_path, f"extends: {by_earlier}\n{stage}: {{{present}: 4}}\n", "onto")
     assert getattr(getattr(load_profile(onto_earlier), stage), present) == 4
-    wrong = problems(write(tmp_path, f"extends: real\nbogus: 1\n{stage}: {{{earlier}: 3, {present}: 3}}\n", "both"))
+    wrong = problems(write(tmp_path, f"extends: sample\nbogus: 1\n{stage}: {{{earlier}: 3, {present}: 3}}\n", "both"))
     assert {line.split(":")[0] for line in wrong} == {"bogus", f"{stage}.{earlier}"}
-    assert problems(write(tmp_path, f"extends: real\nsplit: {{{earlier}: 3}}\n"))[0].startswith(f"split.{earlier}:")
+    assert problems(write(tmp_path, f"extends: sample\nsplit: {{{earlier}: 3}}\n"))[0].startswith(f"split.{earlier}:")
 
 
 def test_stages_are_written_under_the_names_that_fingerprints_have() -> None:

@@ -36,12 +36,15 @@ def save(path: Path, seed: int, **changes: object) -> None:
 
 @pytest.fixture
 def space(tmp_path: Path) -> Workspace:
-    """A workspace whose data are 4 CT and 4 US cases, not yet scanned."""
+    """A workspace whose data are 4 CT and 4 US cases, not yet scanned; distillation draws none without labels."""
     for number in range(8):
         modality = "CT" if number < 4 else "US"
         save(tmp_path / "data" / modality / f"2DBox_{modality}_{number}.npz", number)
     environment = {"MEDSAM_HOME": "home", "MEDSAM_DATA": "data"}
-    settings = read_settings({"MEDSAM_PROFILE": "real"} | {name: str(tmp_path / v) for name, v in environment.items()})
+    profile = tmp_path / "labelled.yaml"
+    profile.write_text("extends: real\nsource: {unlabelled: false}\n")
+    environment["MEDSAM_PROFILE"] = profile.name
+    settings = read_settings({name: str(tmp_path / value) for name, value in environment.items()})
     return Workspace(settings)
 
 
