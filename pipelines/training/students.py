@@ -54,12 +54,9 @@ class StageInputs:
 
 
 def learning(config: StageConfig) -> dict[str, object]:
-    """Return, as a plain value, what a stage's result depends on besides its plan."""
-    return {
-        "epochs": config.epochs,
-        "mask_distillation": config.mask_distillation,
-        "optimiser": config.optimiser.model_dump(mode="json"),
-    }
+    """Return, as a plain value, what a stage's result depends on besides its plan and its answers."""
+    names = {"epochs", "mask_distillation", "optimiser", "dice", "bce_weight"}
+    return config.model_dump(mode="json", include=names)
 
 
 def distil(

@@ -7,6 +7,9 @@ from typing import NoReturn
 
 import pytest
 
+from medsam_core.base.config import AugmentationConfig, OptimiserConfig, StageConfig
+from medsam_core.learning.stages import FINETUNING
+from medsam_core.planning.plan import plan_inputs
 from pipelines.base.settings import read_settings
 from pipelines.base.values import CacheRef, TeacherRef, TrainerJob
 from pipelines.base.variants import PROPOSED, VARIANTS
@@ -156,3 +159,38 @@ def profile_with(precision: str | None, file: Path) -> str:
     """Write a profile that trains in a number format; return its name."""
     file.write_text("extends: sample" + (f"\ntraining: {{precision: {precision}}}" if precision else ""))
     return str(file)
+
+
+OTHER_VALUES: dict[str, object] = {
+    "epochs": 3,
+    "microbatch_size": 3,
+    "microbatches_per_step": 2,
+    "epoch_slots": 6,
+    "cached_epochs": 2,
+    "prompts_per_slot": 2,
+    "box_jitter_px": 1,
+    "box_jitter_share": 0.1,
+    "box_jitter_inward": True,
+    "augmentation": AugmentationConfig(crop=0.5),
+    "optimiser": OptimiserConfig(learning_rate=1e-5),
+    "mask_distillation": False,
+    "dice": "linear",
+    "bce_weight": 0.5,
+}
+
+
+def test_no_setting_of_a_stage_is_without_consequence() -> None:
+    """What a stage learns from changes its fingerprint: by its plan, or by what is learnt from the plan."""
+    start = StageConfig(box_jitter_share=0.2)
+
+    def made_from(config: StageConfig) -> object:
+        return plan_inputs(config, FINETUNING, 64, 0), students.learning(config)
+
+    for name, value in OTHER_VALUES.items():
+        assert made_from(start.model_copy(update={name: value})) != made_from(start), name
+    elsewhere = {"mask_distillation_rule"}
+    assert set(OTHER_VALUES) | elsewhere == set(StageConfig.model_fields)
+
+
+def test_settings_that_earlier_versions_lacked_leave_what_they_made_as_it_was() -> None:
+    assert set(students.learning(StageConfig())) == {"epochs", "mask_distillation", "optimiser"}
