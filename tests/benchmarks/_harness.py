@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 ROUNDS = 5
 
@@ -21,21 +22,31 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def interleaved(
-    ours: Callable[[], object], rival: Callable[[], object] | None = None, rounds: int = ROUNDS
+    ours: Callable[[], Any],
+    rival: Callable[[], Any] | None = None,
+    rounds: int = ROUNDS,
+    seconds: Callable[[Callable[[], Any]], float] = cpu_seconds,
 ) -> tuple[float, float | None]:
     """Time ours and a rival in turn, after one warm-up each.
+
+    Args:
+        ours: Our work.
+        rival: The rival's.
+        rounds: How often each is timed.
+        seconds: Calls one of them and returns the CPU seconds that it took; another than this process's where the work
+            is done by others.
 
     Returns:
         Our median CPU seconds, and the median over rounds of the rival's seconds over ours.
     """
-    ours()
+    seconds(ours)
     if rival is not None:
-        rival()
+        seconds(rival)
     own, ratios = [], []
     for _ in range(rounds):
-        own.append(cpu_seconds(ours))
+        own.append(seconds(ours))
         if rival is not None:
-            ratios.append(cpu_seconds(rival) / max(own[-1], 1e-9))
+            ratios.append(seconds(rival) / max(own[-1], 1e-9))
     return statistics.median(own), statistics.median(ratios) if ratios else None
 
 

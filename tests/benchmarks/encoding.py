@@ -6,11 +6,10 @@ defaults, each a process of its own, asked in turn. Weights are random; `OMP_NUM
 """
 
 import os
-import statistics
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from medsam_core.base.allocator import keep_freed_memory
 from medsam_core.models.config import StudentConfig, TeacherConfig
 from medsam_core.models.segmenter import Segmenter, build_student, build_teacher
-from tests.benchmarks._harness import ROUNDS, cpu_seconds, interleaved, report
+from tests.benchmarks._harness import cpu_seconds, interleaved, report
 
 NAME = "encoding"
 SIDE, IMAGES = 256, 8
@@ -71,20 +70,20 @@ def _begin(keep: bool) -> None:
         raise RuntimeError("expected a C library with mallopt, found none; this case needs glibc")
 
 
+def _asked(pool: ProcessPoolExecutor, work: Callable[[], object]) -> float:
+    """Return the CPU seconds that the pool's process takes."""
+    return pool.submit(cpu_seconds, work).result()
+
+
 def _kept(case: str, work: Callable[[], object]) -> None:
-    own, ratios = [], []
     with ExitStack() as stack:
-        ours, rival = (
+        pools = [
             stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=(keep,)))
             for keep in (True, False)
-        )
-        for number in range(1 + ROUNDS):
-            seconds, other = (pool.submit(cpu_seconds, work).result() for pool in (ours, rival))
-            if number:
-                own.append(seconds)
-                ratios.append(other / seconds)
-    value, ratio = statistics.median(own) / IMAGES, statistics.median(ratios)
-    report(NAME, case, value, "cpu_s_per_image", rival="the C library's defaults", ratio=ratio)
+        ]
+        ours, rival = (partial(_asked, pool, work) for pool in pools)
+        seconds, ratio = interleaved(ours, rival, seconds=lambda asked: float(asked()))
+    report(NAME, case, seconds / IMAGES, "cpu_s_per_image", rival="the C library's defaults", ratio=ratio)
 
 
 def main() -> None:
