@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class TorchModel:
-    """A model in evaluation mode, where its weights lie.
+    """A model in evaluation mode, where its weights lie; from then on the process keeps freed memory (`allocator`).
 
     Args:
         segmenter: On any device.

@@ -217,13 +217,18 @@ def drawn_split(release: ArtefactRef, stage: Stage) -> str:
     return DISTILLATION if extended else "train"
 
 
+def stage_reader(workspace: Workspace, release: ArtefactRef, stage: Stage) -> ReleaseReader:
+    """Return a reader of what a stage draws."""
+    return release_reader(workspace, release, drawn_split(release, stage))
+
+
 def measure_pixels(workspace: Workspace, release: ArtefactRef) -> TaskResult[ArtefactRef]:
     """Compute the student's normalisation over what it is distilled on."""
-    split = drawn_split(release, stages.DISTILLATION)
-    made_from = {"train": split_fingerprint(release, split), "version": 1}
+    stage = stages.DISTILLATION
+    made_from = {"train": split_fingerprint(release, drawn_split(release, stage)), "version": 1}
 
     def build(_folder: Path) -> dict[str, object]:
-        reader = release_reader(workspace, release, split)
+        reader = stage_reader(workspace, release, stage)
         codes = reader.columns.codes("modality")
         mean, std = balanced_statistics((MODALITIES[code], reader.read(row)[0]) for row, code in enumerate(codes))
         return {"mean": mean.tolist(), "std": std.tolist(), "slices": len(reader)}

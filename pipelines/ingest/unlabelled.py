@@ -16,7 +16,13 @@ from storage.base.references import ArtefactRef
 from storage.releases.columns import SliceColumns
 from storage.releases.reader import ReleaseReader
 from storage.releases.splits import patients_to_draw
-from storage.releases.unlabelled import HELD_OUT, Unlabelled, choose_unlabelled, copies_of_held_out, without_labels
+from storage.releases.unlabelled import (
+    Unlabelled,
+    choose_unlabelled,
+    copies_of_held_out,
+    of_held_out_patients,
+    without_labels,
+)
 
 Log = Callable[[str], None]
 
@@ -55,7 +61,7 @@ def chosen_unlabelled(workspace: Workspace, index: pd.DataFrame, splits: Mapping
 
 def _copies(workspace: Workspace, index: pd.DataFrame, splits: Mapping[str, str]) -> list[str]:
     """Return what `copies_of_held_out` finds, kept for as long as the cases and their splits are the same."""
-    held_out = index["group"].astype("str").map(dict(splits)).isin(HELD_OUT)
+    held_out = of_held_out_patients(index, splits)
     made_from = {
         "version": 1,
         "held_out": _named(index[held_out]),

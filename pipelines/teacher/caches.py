@@ -19,7 +19,7 @@ from medsam_core.planning.plan import Plan, plan_inputs
 from pipelines.base.results import TaskResult
 from pipelines.base.values import CacheMode, CacheRef, PartsMade, TeacherRef
 from pipelines.base.workspace import Workspace
-from pipelines.ingest.releases import drawn_split, release_reader
+from pipelines.ingest.releases import stage_reader
 from pipelines.teacher import cache_budget, cache_care
 from pipelines.teacher.cache_user import CacheUser
 from pipelines.training.plans import load_plan
@@ -100,7 +100,7 @@ class CacheWork:
 
     def reader(self) -> ReleaseReader:
         """Return a reader of the slices that the plan draws from."""
-        return release_reader(self.workspace, self.release, drawn_split(self.release, self.plan.stage))
+        return stage_reader(self.workspace, self.release, self.plan.stage)
 
     def parts(self, reader: ReleaseReader) -> list[CachePart]:
         """Return the cache's parts, each with the fingerprint of what its slots show."""

@@ -88,9 +88,11 @@ def make_teacher(workspace: Workspace, release: ArtefactRef, launch: Launch, log
     log(f"teacher {profile.teacher.kind}: sha256 {sha256}")
     facts = teacher_facts(workspace, loaded.fingerprint)
     notes = {**facts, "kind": profile.teacher.kind, "sha256": sha256, "source": facts.get("source", source.name)}
-    if profile.teacher_pretraining is None or not has_labels(release):
-        if profile.teacher_pretraining is not None:
-            log("teacher_pretraining is left out: no training case has labels; the teacher stays as given")
+    pretrains = profile.teacher_pretraining is not None
+    if pretrains and not has_labels(release):
+        log("teacher_pretraining is left out: no training case has labels; the teacher stays as given")
+        pretrains = False
+    if not pretrains:
         value = _teacher(loaded.reference(), profile.teacher.kind)
         return TaskResult(value, loaded.fingerprint, int(not loaded.reused), int(loaded.reused), notes)
     result = _train_stand_in(workspace, release, loaded.reference(), launch, log)

@@ -15,7 +15,7 @@ from pipelines.base.adapters import slice_table
 from pipelines.base.results import Picture, TaskResult
 from pipelines.base.settings import InputError
 from pipelines.base.workspace import Workspace
-from pipelines.ingest.releases import drawn_split, release_reader, split_fingerprint
+from pipelines.ingest.releases import drawn_split, split_fingerprint, stage_reader
 from pipelines.ingest.unlabelled import has_labels
 from storage.base.atomic import atomic_file
 from storage.base.references import ArtefactRef
@@ -44,7 +44,7 @@ def make_plan(workspace: Workspace, release: ArtefactRef, config: StageConfig, s
         raise InputError(_no_labels(release, stage))
 
     def build(folder: Path) -> dict[str, object]:
-        reader = release_reader(workspace, release, drawn_split(release, stage))
+        reader = stage_reader(workspace, release, stage)
         table = slice_table(reader.columns)
         size = workspace.profile.student.image_size
         plan = Plan.build(table, config, stage, size, workspace.profile.seeds.plan)

@@ -39,7 +39,7 @@ from pipelines.base.settings import read_settings
 from pipelines.base.terminal import said_of
 from pipelines.base.values import BELIEVED, CacheRef, TrainerJob, from_json
 from pipelines.base.workspace import Workspace
-from pipelines.ingest.releases import drawn_split, release_reader
+from pipelines.ingest.releases import stage_reader
 from pipelines.training.plans import load_plan
 from storage.answers.cache_locks import reading_access
 from storage.answers.teacher_cache import TeacherCache
@@ -142,7 +142,7 @@ def run_job(job: TrainerJob, log: logging.Logger) -> None:
 
     processes = ProcessGroup.from_environment(device)
     model = _model(workspace, job)
-    reader = release_reader(workspace, job.release, drawn_split(job.release, STAGES[job.stage]))
+    reader = stage_reader(workspace, job.release, STAGES[job.stage])
     with _cache_in_use(workspace, job):
         run = TrainingRun(
             plan=plan,

@@ -18,7 +18,7 @@ from storage.releases.splits import SPLITS
 _SIZE: Final = ["modality", "is_3d", "depth", "height", "width", "channels"]
 """Columns in which equal images are equal."""
 
-HELD_OUT: Final = SPLITS[1:]
+_HELD_OUT: Final = SPLITS[1:]
 """Splits that select and test."""
 
 OF_A_PATIENT: Final = "its patient is held out"
@@ -46,6 +46,16 @@ def without_labels(index: pd.DataFrame) -> pd.DataFrame:
     return index[index["gt_array"] == ""]
 
 
+def of_held_out_patients(table: pd.DataFrame, splits: Mapping[str, str]) -> "pd.Series[bool]":
+    """Return which rows of a slice index are of patients in validation or test.
+
+    Args:
+        table: Rows of the slice index.
+        splits: Patient -> split; a patient without one is not held out.
+    """
+    return table["group"].astype("str").map(dict(splits)).isin(_HELD_OUT)
+
+
 def choose_unlabelled(index: pd.DataFrame, splits: Mapping[str, str], copies: Iterable[str]) -> Unlabelled:
     """Choose the slices without ground truth that distillation may draw.
 
@@ -55,7 +65,7 @@ def choose_unlabelled(index: pd.DataFrame, splits: Mapping[str, str], copies: It
         copies: Cases that show what a held out case shows (`copies_of_held_out`).
     """
     table = without_labels(index).sort_values(["modality", "case_id", "z"], ignore_index=True)
-    held_out = table["group"].astype("str").map(dict(splits)).isin(HELD_OUT)
+    held_out = of_held_out_patients(table, splits)
     copied = table["case_id"].isin(list(copies)) & ~held_out
     left_out = table.loc[held_out | copied, ["case_id"]].assign(
         reason=np.where(copied[held_out | copied], COPY, OF_A_PATIENT)
@@ -73,7 +83,7 @@ def copies_of_held_out(index: pd.DataFrame, splits: Mapping[str, str], read: Rea
         splits: Patient -> split.
         read: Reads a case.
     """
-    held_out = index["group"].astype("str").map(dict(splits)).isin(HELD_OUT)
+    held_out = of_held_out_patients(index, splits)
     candidates = without_labels(index[~held_out])
     if candidates.empty:
         return []

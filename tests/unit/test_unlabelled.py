@@ -14,7 +14,7 @@ from pipelines.base.profile import load_profile
 from pipelines.base.results import TaskResult
 from pipelines.base.settings import InputError, read_settings
 from pipelines.base.workspace import Workspace
-from pipelines.ingest.releases import drawn_split, measure_pixels, release_reader
+from pipelines.ingest.releases import measure_pixels, release_reader, stage_reader
 from pipelines.ingest.scanning import scan_source
 from pipelines.training.plans import load_plan, make_plan
 from pipelines.training.training_cases import read_training_cases, write_training_cases
@@ -73,7 +73,7 @@ def splits(release: Release) -> dict[str, str]:
 def drawn(space: Workspace, release: ArtefactRef, stage: Stage) -> npt.NDArray[np.object_]:
     """Return the case that each slot of a plan shows."""
     plan = make_plan(space, release, CONFIG, stage).value
-    reader = release_reader(space, release, drawn_split(release, stage))
+    reader = stage_reader(space, release, stage)
     rows = load_plan(space, plan, CONFIG, stage).slots["row"][0]
     return reader.table["case_id"].to_numpy(object)[rows]
 
