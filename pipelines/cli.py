@@ -9,7 +9,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
+from medsam_core.inference.overlaps import Overlap
+from medsam_core.inference.volume_prompts import VolumePrompts
 from medsam_core.models.publications import PUBLICATIONS
 from pipelines.base.exit_status import run_command
 from pipelines.base.settings import InputError, Settings, read_settings
@@ -65,6 +68,7 @@ def _mlflow(settings: Settings, args: argparse.Namespace) -> int:
 def _predict(settings: Settings, args: argparse.Namespace) -> int:
     from pipelines.folder_inference.predict_folder import predict_folder
 
+    settings = settings.predicting_by(volume_prompts=args.volume_prompts, overlap=args.overlap)
     failures = predict_folder(settings, args.model, args.input, args.output, _log)
     return 1 if failures else 0
 
@@ -72,6 +76,7 @@ def _predict(settings: Settings, args: argparse.Namespace) -> int:
 def _evaluate(settings: Settings, args: argparse.Namespace) -> int:
     from pipelines.folder_inference.evaluate_folder import evaluate_folder
 
+    settings = settings.predicting_by(volume_prompts=args.volume_prompts, overlap=args.overlap)
     evaluate_folder(
         settings.reading_spacing_as(args.spacing_order),
         args.model,
@@ -138,6 +143,12 @@ Exit status: 0 all answered, 1 some refused, 2 nothing done, for a reason that i
 _EVALUATE_TOLD = """The report's folder also holds not_scored.csv: every file that was skipped or refused, and why.
 Exit status: 0 with a report, 2 without one, for a reason that is printed."""
 
+_PROMPTS_HELP = """with what each slice of a volume is prompted: the box of its cut through the ellipsoid in the given
+box (sections), or the tight box of the mask beside it (propagated, as published scripts); the profile's by default"""
+
+_OVERLAP_HELP = """who gets a pixel that several boxes claim: the later box (last, the challenge's contract), the
+smallest (largest-first) or the one of the highest logit; the profile's by default"""
+
 _SPACING_HELP = "order of spacing in the files: zyx as the arrays, xyz as SimpleITK; the profile's by default"
 
 
@@ -148,6 +159,7 @@ def _add_folder_commands(commands: "argparse._SubParsersAction[argparse.Argument
     predict.add_argument("-i", "--input", type=Path, required=True, help="folder of npz files with imgs and boxes")
     predict.add_argument("-o", "--output", type=Path, required=True, help="folder for npz files with segs")
     predict.add_argument("--model", required=True, help="safetensors file or MLflow model URI")
+    _add_rules(predict)
     predict.set_defaults(run_command=_predict)
 
     evaluate = commands.add_parser(
@@ -158,7 +170,13 @@ def _add_folder_commands(commands: "argparse._SubParsersAction[argparse.Argument
     evaluate.add_argument("-o", "--output", type=Path, required=True, help="folder for the report and not_scored.csv")
     evaluate.add_argument("--spacing-order", choices=("zyx", "xyz"), help=_SPACING_HELP)
     evaluate.add_argument("--groups", type=Path, help="CSV file,dataset,group: which files share a patient")
+    _add_rules(evaluate)
     evaluate.set_defaults(run_command=_evaluate)
+
+
+def _add_rules(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--volume-prompts", choices=get_args(VolumePrompts), help=_PROMPTS_HELP)
+    command.add_argument("--overlap", choices=get_args(Overlap), help=_OVERLAP_HELP)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -96,31 +96,6 @@ def logits_to_native(logits: Floats, height: int, width: int, geometry: Geometry
     return resampler.resize_logits(logits, height, width)
 
 
-def masks_from_logits(
-    logits: npt.NDArray[np.floating], height: int, width: int, geometry: Geometry, resampler: Resampler
-) -> npt.NDArray[np.bool_]:
-    """Turn low-resolution logits of a whole upright slice into masks at its native size.
-
-    The paper resizes the logits, then thresholds their sigmoid at 0.5, which is the sign of the logit.
-
-    Args:
-        logits: (K, G, G) float; resized in float32, whatever their precision.
-        height: H.
-        width: W.
-        geometry: Of the model.
-        resampler: Resizes the logits.
-
-    Returns:
-        (K, H, W) bool.
-    """
-    masks = np.empty((len(logits), height, width), dtype=np.bool_)
-    # One box at a time, as float logits of many boxes on a 3000 x 4000 slice would take gigabytes.
-    for index in range(len(logits)):
-        one = logits[index : index + 1].astype(np.float32, copy=False)
-        masks[index] = logits_to_native(one, height, width, geometry, resampler)[0] > 0
-    return masks
-
-
 def _padded(planes: Floats, side: int) -> Floats:
     """Put planes, (C, h, w), into the upper left corner of a square of zeros; one that fills it is left as it is."""
     if planes.shape[1:] == (side, side):

@@ -11,6 +11,8 @@ import yaml
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from medsam_core.base.config import Config, Positive, PrecisionSetting, StageConfig, with_present_names
+from medsam_core.inference.overlaps import Overlap
+from medsam_core.inference.volume_prompts import VolumePrompts
 from medsam_core.models.config import StudentConfig, TeacherConfig
 from medsam_core.models.encoders.registry import PLAIN
 from storage.base.modalities import MODALITIES
@@ -94,6 +96,15 @@ class CacheSettings(Config):
     parts_per_step: Positive = 8
 
 
+class InferenceSettings(Config):
+    """The rules by which cases are predicted."""
+
+    volume_prompts: VolumePrompts = "sections"
+    """With what each slice of a volume is prompted."""
+    overlap: Overlap = "last"
+    """Who gets a pixel that several boxes claim; the challenge's contract says `last`."""
+
+
 class SeedSettings(Config):
     """Independent seeds of plan and initialisation; the split has its own seed."""
 
@@ -118,7 +129,7 @@ class TrainingSettings(Config):
 class Profile(Config):
     """A whole run."""
 
-    later_settings: ClassVar[tuple[str, ...]] = ("teacher_adaptation",)
+    later_settings: ClassVar[tuple[str, ...]] = ("teacher_adaptation", "inference")
 
     name: str
     source: SourceSettings = SourceSettings()
@@ -138,6 +149,7 @@ class Profile(Config):
     """Fine-tuning epoch after which ablations stop and at which they are compared [P]."""
     cache: CacheSettings = CacheSettings()
     training: TrainingSettings = TrainingSettings()
+    inference: InferenceSettings = InferenceSettings()
     seeds: SeedSettings = SeedSettings()
 
     @model_validator(mode="after")

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipelines.base.data_folders import DataFolder, folders_text, maps_text, parse_folders, parse_maps
-from pipelines.base.profile import Profile, ProfileError, load_profile
+from pipelines.base.profile import InferenceSettings, Profile, ProfileError, load_profile
 from pipelines.base.variables import Variables, read_variables
 
 
@@ -104,6 +104,12 @@ class Settings:
             return self
         source = self.profile.source.model_copy(update={"spacing_order": order})
         return replace(self, profile=self.profile.model_copy(update={"source": source}))
+
+    def predicting_by(self, **rules: str | None) -> "Settings":
+        """Return these settings with other rules of prediction; None keeps the profile's."""
+        changes = {name: rule for name, rule in rules.items() if rule is not None}
+        inference = InferenceSettings(**{**self.profile.inference.model_dump(), **changes})
+        return replace(self, profile=self.profile.model_copy(update={"inference": inference}))
 
     def as_environment(self) -> dict[str, str]:
         """Return the environment variables that give a child process the same settings."""

@@ -89,11 +89,15 @@ def predict_student(
         log: Receives progress.
         weights: Name of the weights: `model`, or `epoch_XX` for those kept after an epoch.
     """
-    made_from = {"model": student.fingerprint, "weights": weights, **predicted_from(release)}
+    made_from = {
+        "model": student.fingerprint,
+        "weights": weights,
+        **predicted_from(release, workspace.profile.inference),
+    }
 
     def build(folder: Path) -> dict[str, object]:
         model = load_segmenter(workspace, student, weights)
-        predictors = {"student": predictor(model, device=device_of(workspace))}
+        predictors = {"student": predictor(model, workspace.profile.inference, device=device_of(workspace))}
         return predict_into(folder, workspace, release, predictors, log)
 
     made = workspace.artefacts.make("predictions", made_from, build)
@@ -113,7 +117,7 @@ def predict_baselines(workspace: Workspace, inputs: BaselineInputs, log: Log) ->
             "statistics": inputs.statistics.fingerprint,
         },
         "constant_grey": CONSTANT_GREY,
-        **predicted_from(inputs.release),
+        **predicted_from(inputs.release, profile.inference),
     }
     made = workspace.artefacts.make(
         "predictions",
@@ -126,16 +130,16 @@ def predict_baselines(workspace: Workspace, inputs: BaselineInputs, log: Log) ->
 def _baselines(workspace: Workspace, inputs: BaselineInputs) -> dict[str, "Predict"]:
     from medsam_core.models.segmenter import build_student
 
-    device, profile = device_of(workspace), workspace.profile
+    device, profile, rules = device_of(workspace), workspace.profile, workspace.profile.inference
     pixels = inputs.statistics.info
     untrained = build_student(profile.student, pixels["mean"], pixels["std"], profile.seeds.init)
     student = load_segmenter(workspace, inputs.student)
     teachers = {name: load_segmenter(workspace, model) for name, model in inputs.teachers.items()}
     return {
-        **predictors_of(teachers, device=device),
+        **predictors_of(teachers, rules, device=device),
         **box_predictors(),
-        "untrained_student": predictor(untrained, device=device),
-        "student_no_image": predictor(student, constant_image=CONSTANT_GREY, device=device),
+        "untrained_student": predictor(untrained, rules, device=device),
+        "student_no_image": predictor(student, rules, constant_image=CONSTANT_GREY, device=device),
     }
 
 

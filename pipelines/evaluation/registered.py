@@ -37,7 +37,11 @@ def report_registered(workspace: Workspace, release: ArtefactRef, log: Log) -> T
     if champion is None:
         raise FileNotFoundError("registered model: expected an alias `champion`, found none; run full_pipeline first")
     version = str(champion.version)
-    predicted = {"run": champion.run_id, "registered_version": version, **predicted_from(release)}
+    predicted = {
+        "run": champion.run_id,
+        "registered_version": version,
+        **predicted_from(release, workspace.profile.inference),
+    }
     made_from = predicted if scored_as_at_first() else {**predicted, "scores": scored_from()}
 
     def build(folder: Path) -> dict[str, object]:
@@ -74,7 +78,7 @@ def _predict(workspace: Workspace, release: ArtefactRef, made_from: dict[str, ob
         settings = workspace.settings
         with tempfile.TemporaryDirectory() as scratch:
             model = load_model(download_model(champion_uri(settings), settings.tracking_uri, Path(scratch)))
-        predictors = {"student": predictor(model, device=device_of(workspace))}
+        predictors = {"student": predictor(model, workspace.profile.inference, device=device_of(workspace))}
         return predict_into(folder, workspace, release, predictors, log)
 
     return workspace.artefacts.make("registered_predictions", made_from, build)

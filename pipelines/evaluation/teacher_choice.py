@@ -18,7 +18,7 @@ from pipelines.base.workspace import Workspace
 from pipelines.evaluation.predictions import TEACHER_AS_GIVEN, load_segmenter
 from pipelines.evaluation.predictors import box_predictors, device_of, predictors_of
 from pipelines.evaluation.reports import choosing_means
-from pipelines.evaluation.versions import PREDICTION_VERSION, scored_from
+from pipelines.evaluation.versions import PREDICTION_VERSION, rules_of, scored_from
 from pipelines.ingest.releases import release_reader, split_fingerprint
 from pipelines.runs.launch import Launch
 from pipelines.teacher import adaptation
@@ -75,6 +75,7 @@ def _choice(workspace: Workspace, release: ArtefactRef, candidates: Mapping[str,
         "candidates": {name: model.fingerprint for name, model in candidates.items()},
         _VALIDATION: split_fingerprint(release, _VALIDATION),
         "prediction_version": PREDICTION_VERSION,
+        **rules_of(workspace.profile.inference),
         **scored_from(),
     }
     return workspace.artefacts.make(
@@ -91,7 +92,7 @@ def _choose(
     from pipelines.evaluation.scoring import predict_and_score
 
     models = {name: load_segmenter(workspace, model) for name, model in candidates.items()}
-    predictors = predictors_of(models, device=device_of(workspace))
+    predictors = predictors_of(models, workspace.profile.inference, device=device_of(workspace))
     predictors[ELLIPSE] = box_predictors()[ELLIPSE]
     cases = cases_of_release(release_reader(workspace, release, _VALIDATION), _VALIDATION)
     rows = predict_and_score(cases, predictors, folder, log).cases

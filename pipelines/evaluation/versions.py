@@ -5,6 +5,7 @@ Not here: predicting and scoring. `PREDICTION_VERSION` makes predictions stale, 
 as they are (`docs/adr/0016-predictions-and-scores.md`).
 """
 
+from pipelines.base.profile import InferenceSettings
 from pipelines.ingest.releases import split_fingerprint
 from storage.base.references import ArtefactRef
 
@@ -17,6 +18,8 @@ PREDICTION_VERSION = 1
 SCORING_VERSION = 1
 """Raised by hand whenever the same masks give other rows or reports; a metric that changes has its own version."""
 
+_FIRST_RULES = InferenceSettings(volume_prompts="propagated", overlap="last")
+
 _FIRST_METRICS = {"dsc": 1, "nsd": 1, "dsc_official": 1, "nsd_official": 1}
 """Left out of fingerprints: earlier versions had only these metrics and named none, and their reports stay valid."""
 
@@ -24,10 +27,15 @@ _FIRST = {"version": 1}
 """Inputs of scores, besides predictions, in the earlier versions that had only these metrics."""
 
 
-def predicted_from(release: ArtefactRef) -> dict[str, object]:
+def rules_of(inference: InferenceSettings) -> dict[str, object]:
+    """Return the rules of prediction as inputs; none where they are those of earlier versions, which named none."""
+    return {} if inference == _FIRST_RULES else {"rules": inference.model_dump(mode="json")}
+
+
+def predicted_from(release: ArtefactRef, inference: InferenceSettings) -> dict[str, object]:
     """Return the inputs of predictions other than the predictor."""
     splits = {split: split_fingerprint(release, split) for split in SPLITS}
-    return {"splits": splits, "version": PREDICTION_VERSION}
+    return {"splits": splits, "version": PREDICTION_VERSION, **rules_of(inference)}
 
 
 def scored_from() -> dict[str, object]:

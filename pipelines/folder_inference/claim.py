@@ -9,26 +9,32 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipelines.base.profile import Profile
 from storage.base.atomic import read_json, write_json
 from storage.base.fingerprints import file_hash, fingerprint, require_same
 
 
-def claim(output: Path, model: Path, table: pd.DataFrame, spacing_order: str) -> None:
+def claim(output: Path, model: Path, table: pd.DataFrame, profile: Profile) -> None:
     """Record the inputs of the predictions in a folder; refuse a folder with predictions from other inputs.
 
     Args:
         output: The folder.
         model: The model's file.
         table: Rows of the cases to predict: case_id, content_hash.
-        spacing_order: Axis order of `spacing` in the files, `zyx` or `xyz`.
+        profile: Has the axis order of `spacing` in the files, and the rules of prediction.
 
     Raises:
         FingerprintMismatchError: If the folder holds predictions of another model, or of other content of a case.
     """
-    from pipelines.evaluation.versions import PREDICTION_VERSION
+    from pipelines.evaluation.versions import PREDICTION_VERSION, rules_of
 
     cases = dict(zip(table["case_id"].astype(str), table["content_hash"].astype(str), strict=True))
-    made_from = {"model": file_hash(model), "spacing_order": spacing_order, "version": PREDICTION_VERSION}
+    made_from = {
+        "model": file_hash(model),
+        "spacing_order": profile.source.spacing_order,
+        "version": PREDICTION_VERSION,
+        **rules_of(profile.inference),
+    }
     record = output / "made_from.json"
     recorded: Mapping[str, object] = read_json(record) if record.is_file() else {}
     known = recorded.get("cases", {})

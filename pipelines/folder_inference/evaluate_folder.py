@@ -66,10 +66,10 @@ def evaluate_folder(
 
     output.mkdir(parents=True, exist_ok=True)
     file, tally = model_file(model, settings, output / ".model"), Tally(log)
-    predictors = {"student": predictor(load_given(file)), **box_predictors()}
+    predictors = {"student": predictor(load_given(file), settings.profile.inference), **box_predictors()}
     source = source_at(data, settings.profile)
     table = _labelled(data, source, settings, groups_csv, tally, log)
-    claim(output, file, table, settings.profile.source.spacing_order)
+    claim(output, file, table, settings.profile)
     write_facts(output, MODEL, origin_of_given(file, log))
     cases = cases_of_folder(source, table, read_training_cases(file), tally)
     rows = predict_and_score(cases, predictors, output, log, guard=tally.refusing).cases

@@ -47,7 +47,8 @@ def predict_folder(settings: Settings, model: str, data: Path, output: Path, log
     if data.resolve() == output.resolve():
         raise InputError(f"--output: expected another folder than --input, found {output} for both")
     source, tally = source_at(data, settings.profile), Tally(log)
-    predictor = Predictor(load_given(model_file(model, settings, output / ".model")))
+    given = load_given(model_file(model, settings, output / ".model"))
+    predictor = Predictor(given, **settings.profile.inference.model_dump())
     names = _to_answer(data, source, tally)
     output.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names, start=1):

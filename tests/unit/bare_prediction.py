@@ -81,7 +81,9 @@ def answers(resampler: Resampler) -> Answers:
         found[f"{frame} grey"] = predictor.predict(grey, flat, is_3d=False)
         found[f"{frame} encoded"] = np.array(model.n_encoded)
         found[f"{frame} colour"] = predictor.predict(colour, flat, is_3d=False)
-        found[f"{frame} volume"] = predictor.predict(volume, deep, is_3d=True)
+        found[f"{frame} sections"] = predictor.predict(volume, deep, is_3d=True)
+        following = Predictor(model, batch_boxes=1, resampler=resampler, volume_prompts="propagated", overlap="logit")
+        found[f"{frame} volume"] = following.predict(volume, deep, is_3d=True)
         found[f"{frame} dsc"] = np.array(dsc(grey > 128, found[f"{frame} grey"] > 0))
         cells, n_small = masks_to_grid(grey[None] > 128, View.whole(*grey.shape), model.geometry, resampler)
         found |= {f"{frame} cells": cells, f"{frame} small": np.array(n_small)}

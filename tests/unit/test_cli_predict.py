@@ -78,8 +78,8 @@ def segs_of(file: Path) -> npt.NDArray[np.uint16]:
         return np.asarray(content["segs"])
 
 
-def predict(source: Path, output: Path, model: Path | str) -> int:
-    return main(["predict", "-i", str(source), "-o", str(output), "--model", str(model)])
+def predict(source: Path, output: Path, model: Path | str, *rules: str) -> int:
+    return main(["predict", "-i", str(source), "-o", str(output), "--model", str(model), *rules])
 
 
 def test_every_good_file_is_answered_in_the_contract_and_a_broken_one_is_named(
@@ -119,6 +119,29 @@ def test_a_label_is_the_order_of_its_box_and_the_later_box_wins(
     assert len(np.unique(segs)) > 2, "several boxes answered"
     volume = segs_of(tmp_path / "out" / "3DBox_CT_0001.npz")
     assert 1 not in volume[[0, 4, 5]], "the first box ends at slices 1 and 3"
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"volume_prompts": "propagated"},
+        {"overlap": "largest-first"},
+        {"volume_prompts": "sections", "overlap": "logit"},
+    ],
+    ids=str,
+)
+def test_the_rules_of_prediction_are_those_of_the_command_line(
+    tmp_path: Path, model: Path, predictor: Predictor, rules: dict[str, Any]
+) -> None:
+    cases = good_files(tmp_path / "in")
+    asked = [part for name, rule in rules.items() for part in (f"--{name.replace('_', '-')}", rule)]
+    assert predict(tmp_path / "in", tmp_path / "out", model, *asked) == 0
+    wanted, others = Predictor(load_model(model), **rules), 0
+    for name, (imgs, boxes) in cases.items():
+        found = segs_of(tmp_path / "out" / name)
+        np.testing.assert_array_equal(found, wanted.predict(imgs, boxes, is_3d=name.startswith("3D")))
+        others += int((found != predictor.predict(imgs, boxes, is_3d=name.startswith("3D"))).sum())
+    assert others, "the rule makes a difference"
 
 
 @pytest.mark.parametrize(
@@ -196,8 +219,8 @@ def labelled(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def evaluate(data: Path, output: Path, model: Path) -> int:
-    return main(["evaluate", "--data", str(data), "-o", str(output), "--model", str(model)])
+def evaluate(data: Path, output: Path, model: Path, *rules: str) -> int:
+    return main(["evaluate", "--data", str(data), "-o", str(output), "--model", str(model), *rules])
 
 
 def test_an_evaluation_goes_on_in_its_folder_but_never_takes_over_another_models_predictions(
@@ -218,6 +241,8 @@ def test_an_evaluation_goes_on_in_its_folder_but_never_takes_over_another_models
     changed = labelled(tmp_path / "changed", seed=50)
     assert evaluate(changed, output, model) == 2
     assert "cases: expected" in capsys.readouterr().err
+    assert evaluate(data, output, model, "--overlap", "logit") == 2
+    assert "rules.overlap: expected 'logit'" in capsys.readouterr().err
     assert evaluate(data, tmp_path / "second", other) == 0
     again = pd.read_csv(tmp_path / "second" / "comparison.csv")
     assert again["DSC student"].iloc[0] != table["DSC student"].iloc[0]

@@ -23,6 +23,7 @@ from medsam_core.scores import metric_table
 from medsam_core.scores.case_scores import CaseIdentity
 from medsam_core.scores.metric_table import LabelMasks, Metric
 from pipelines.base.json_io import JsonIOManager
+from pipelines.base.profile import InferenceSettings
 from pipelines.base.results import TaskResult
 from pipelines.base.settings import read_settings
 from pipelines.base.values import TeacherRef, from_json
@@ -326,7 +327,10 @@ def test_rows_beside_earlier_predictions_are_not_taken_for_those_of_a_new_versio
 
 
 def test_what_first_versions_are_made_from_keeps_its_fingerprint() -> None:
-    assert versions.predicted_from(RELEASE) == {"splits": {"validation": "v", "test": "t"}, "version": 1}
+    first = {"splits": {"validation": "v", "test": "t"}, "version": 1}
+    assert versions.predicted_from(RELEASE, InferenceSettings(volume_prompts="propagated")) == first
+    for rules in (InferenceSettings(), InferenceSettings(volume_prompts="propagated", overlap="logit")):
+        assert versions.predicted_from(RELEASE, rules) == {**first, "rules": rules.model_dump()}
     assert versions.scored_from() == {"version": 1}
 
 

@@ -1,6 +1,6 @@
 """Prediction of images and volumes, with a model whose answers can be worked out by hand."""
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -9,8 +9,11 @@ import torch
 
 from medsam_core.base.geometry import PADDED, Geometry
 from medsam_core.imaging.prompts import tight_boxes
-from medsam_core.imaging.resampling import Floats
-from medsam_core.inference.predictor import PROPAGATION_MARGIN_PX, Predictor
+from medsam_core.imaging.resampling import Floats, NumpyResampler
+from medsam_core.inference.overlaps import Canvas, Overlap, painting_order
+from medsam_core.inference.predictor import Predictor
+from medsam_core.inference.propagation import PROPAGATION_MARGIN_PX
+from medsam_core.inference.volume_prompts import VolumePrompts, section_boxes
 from medsam_core.models.config import TeacherConfig
 from medsam_core.models.segmenter import build_teacher
 
@@ -101,10 +104,12 @@ def test_no_box_gives_no_answer_and_costs_nothing(boxes: npt.NDArray[Any]) -> No
     assert not model.encoded
 
 
+@pytest.mark.parametrize("volume_prompts", get_args(VolumePrompts))
 @pytest.mark.parametrize(("first", "last"), [(0, 6), (0, 0), (6, 6), (2, 3), (1, 5)])
-def test_the_z_range_is_closed_at_both_ends(first: int, last: int) -> None:
+def test_the_z_range_is_closed_at_both_ends(first: int, last: int, volume_prompts: VolumePrompts) -> None:
     volume = discs(7, [(30, 30)] * 7)
-    segs = Predictor(Threshold()).predict(volume, np.array([[20, 20, first, 40, 40, last]]), is_3d=True)
+    predictor = Predictor(Threshold(), volume_prompts=volume_prompts)
+    segs = predictor.predict(volume, np.array([[12, 12, first, 49, 49, last]]), is_3d=True)
     assert np.flatnonzero(segs.any(axis=(1, 2))).tolist() == list(range(first, last + 1))
     np.testing.assert_array_equal(segs[first : last + 1] == 1, volume[first : last + 1] > 0)
 
@@ -112,14 +117,15 @@ def test_the_z_range_is_closed_at_both_ends(first: int, last: int) -> None:
 def test_the_box_follows_an_object_that_drifts_out_of_it() -> None:
     drifting = [(32 + 2 * (z - 6), 32) for z in range(13)]
     volume = discs(13, list(drifting))
-    segs = Predictor(Threshold()).predict(volume, np.array([[26, 26, 0, 39, 39, 12]]), is_3d=True)
+    predictor = Predictor(Threshold(), volume_prompts="propagated")
+    segs = predictor.predict(volume, np.array([[26, 26, 0, 39, 39, 12]]), is_3d=True)
     np.testing.assert_array_equal(segs == 1, volume > 0)
 
 
 def test_after_a_gap_the_box_as_given_is_used_again() -> None:
     volume = discs(5, [(30, 30), (30, 30), None, (30, 30), (34, 30)])
-    model = Threshold()
-    segs = Predictor(model).predict(volume, np.array([[24, 24, 0, 37, 37, 4]]), is_3d=True)
+    predictor = Predictor(Threshold(), volume_prompts="propagated")
+    segs = predictor.predict(volume, np.array([[24, 24, 0, 37, 37, 4]]), is_3d=True)
     np.testing.assert_array_equal((segs == 1)[:4], volume[:4] > 0)
     assert (segs[4] == 1).any()
 
@@ -133,7 +139,8 @@ def test_the_next_prompt_is_the_tight_box_of_the_mask_grown_in_the_model_frame()
             seen.extend(boxes.tolist())
             return super().decode(embedding, boxes)
 
-    Predictor(Watched()).predict(volume, np.array([[20, 40, 0, 120, 128, 1]]), is_3d=True)
+    predictor = Predictor(Watched(), volume_prompts="propagated")
+    predictor.predict(volume, np.array([[20, 40, 0, 120, 128, 1]]), is_3d=True)
     margin = PROPAGATION_MARGIN_PX
     assert seen == [[10, 20, 60, 64], [10 - margin, 20 - margin, 60 + margin, 64]]
 
@@ -164,7 +171,8 @@ def test_boxes_that_travel_together_answer_as_each_alone(cached_slices: int) -> 
     high = low + 1 + rng.integers(0, [13, 13, 10], (25, 3))
     boxes = np.concatenate([low, np.minimum(high, [SIDE, SIDE, 19])], axis=1)
     model = Threshold()
-    segs = Predictor(model, batch_boxes=4, cached_slices=cached_slices).predict(volume, boxes, is_3d=True)
+    predictor = Predictor(model, batch_boxes=4, cached_slices=cached_slices, volume_prompts="propagated")
+    segs = predictor.predict(volume, boxes, is_3d=True)
     expected = np.zeros_like(segs)
     for label, box in enumerate(boxes.tolist(), start=1):
         expected[follow_alone(volume, box)] = label
@@ -214,6 +222,107 @@ def test_a_segmenter_predicts_without_leaving_traces_and_not_while_it_trains() -
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
+def test_sections_are_the_boxes_of_an_ellipsoid_cut_by_slices() -> None:
+    box = np.array([[10, 20, 3, 50, 40, 12]])
+    half_depth, middle = 5.0, 7.5
+    for z in range(3, 13):
+        share = np.sqrt(1 - ((z - middle) / half_depth) ** 2)
+        expected = [30 - 20 * share, 30 - 10 * share, 30 + 20 * share, 30 + 10 * share]
+        np.testing.assert_allclose(section_boxes(box, z), [expected], rtol=1e-12)
+
+
+def test_the_section_of_a_flat_or_a_middle_slice_is_the_box_and_none_is_below_a_pixel() -> None:
+    boxes = np.array([[3, 4, 5, 30, 40, 5], [0, 0, 2, 10, 12, 8]])
+    np.testing.assert_array_equal(section_boxes(boxes, 5), boxes[:, [0, 1, 3, 4]])
+    thin = np.array([[6, 6, 0, 8, 7, 199]])
+    np.testing.assert_allclose(section_boxes(thin, 0), [[6.5, 6, 7.5, 7]])
+
+
+def test_a_section_beyond_the_box_is_refused() -> None:
+    for z in (2, 6):
+        with pytest.raises(ValueError, match=f"contain slice {z}, found slices 3 to 5"):
+            section_boxes(np.array([[0, 0, 3, 9, 9, 5]]), z)
+
+
+def test_each_slice_of_a_volume_is_encoded_once_and_asked_with_its_sections() -> None:
+    volume = np.full((9, SIDE, SIDE), 255, dtype=np.uint8)
+    boxes = np.array([[8, 8, 1, 40, 40, 4], [20, 20, 3, 60, 50, 7]])
+    model = PaddedThreshold()
+    segs = Predictor(model).predict(volume, boxes, is_3d=True)
+    assert len(model.encoded) == 7
+    asked = [section_boxes(boxes[[k for k in (0, 1) if boxes[k, 2] <= z <= boxes[k, 5]]], z) for z in range(1, 8)]
+    for prompts, expected in zip(model.prompts, asked, strict=True):
+        np.testing.assert_allclose(prompts, expected, rtol=1e-6)
+    assert np.flatnonzero((segs == 1).any(axis=(1, 2))).tolist() == [1, 2, 3, 4]
+    assert np.flatnonzero((segs == 2).any(axis=(1, 2))).tolist() == [3, 4, 5, 6, 7]
+
+
+class Graded(Threshold):
+    """Answers each box with a logit that falls from its centre on."""
+
+    def decode(self, embedding: object, boxes: Floats) -> tuple[Floats, Floats]:
+        inside, ious = super().decode(embedding, boxes)
+        centre = np.arange(SIDE) + 0.5
+        middle = (boxes[:, 0] + boxes[:, 2]) / 2
+        return np.where(inside > 0, SIDE - np.abs(centre - middle[:, None])[:, None, :], -1).astype(np.float32), ious
+
+
+@pytest.mark.parametrize("depth", [None, 3])
+@pytest.mark.parametrize(
+    ("overlap", "row"),
+    [
+        ("last", [1] * 8 + [3] * 48 + [0] * 8),
+        ("largest-first", [1] * 16 + [2] * 8 + [1] * 8 + [3] * 24 + [0] * 8),
+        # The middle of box 1 is nearest up to x = 18, then that of box 2 to the end of it.
+        ("logit", [1] * 18 + [2] * 6 + [3] * 32 + [0] * 8),
+    ],
+)
+def test_pixels_of_several_boxes_go_by_the_rule(overlap: Overlap, row: list[int], depth: int | None) -> None:
+    image = np.full((SIDE, SIDE) if depth is None else (depth, SIDE, SIDE), 255, dtype=np.uint8)
+    planar = np.array([[0, 0, 32, 64], [16, 0, 24, 64], [8, 0, 56, 64]])
+    # A plane alone is cut at its whole size, so the volume's boxes are one slice deep.
+    flat = np.ones((3, 1), dtype=np.int64)
+    boxes = planar if depth is None else np.hstack([planar[:, :2], flat, planar[:, 2:], flat])
+    segs = Predictor(Graded(), batch_boxes=2, overlap=overlap).predict(image, boxes, is_3d=depth is not None)
+    assert (segs if depth is None else segs[1])[30].tolist() == row
+
+
+def test_of_equal_logits_the_later_box_has_the_pixel_in_whatever_order_they_come() -> None:
+    boxes = np.array([[0, 0, 4, 4], [0, 0, 4, 4]])
+    for order in ([0, 1], [1, 0]):
+        canvas = Canvas((4, 4), boxes, "logit")
+        for box in order:
+            canvas.paint(box, np.full((4, 4), 2, dtype=np.float32))
+        assert (canvas.segs() == 2).all()
+
+
+def test_boxes_are_painted_from_the_largest_on_by_pixels_or_voxels() -> None:
+    planar = np.array([[0, 0, 2, 2], [0, 0, 9, 9], [0, 0, 3, 1], [5, 5, 7, 7]])
+    assert painting_order(planar, "largest-first").tolist() == [1, 0, 3, 2]
+    assert painting_order(planar, "last").tolist() == painting_order(planar, "logit").tolist() == [0, 1, 2, 3]
+    deep = np.array([[0, 0, 0, 4, 4, 0], [0, 0, 0, 3, 3, 1]])
+    assert painting_order(deep, "largest-first").tolist() == [1, 0]
+
+
+def test_half_precision_logits_are_resized_in_float32() -> None:
+    types = set()
+
+    class Watched(NumpyResampler):
+        def resize_logits(self, logits: Floats, height: int, width: int) -> Floats:
+            types.add(logits.dtype)
+            return super().resize_logits(logits, height, width)
+
+    class Half(Threshold):
+        def decode(self, embedding: object, boxes: Floats) -> tuple[Floats, Floats]:
+            logits, ious = super().decode(embedding, boxes)
+            return logits.astype(np.float16), ious  # type: ignore[return-value]
+
+    image = np.full((9, 7), 255, dtype=np.uint8)
+    segs = Predictor(Half(), resampler=Watched()).predict(image, np.array([[1, 1, 6, 8]]), is_3d=False)
+    assert types == {np.dtype(np.float32)}
+    np.testing.assert_array_equal(segs, Predictor(Threshold()).predict(image, np.array([[1, 1, 6, 8]]), is_3d=False))
+
+
 class PaddedThreshold(Threshold):
     """The same on a model whose slices keep their aspect; remembers its prompts."""
 
@@ -232,7 +341,8 @@ def test_prompts_and_masks_follow_the_frame_of_the_model() -> None:
     volume = np.zeros((3, SIDE // 2, SIDE), dtype=np.uint8)
     volume[:, 20:32, 40:60] = 255
     model = PaddedThreshold()
-    segs = Predictor(model).predict(volume, np.array([[40, 20, 0, 60, 32, 2]]), is_3d=True)
+    predictor = Predictor(model, volume_prompts="propagated")
+    segs = predictor.predict(volume, np.array([[40, 20, 0, 60, 32, 2]]), is_3d=True)
     np.testing.assert_array_equal(segs, volume // 255)
     # The propagated prompt grows by the margin, and no further than the slice: its lower edge lies at half the square.
     margin = PROPAGATION_MARGIN_PX

@@ -3,13 +3,12 @@
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medsam_core.base.geometry import PADDED, SQUARE, Geometry
-from medsam_core.imaging.preprocessing import image_to_model, logits_to_native, masks_from_logits, masks_to_grid
-from medsam_core.imaging.resampling import Floats, NumpyResampler, Resampler
+from medsam_core.imaging.preprocessing import image_to_model, logits_to_native, masks_to_grid
+from medsam_core.imaging.resampling import NumpyResampler, Resampler
 from medsam_core.imaging.torch_resampling import TorchResampler, as_tensor
 from medsam_core.imaging.views import View, boxes_to_model, orient
 from tests.inverses import boxes_to_native
@@ -229,30 +228,8 @@ def test_masks_come_back_from_logits_of_a_finer_grid(resampler: Resampler, data:
     bits = data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))
     masks = np.array(bits).reshape(1, height, width)
     cells, _ = masks_to_grid(masks, View.whole(height, width), square(24), resampler)
-    np.testing.assert_array_equal(masks_from_logits(cells * 20 - 10, height, width, square(24), resampler), masks)
-
-
-@both
-def test_masks_from_logits_follow_the_resized_logits(resampler: Resampler) -> None:
-    logits = np.random.default_rng(0).normal(size=(3, 16, 16)).astype(np.float32)
-    masks = masks_from_logits(logits, 50, 37, square(16), resampler)
-    assert masks.shape == (3, 50, 37)
-    probability = torch.sigmoid(torch.from_numpy(logits_to_native(logits, 50, 37, square(16), resampler)))
-    np.testing.assert_array_equal(masks, (probability > 0.5).numpy())
-
-
-def test_half_precision_logits_are_resized_in_float32() -> None:
-    types = set()
-
-    class Watched(NumpyResampler):
-        def resize_logits(self, logits: Floats, height: int, width: int) -> Floats:
-            types.add(logits.dtype)
-            return super().resize_logits(logits, height, width)
-
-    half = np.random.default_rng(0).normal(size=(2, 4, 4)).astype(np.float16)
-    masks = masks_from_logits(half, 9, 7, square(4), Watched())
-    assert types == {np.dtype(np.float32)}
-    np.testing.assert_array_equal(masks, masks_from_logits(half.astype(np.float32), 9, 7, square(4), TorchResampler()))
+    back = logits_to_native(cells * 20 - 10, height, width, square(24), resampler) > 0
+    np.testing.assert_array_equal(back, masks)
 
 
 PADDED_96 = Geometry(96, 12, 48, PADDED)
@@ -315,7 +292,7 @@ def test_masks_come_back_from_logits_of_the_padded_frame(resampler: Resampler, h
     box = (width // 4, height // 4, width - width // 4, height - height // 4)
     mask = block(height, width, box)
     cells, _ = masks_to_grid(mask[None], View.whole(height, width), PADDED_96, resampler)
-    back = masks_from_logits(cells * 20 - 10, height, width, PADDED_96, resampler)[0]
+    back = logits_to_native(cells * 20 - 10, height, width, PADDED_96, resampler)[0] > 0
     # The grid is half as fine as the model's pixels.
     tolerance = max(1.0, 2 * max(height, width) / 96)
     assert np.abs(np.array(extent(back)) - box).max() <= tolerance

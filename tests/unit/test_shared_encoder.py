@@ -9,6 +9,7 @@ from medsam_core.inference.predictor import Predictor
 from medsam_core.inference.shared_encoder import SharedEncoder
 from medsam_core.models.config import TeacherConfig
 from medsam_core.models.segmenter import Segmenter, build_teacher
+from pipelines.base.profile import InferenceSettings
 from pipelines.evaluation.predictors import predictors_of
 
 SIDE = 64
@@ -48,7 +49,7 @@ def test_masks_are_those_of_each_model_and_images_are_encoded_once(
         return original(self, images)
 
     monkeypatch.setattr(Segmenter, "encode", counted)
-    both = predictors_of({"first": first, "second": second})
+    both = predictors_of({"first": first, "second": second}, InferenceSettings())
     together: list[LabelMap] = [both[name](volume, BOXES, True) for name in ("first", "second")]
     assert len(encoded) == len(volume)
     for separate, shared in zip(alone, together, strict=True):
@@ -58,7 +59,7 @@ def test_masks_are_those_of_each_model_and_images_are_encoded_once(
 
 def test_models_of_other_encoders_encode_for_themselves(volume: np.ndarray) -> None:
     models = {"first": small(1), "second": small(2)}
-    both = predictors_of(models)
+    both = predictors_of(models, InferenceSettings())
     for name, model in models.items():
         np.testing.assert_array_equal(
             both[name](volume, BOXES, True), Predictor(model).predict(volume, BOXES, is_3d=True)
