@@ -48,7 +48,7 @@ class PrecisionRecord:
         wish: What was asked for.
         name: What it trains in.
         units: Flags of the processor's units for bfloat16.
-        seconds: Format -> median wall seconds of a step of one microbatch; empty where nothing was measured.
+        seconds: Format -> median processor seconds of a step of one microbatch; empty where nothing was measured.
     """
 
     wish: PrecisionWish
@@ -58,7 +58,7 @@ class PrecisionRecord:
 
     def __str__(self) -> str:
         """Say the format, the flags and what was measured."""
-        measured = ", ".join(f"{name} {seconds:.3g} s a microbatch" for name, seconds in self.seconds.items())
+        measured = ", ".join(f"{name} {seconds:.3g} CPU s a microbatch" for name, seconds in self.seconds.items())
         flags = ", ".join(self.units) or "no units for bfloat16"
         return f"{self.name} (asked for {self.wish}; {flags}{'; ' + measured if measured else ''})"
 
@@ -135,7 +135,7 @@ def measure(segmenter: Segmenter, run: TrainingRun) -> dict[str, float]:
     The steps are taken by copies: weights and batch-norm statistics of the model stay as they are.
 
     Returns:
-        Format -> median wall seconds.
+        Format -> median processor seconds.
     """
     alone, device = ProcessGroup(), torch.device("cpu")
     microbatch = _first_microbatch(segmenter, run)
@@ -144,9 +144,10 @@ def measure(segmenter: Segmenter, run: TrainingRun) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(1 + ROUNDS):
         for name, stepper in steppers.items():
-            started = time.perf_counter()
+            # Of this process: what else the machine does must not decide how a model is trained.
+            started = time.process_time()
             stepper.run(0, [microbatch])
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(time.process_time() - started)
     return {name: statistics.median(own[1:]) for name, own in seconds.items()}
 
 

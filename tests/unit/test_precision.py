@@ -292,7 +292,7 @@ def test_a_record_says_format_flags_and_seconds() -> None:
     record = precision_choice.PrecisionRecord(
         wish="auto", name="bfloat16", units=("amx_bf16",), seconds={"float32": 1.234, "bfloat16": 0.5}
     )
-    said = "bfloat16 (asked for auto; amx_bf16; float32 1.23 s a microbatch, bfloat16 0.5 s a microbatch)"
+    said = "bfloat16 (asked for auto; amx_bf16; float32 1.23 CPU s a microbatch, bfloat16 0.5 CPU s a microbatch)"
     assert str(record) == said
     without = dataclasses.replace(record, name="float32", units=(), seconds={})
     assert str(without) == "float32 (asked for auto; no units for bfloat16)"
