@@ -18,7 +18,8 @@ PREDICTION_VERSION = 1
 SCORING_VERSION = 1
 """Raised by hand whenever the same masks give other rows or reports; a metric that changes has its own version."""
 
-_FIRST_RULES = InferenceSettings(volume_prompts="propagated", overlap="last")
+FIRST_RULES = InferenceSettings(volume_prompts="propagated", overlap="last")
+"""The rules of earlier versions, which named none."""
 
 _FIRST_METRICS = {"dsc": 1, "nsd": 1, "dsc_official": 1, "nsd_official": 1}
 """Left out of fingerprints: earlier versions had only these metrics and named none, and their reports stay valid."""
@@ -29,7 +30,7 @@ _FIRST = {"version": 1}
 
 def rules_of(inference: InferenceSettings) -> dict[str, object]:
     """Return the rules of prediction as inputs; none where they are those of earlier versions, which named none."""
-    return {} if inference == _FIRST_RULES else {"rules": inference.model_dump(mode="json")}
+    return {} if inference == FIRST_RULES else {"rules": inference.model_dump(mode="json")}
 
 
 def predicted_from(release: ArtefactRef, inference: InferenceSettings) -> dict[str, object]:

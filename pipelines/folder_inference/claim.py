@@ -26,14 +26,14 @@ def claim(output: Path, model: Path, table: pd.DataFrame, profile: Profile) -> N
     Raises:
         FingerprintMismatchError: If the folder holds predictions of another model, or of other content of a case.
     """
-    from pipelines.evaluation.versions import PREDICTION_VERSION, rules_of
+    from pipelines.evaluation.versions import FIRST_RULES, PREDICTION_VERSION
 
     cases = dict(zip(table["case_id"].astype(str), table["content_hash"].astype(str), strict=True))
     made_from = {
         "model": file_hash(model),
         "spacing_order": profile.source.spacing_order,
         "version": PREDICTION_VERSION,
-        **rules_of(profile.inference),
+        "rules": profile.inference.model_dump(mode="json"),
     }
     record = output / "made_from.json"
     recorded: Mapping[str, object] = read_json(record) if record.is_file() else {}
@@ -43,7 +43,7 @@ def claim(output: Path, model: Path, table: pd.DataFrame, profile: Profile) -> N
         require_same(
             f"the report in {output}",
             {**made_from, "cases": expected},
-            {**recorded, "cases": found},
+            {"rules": FIRST_RULES.model_dump(mode="json"), **recorded, "cases": found},
             "give another --output, or delete it",
         )
     write_json(record, {**made_from, "cases": {**(known if isinstance(known, dict) else {}), **cases}})

@@ -263,9 +263,12 @@ def test_a_report_of_the_version_before_goes_on(tmp_path: Path, model: Path, cap
     made_from = {"model": file_hash(model), "cases": fingerprint(cases), "spacing_order": "zyx", "version": 1}
     output.mkdir()
     (output / "made_from.json").write_text(pd.Series(made_from).to_json())
-    assert evaluate(data, output, model) == 0
-    (output / "made_from.json").write_text(pd.Series({**made_from, "cases": "other"}).to_json())
     assert evaluate(data, output, model) == 2
+    assert "rules.volume_prompts: expected 'sections', found 'propagated'" in capsys.readouterr().err
+    as_before = ("--volume-prompts", "propagated")
+    assert evaluate(data, output, model, *as_before) == 0
+    (output / "made_from.json").write_text(pd.Series({**made_from, "cases": "other"}).to_json())
+    assert evaluate(data, output, model, *as_before) == 2
     assert "cases: expected" in capsys.readouterr().err
 
 
