@@ -1,6 +1,6 @@
 """Prediction of images and volumes, with a model whose answers can be worked out by hand."""
 
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from medsam_core.base.geometry import PADDED, Geometry
+from medsam_core.imaging.preprocessing import logits_to_native
 from medsam_core.imaging.prompts import tight_boxes
-from medsam_core.imaging.resampling import Floats, NumpyResampler
+from medsam_core.imaging.resampling import Floats, NumpyResampler, Resampler
+from medsam_core.imaging.torch_resampling import TorchResampler
 from medsam_core.inference.overlaps import Canvas, Overlap, painting_order
 from medsam_core.inference.predictor import Predictor
 from medsam_core.inference.propagation import PROPAGATION_MARGIN_PX
@@ -104,12 +106,15 @@ def test_no_box_gives_no_answer_and_costs_nothing(boxes: npt.NDArray[Any]) -> No
     assert not model.encoded
 
 
-@pytest.mark.parametrize("volume_prompts", get_args(VolumePrompts))
+# The cut at the end of a box that reaches over seven slices is half as wide as the box.
+@pytest.mark.parametrize(("volume_prompts", "low", "high"), [("propagated", 20, 40), ("sections", 12, 49)])
 @pytest.mark.parametrize(("first", "last"), [(0, 6), (0, 0), (6, 6), (2, 3), (1, 5)])
-def test_the_z_range_is_closed_at_both_ends(first: int, last: int, volume_prompts: VolumePrompts) -> None:
+def test_the_z_range_is_closed_at_both_ends(
+    first: int, last: int, volume_prompts: VolumePrompts, low: int, high: int
+) -> None:
     volume = discs(7, [(30, 30)] * 7)
     predictor = Predictor(Threshold(), volume_prompts=volume_prompts)
-    segs = predictor.predict(volume, np.array([[12, 12, first, 49, 49, last]]), is_3d=True)
+    segs = predictor.predict(volume, np.array([[low, low, first, high, high, last]]), is_3d=True)
     assert np.flatnonzero(segs.any(axis=(1, 2))).tolist() == list(range(first, last + 1))
     np.testing.assert_array_equal(segs[first : last + 1] == 1, volume[first : last + 1] > 0)
 
@@ -304,6 +309,16 @@ def test_boxes_are_painted_from_the_largest_on_by_pixels_or_voxels() -> None:
     assert painting_order(deep, "largest-first").tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("resampler", [NumpyResampler(), TorchResampler()], ids=["numpy", "torch"])
+def test_masks_are_where_the_sigmoid_of_the_resized_logits_is_above_a_half(resampler: Resampler) -> None:
+    logits = np.random.default_rng(0).normal(size=(3, 16, 16)).astype(np.float32)
+    native = logits_to_native(logits, 50, 37, Geometry(16, 4, 16), resampler)
+    canvas = Canvas((50, 37), np.tile([0, 0, 37, 50], (3, 1)), "last")
+    masks = [canvas.paint(box, one) for box, one in enumerate(native)]
+    assert np.shape(masks) == (3, 50, 37)
+    np.testing.assert_array_equal(masks, (torch.sigmoid(torch.from_numpy(native)) > 0.5).numpy())
+
+
 def test_half_precision_logits_are_resized_in_float32() -> None:
     types = set()
 
@@ -314,13 +329,15 @@ def test_half_precision_logits_are_resized_in_float32() -> None:
 
     class Half(Threshold):
         def decode(self, embedding: object, boxes: Floats) -> tuple[Floats, Floats]:
-            logits, ious = super().decode(embedding, boxes)
-            return logits.astype(np.float16), ious  # type: ignore[return-value]
+            return half, super().decode(embedding, boxes)[1]
 
-    image = np.full((9, 7), 255, dtype=np.uint8)
-    segs = Predictor(Half(), resampler=Watched()).predict(image, np.array([[1, 1, 6, 8]]), is_3d=False)
+    half = np.random.default_rng(0).normal(size=(2, SIDE, SIDE)).astype(np.float16)
+    half_as_float = half.astype(np.float32)
+    boxes = np.array([[1, 1, 6, 8], [0, 0, 7, 9]])
+    segs = Predictor(Half(), resampler=Watched()).predict(np.ones((9, 7), dtype=np.uint8), boxes, is_3d=False)
     assert types == {np.dtype(np.float32)}
-    np.testing.assert_array_equal(segs, Predictor(Threshold()).predict(image, np.array([[1, 1, 6, 8]]), is_3d=False))
+    first, second = logits_to_native(half_as_float, 9, 7, Threshold.geometry, TorchResampler()) > 0
+    np.testing.assert_array_equal(segs, np.where(second, 2, first))
 
 
 class PaddedThreshold(Threshold):
