@@ -8,7 +8,13 @@ import pytest
 from medsam_core.models.checkpoints import load_model
 from storage.base.modalities import MODALITIES
 from storage.slices.verification import verify
-from tests.integration.deployment import Deployment, deploy
+from tests.integration.deployment import TINY, Deployment, deploy
+
+PROFILE = """\
+extends: {tiny}
+inference: {{volume_prompts: propagated}}
+"""
+"""Predicts as the versions did that made the states."""
 
 ARCHIVES = sorted((Path(__file__).parents[1] / "state").glob("*.tar.xz"))
 
@@ -19,7 +25,9 @@ def earlier(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     home = tmp_path_factory.mktemp("earlier")
     with tarfile.open(request.param) as archive:
         archive.extractall(home, filter="data")
-    deployment = deploy(home)
+    profile = home / "as_before.yaml"
+    profile.write_text(PROFILE.format(tiny=TINY))
+    deployment = deploy(home, str(profile))
     deployment.run_pipeline()
     return deployment
 
