@@ -68,17 +68,15 @@ def _mlflow(settings: Settings, args: argparse.Namespace) -> int:
 def _predict(settings: Settings, args: argparse.Namespace) -> int:
     from pipelines.folder_inference.predict_folder import predict_folder
 
-    settings = settings.predicting_by(volume_prompts=args.volume_prompts, overlap=args.overlap)
-    failures = predict_folder(settings, args.model, args.input, args.output, _log)
+    failures = predict_folder(_by_rules(settings, args), args.model, args.input, args.output, _log)
     return 1 if failures else 0
 
 
 def _evaluate(settings: Settings, args: argparse.Namespace) -> int:
     from pipelines.folder_inference.evaluate_folder import evaluate_folder
 
-    settings = settings.predicting_by(volume_prompts=args.volume_prompts, overlap=args.overlap)
     evaluate_folder(
-        settings.reading_spacing_as(args.spacing_order),
+        _by_rules(settings, args).reading_spacing_as(args.spacing_order),
         args.model,
         args.data,
         args.output,
@@ -172,6 +170,10 @@ def _add_folder_commands(commands: "argparse._SubParsersAction[argparse.Argument
     evaluate.add_argument("--groups", type=Path, help="CSV file,dataset,group: which files share a patient")
     _add_rules(evaluate)
     evaluate.set_defaults(run_command=_evaluate)
+
+
+def _by_rules(settings: Settings, args: argparse.Namespace) -> Settings:
+    return settings.predicting_by(volume_prompts=args.volume_prompts, overlap=args.overlap)
 
 
 def _add_rules(command: argparse.ArgumentParser) -> None:

@@ -44,8 +44,7 @@ class Canvas:
         order = painting_order(boxes, overlap)
         # Answers are painted by rank, which no order of slices and sweeps can upset, and get their labels at the end.
         self._labels = np.concatenate([[0], order + 1]).astype(np.uint16)
-        self._ranks = np.empty(len(order), dtype=np.int64)
-        self._ranks[order] = np.arange(1, len(order) + 1)
+        self._ranks = np.argsort(order) + 1
         self._painted = np.zeros(shape, dtype=np.uint16)
         self._highest = np.zeros(shape, dtype=np.float32) if overlap == "logit" else None
 

@@ -18,8 +18,7 @@ def predictor(
     """Return a function that predicts a case with a model."""
     from medsam_core.inference.predictor import Predictor
 
-    runner = Predictor(model.eval().to(device), constant_image=constant_image, **inference.model_dump())
-    return _of(runner)
+    return _of(Predictor(model.eval().to(device), constant_image=constant_image, **inference.model_dump()))
 
 
 def _of(runner: "Predictor") -> "Predict":

@@ -14,8 +14,7 @@ from pipelines.base.results import TaskResult
 from pipelines.base.workspace import Workspace
 from pipelines.evaluation.predictions import PICTURES, evaluated_cases
 from pipelines.evaluation.reports import choosing_means, in_order
-from pipelines.evaluation.versions import SPLITS, scored_as_at_first, scored_from
-from pipelines.ingest.releases import split_fingerprint
+from pipelines.evaluation.versions import SPLITS, scored_as_at_first, scored_from, splits_of
 from storage.base.artefacts import Artefact
 from storage.base.atomic import read_json
 from storage.base.fingerprints import require_same
@@ -72,7 +71,7 @@ def make_scores(workspace: Workspace, release: ArtefactRef, predictions: Artefac
     Raises:
         FingerprintMismatchError: If the predictions are of another release.
     """
-    expected = {split: split_fingerprint(release, split) for split in SPLITS}
+    expected = splits_of(release)
     found = read_json(predictions.path / MADE_FROM)["splits"]
     what = f"{predictions.kind} in {predictions.path}"
     require_same(what, {"splits": expected}, {"splits": found}, "materialise the predictions of this release first")

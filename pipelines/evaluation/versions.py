@@ -33,10 +33,14 @@ def rules_of(inference: InferenceSettings) -> dict[str, object]:
     return {} if inference == FIRST_RULES else {"rules": inference.model_dump(mode="json")}
 
 
+def splits_of(release: ArtefactRef) -> dict[str, str]:
+    """Return the fingerprints of the splits that are predicted."""
+    return {split: split_fingerprint(release, split) for split in SPLITS}
+
+
 def predicted_from(release: ArtefactRef, inference: InferenceSettings) -> dict[str, object]:
     """Return the inputs of predictions other than the predictor."""
-    splits = {split: split_fingerprint(release, split) for split in SPLITS}
-    return {"splits": splits, "version": PREDICTION_VERSION, **rules_of(inference)}
+    return {"splits": splits_of(release), "version": PREDICTION_VERSION, **rules_of(inference)}
 
 
 def scored_from() -> dict[str, object]:

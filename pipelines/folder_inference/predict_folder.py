@@ -41,20 +41,20 @@ def predict_folder(settings: Settings, model: str, data: Path, output: Path, log
         InputError: If the model cannot be used, or predictions would replace their input files.
         FileNotFoundError: If there is no file to predict.
     """
-    from medsam_core.inference.predictor import Predictor
     from pipelines.evaluation.cases import save_segs
+    from pipelines.evaluation.predictors import predictor
 
     if data.resolve() == output.resolve():
         raise InputError(f"--output: expected another folder than --input, found {output} for both")
     source, tally = source_at(data, settings.profile), Tally(log)
     given = load_given(model_file(model, settings, output / ".model"))
-    predictor = Predictor(given, **settings.profile.inference.model_dump())
+    predict = predictor(given, settings.profile.inference)
     names = _to_answer(data, source, tally)
     output.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names, start=1):
         with tally.refusing(f"{name}.npz"):
             case, boxes = _case_to_predict(source, name)
-            save_segs(output / f"{name}.npz", predictor.predict(case.imgs, boxes, is_3d=case.is_3d))
+            save_segs(output / f"{name}.npz", predict(case.imgs, boxes, case.is_3d))
             tally.done += 1
             log(f"{number} of {len(names)}: {printable(name)}.npz, {len(boxes)} boxes")
     log(tally.line("predicted"))

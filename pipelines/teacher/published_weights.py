@@ -34,8 +34,9 @@ _SCRATCH: Final = ".bringing-"
 _LONGEST_REASON: Final = 400
 """Characters of what pip says that are passed on."""
 
-_DAMAGED_ARCHIVE: Final = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
-"""What zipfile raises for archives that are damaged, encrypted or compressed in another way."""
+_DAMAGED_ARCHIVE: Final = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
+"""What zipfile raises for archives that are damaged, encrypted or compressed in another way; NotImplementedError, which
+stands for the last, is a RuntimeError."""
 
 
 def bring(publication: Publication, home: Path, log: Log, given: Path | None = None) -> Path:

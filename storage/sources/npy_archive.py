@@ -157,7 +157,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
         reject("truncated", f"expected an undamaged archive, found: {error}; fetch the file again")
     except MemoryError:
         reject("unreadable", "expected a case that fits the free memory, found a larger one; give it more memory")
-    except (OSError, NotImplementedError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         found = getattr(error, "strerror", None) or str(error)
         reject("unreadable", f"expected a readable file, found: {found}; check its access rights and the disk")
 
